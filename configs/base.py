@@ -1,0 +1,59 @@
+"""Every field of a configuration, once: its meaning, unit and source. The values are the published ones.
+
+Sources: [P] the LBDT paper (Ding et al., CVPR 2022, arXiv 2206.03789), [R] its released code.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The published recipe for LBDT-4 on A2D-Sentences; the other configurations change what differs."""
+    config = ConfigDict()
+    config.seed = 3407  # [R]
+
+    # -- data
+    config.dataset = "a2d_sentences"
+    config.data_dir = "data"  # TFRecords go to DATA_DIR/<dataset>/
+    config.raw = ""  # the unpacked data set; "" means DATA_DIR/raw/<dataset>
+    config.frame_interval = 6  # frames from the earlier frame to the frame [R]
+    config.image_size = (320, 320)  # height and width in pixels, multiples of 32 [P 4.1]
+    config.max_words = 25  # tokens kept of a sentence [R]
+    # Word vectors: a GloVe text file, or the name of an installed package that holds some.
+    config.word_vectors = "data/glove.840B.300d.txt"  # [P 4.1]
+
+    # -- model (widths in channels)
+    config.model = ConfigDict()
+    config.model.resnet_depth = 50  # 18, 34, 50 or 101, both streams [P 3.1]
+    config.model.stream_width = 64  # of the stem; res5 is 8 times (18, 34) or 32 times (50, 101) as wide
+    config.model.transfer_layers = 4  # LBDT-1 or LBDT-4; 0 removes the language-bridged transfer [P table 3]
+    config.model.transfer_width = 512  # of the transfer, the LSTM and the sentence [P 4.1]
+    config.model.attention_heads = 8  # [R]
+    config.model.dropout = 0.1  # inside the transfer [R]
+    config.model.decoder_width = 128  # [R]
+    config.model.bilateral_channel_activation = True  # False: the two decoders are only concatenated [P table 3]
+    config.model.dtype = "float32"  # of the computation; "bfloat16" on TPUs and GPUs. Parameters stay float32
+
+    # -- training
+    config.batch_size = 16  # samples over all devices: 2 GPUs with 8 each [R]
+    config.epochs = 15.0  # [R]
+    config.learning_rate = 1e-4  # [P 4.1]
+    config.warmup_steps = 0  # linear from 0; the published code has none
+    config.learning_rate_drops = (10.0, 12.0, 14.0)  # in epochs: the rate is halved at each [R]
+    config.weight_decay = 5e-4  # on every parameter, norms and biases too [R]
+    config.bce_weight = 0.5  # of the binary cross-entropy [P 3.5]
+    config.bce_positive_weight = 1.5  # of object pixels inside it [R]
+    config.dice_weight = 0.5  # of the dice loss [P 3.5]
+    config.global_batch_norm = False  # True: statistics over all devices; published: per device
+    config.pretrained_resnet = ""  # ImageNet weights for both streams: a converted checkpoint; "" for none
+    config.shuffle_buffer = 4096  # encoded samples, about 60 kB each at A2D's size
+    config.log_every_steps = 20
+    config.picture_every_steps = 500
+    config.checkpoint_every_steps = 500
+    config.keep_checkpoints = 2
+
+    # -- evaluation
+    config.evaluation_split = "test"
+    config.evaluation_frames = 8  # frame pairs encoded at once, on each device
+    config.evaluation_sentences = 16  # sentences answered at once, on each device
+    config.contact_sheet_samples = 8  # best, worst and random samples on each sheet
+    return config

@@ -1,0 +1,74 @@
+"""Readers of raw data sets: plain Python, one module each, all with the same three doors.
+
+A reader is a frozen (hence picklable) dataclass with the fields `raw` (the unpacked folder) and `interval`
+(frames between a frame and its earlier frame) and these methods:
+
+    splits() -> tuple[str, ...]              e.g. ("train", "test")
+    videos(split) -> list[str]               the split's videos, sorted; checks the tree first, raises DataError
+    read(video) -> Iterator[FramePair | Skipped]   every annotated frame of one video
+
+so that `records.py` can read videos in parallel. Nothing under `raw` is ever written, moved or renamed.
+A new data set is one such class and its line in READERS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Something about the data that the user must mend. The message names the file, and the line where there is
+    one, and says what to do; commands print it alone and exit with status 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+    """A sentence and the object it refers to.
+
+    Attributes:
+      text: as annotated, surrounding blanks removed.
+      instance: id of the object among the frame pair's masks.
+      group: a label under which scores are reported separately (Moving Shapes: the tier); "" for none.
+    """
+
+    text: str
+    instance: int
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FramePair:
+    """An annotated frame, an earlier frame of the same video, and everything that is asked about it.
+
+    Attributes:
+      video: the data set's name of the video.
+      frame_index: as the data set counts (A2D-Sentences: from 1).
+      frame: (H, W, 3) uint8 RGB.
+      earlier_frame: (H, W, 3) uint8 RGB.
+      earlier_rule: which rule found the earlier frame, for the report ("interval", "index - 6", "first frame").
+      masks: instance id -> (H, W) bool.
+      sentences: those whose instance is among the masks; at least one.
+    """
+
+    video: str
+    frame_index: int
+    frame: np.ndarray
+    earlier_frame: np.ndarray
+    earlier_rule: str
+    masks: dict[int, np.ndarray]
+    sentences: tuple[Sentence, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """One thing that was left out, and why.
+
+    Attributes:
+      where: file and line, or video, frame and instance.
+      reason: the same words for the same cause, so that reasons can be counted.
+    """
+
+    where: str
+    reason: str
