@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model.attention_heads = 8  # [R]
     config.model.dropout = 0.1  # inside the transfer [R]
     config.model.decoder_width = 128  # [R]
-    config.model.bilateral_channel_activation = True  # False: the two decoders are only concatenated [P table 3]
+    config.model.channel_gates = True  # of the bilateral channel activation; False only fuses the decoders [P table 3]
     config.model.dtype = "float32"  # of the computation; "bfloat16" on TPUs and GPUs. Parameters stay float32
 
     # -- training

@@ -1,0 +1,1 @@
+"""PyTorch state dicts of the published code <-> the variables of our modules."""

@@ -1,0 +1,126 @@
+"""The spatial and the temporal stream: ResNets as torchvision's v1.5 (stride in the 3x3 convolution).
+
+He et al., "Deep residual learning for image recognition", CVPR 2016; section 3.1 of the LBDT paper.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from flax import linen as nn
+
+from lbdt_jax.models.layers import ConvNorm
+from lbdt_jax.models.types import Array
+
+#: depth -> (blocks in res2..res5, whether they are bottlenecks)
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+}
+
+
+class ResidualBlock(nn.Module):
+    """One residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 where `bottleneck`.
+
+    Attributes:
+      width: channels of the 3x3 convolution; the output has 4 times as many where `bottleneck`.
+      stride: of the (first) 3x3 convolution and of the shortcut.
+      projected: whether the shortcut is a 1x1 convolution, not the identity.
+    """
+
+    width: int
+    stride: int
+    bottleneck: bool
+    projected: bool
+    norm_axis_name: str | None = None
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        conv = functools.partial(ConvNorm, norm_axis_name=self.norm_axis_name, dtype=self.dtype)
+        if self.bottleneck:
+            self.conv1 = conv(self.width, 1)
+            self.conv2 = conv(self.width, 3, self.stride)
+            self.conv3 = conv(4 * self.width, 1, activation=False)
+        else:
+            self.conv1 = conv(self.width, 3, self.stride)
+            self.conv2 = conv(self.width, 3, activation=False)
+        if self.projected:
+            self.shortcut = conv((4 if self.bottleneck else 1) * self.width, 1, self.stride, activation=False)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """(B, H, W, C) -> (B, H / stride, W / stride, output channels)."""
+        branch = self.conv2(self.conv1(x, train), train)
+        if self.bottleneck:
+            branch = self.conv3(branch, train)
+        return nn.relu(branch + (self.shortcut(x, train) if self.projected else x))
+
+
+class Stage(nn.Module):
+    """One of res2..res5: `length` blocks, of which the first changes resolution and channels."""
+
+    length: int
+    width: int
+    stride: int
+    bottleneck: bool
+    norm_axis_name: str | None = None
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        self.blocks = [
+            ResidualBlock(
+                self.width,
+                self.stride if index == 0 else 1,
+                self.bottleneck,
+                # res2 of the shallow ResNets is the only stage that changes neither resolution nor channels.
+                projected=index == 0 and (self.stride > 1 or self.bottleneck),
+                norm_axis_name=self.norm_axis_name,
+                dtype=self.dtype,
+            )
+            for index in range(self.length)
+        ]
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        for block in self.blocks:
+            x = block(x, train)
+        return x
+
+
+class ResNet(nn.Module):
+    """One stream of the network, without the classifier.
+
+    Attributes:
+      depth: 18, 34, 50 or 101.
+      width: channels of the stem (64 as published); res5 has 8 times as many, 32 times with bottlenecks.
+    """
+
+    depth: int
+    width: int = 64
+    norm_axis_name: str | None = None
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        lengths, bottleneck = DEPTHS[self.depth]
+        stage = functools.partial(Stage, bottleneck=bottleneck, norm_axis_name=self.norm_axis_name, dtype=self.dtype)
+        self.stem = ConvNorm(self.width, 7, 2, norm_axis_name=self.norm_axis_name, dtype=self.dtype)
+        self.res2 = stage(lengths[0], self.width, 1)
+        self.res3 = stage(lengths[1], 2 * self.width, 2)
+        self.res4 = stage(lengths[2], 4 * self.width, 2)
+        self.res5 = stage(lengths[3], 8 * self.width, 2)
+
+    def stem_to_res4(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
+        """(B, H, W, 3) -> res2, res3, res4 at strides 4, 8, 16."""
+        x = self.stem(x, train)
+        # Torch pads the pool with -inf, one pixel on every side.
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        self.sow("intermediates", "pooled", x)
+        res2 = self.res2(x, train)
+        res3 = self.res3(res2, train)
+        return res2, res3, self.res4(res3, train)
+
+
+def output_channels(depth: int, width: int) -> tuple[int, int, int, int]:
+    """Channels of res2..res5 of a ResNet of that depth and stem width."""
+    base = (4 if DEPTHS[depth][1] else 1) * width
+    return base, 2 * base, 4 * base, 8 * base
