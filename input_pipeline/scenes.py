@@ -1,0 +1,197 @@
+"""The scenes of Moving Shapes: what is in them, where it moves, and how they are drawn.
+
+A scene holds three to five shapes over a textured background that stands still. Every shape stands still or moves
+with constant velocity along one axis. At least two shapes are doubles: of the same kind, mostly of the same colour
+too, so that only how they move, compare or relate to the others tells them apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.expressions import SPLITS, TIERS, refer, refer_in_pairs, true_expressions
+from input_pipeline.readers import Sentence
+
+WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's size is exercised
+FRAMES = 16
+ANNOTATED = (8, 15)  # counted from 1, as A2D-Sentences counts; both have a frame 6 before them
+SIZES = (10.5, 20.0)  # square roots of areas, in pixels
+SPEEDS = {"slow": (0.7, 0.85), "fast": (1.3, 1.5)}  # pixels per frame: at least 1.5 times apart
+LEAST_VISIBLE = 0.6  # share of a shape that no other shape covers, in every annotated frame
+
+COLOURS = {
+    "red": (215, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (45, 80, 225),
+    "yellow": (235, 215, 50),
+    "purple": (165, 55, 190),
+    "white": (240, 240, 240),
+}
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
+# Half the width and half the height of a shape whose area is 1.
+HALF_EXTENTS = {"circle": (0.564, 0.564), "square": (0.5, 0.5), "triangle": (0.76, 0.658)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One shape of a scene.
+
+    Attributes:
+      kind: a key of HALF_EXTENTS.
+      colour: a key of COLOURS.
+      size: the square root of its area, in pixels, so that sizes compare across kinds.
+      direction: a key of DIRECTIONS.
+      speed: pixels per frame, 0 when it stands still.
+      start: (x, y) of the middle of its bounding box in frame 1, in pixels from the picture's top left corner.
+    """
+
+    kind: str
+    colour: str
+    size: float
+    direction: str
+    speed: float
+    start: tuple[float, float] = (0.0, 0.0)
+
+    def position(self, frame: float | np.ndarray) -> tuple[float | np.ndarray, float | np.ndarray]:
+        """(x, y) of its middle in a frame, counted from 1."""
+        dx, dy = DIRECTIONS[self.direction]
+        return self.start[0] + dx * self.speed * (frame - 1), self.start[1] + dy * self.speed * (frame - 1)
+
+    @property
+    def half_extent(self) -> tuple[float, float]:
+        """Half its width and half its height in pixels."""
+        width, height = HALF_EXTENTS[self.kind]
+        return width * self.size, height * self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """One drawn clip.
+
+    Attributes:
+      shapes: what it holds; a shape's place in the tuple is its instance id, and later shapes hide earlier ones.
+      frames: (FRAMES, HEIGHT, WIDTH, 3) uint8 RGB.
+      masks: frame number, counted from 1 -> (shapes, HEIGHT, WIDTH) bool, the visible part of each.
+      sentences: each true of exactly one shape in every annotated frame.
+    """
+
+    shapes: tuple[Shape, ...]
+    frames: np.ndarray
+    masks: dict[int, np.ndarray]
+    sentences: tuple[Sentence, ...]
+
+
+def make_scene(seed: int, split: str, number: int) -> Scene:
+    """Draws one scene; the same arguments give the same scene, different ones never share their randomness.
+
+    Args:
+      seed: of the data set.
+      split: one of SPLITS; the sentences of "unseen_words" come in pairs, see expressions.refer_in_pairs.
+      number: of the scene in its split.
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split), number])
+    while True:
+        shapes = _place(_choose_shapes(rng), rng)
+        if shapes is None:
+            continue
+        expressions = true_expressions(shapes, ANNOTATED)
+        if min(sum(expression.tier == tier for expression in expressions) for tier in TIERS) < 2:
+            continue
+        frames, masks, visible = _draw(shapes, rng)
+        if visible >= LEAST_VISIBLE:
+            break
+    sentences = refer_in_pairs(expressions, rng) if split == "unseen_words" else refer(expressions, rng)
+    return Scene(shapes, frames, masks, sentences)
+
+
+def _choose_shapes(rng: np.random.Generator) -> list[Shape]:
+    """Three to five shapes without a place, in random order: two doubles, a landmark, and what else may be there."""
+    kinds, colours = list(HALF_EXTENTS), list(COLOURS)
+    shapes: list[Shape] = []
+    for i in range(rng.integers(3, 6)):
+        kind, colour = str(rng.choice(kinds)), str(rng.choice(colours))
+        direction = str(rng.choice(list(DIRECTIONS)))
+        if i == 1:  # the double of the first shape, rarely in another colour
+            kind = shapes[0].kind
+            colour = shapes[0].colour if rng.random() < 0.7 else colour
+        elif i == 2 and rng.random() < 0.5:  # the landmark moves like one of the doubles
+            direction = shapes[rng.integers(2)].direction
+        elif i > 2 and rng.random() < 0.5:  # shares a colour or a kind with an earlier shape
+            other = shapes[rng.integers(i)]
+            kind, colour = (other.kind, colour) if rng.random() < 0.5 else (kind, other.colour)
+        speed = 0.0 if direction == "still" else rng.uniform(*SPEEDS[str(rng.choice(list(SPEEDS)))])
+        shapes.append(Shape(kind, colour, rng.uniform(*SIZES), direction, speed))
+    return [shapes[i] for i in rng.permutation(len(shapes))]
+
+
+def _place(shapes: list[Shape], rng: np.random.Generator) -> tuple[Shape, ...] | None:
+    """Gives every shape a start from which it stays inside the picture and mostly clear of the others, or None."""
+    times = np.array([frame - back for frame in ANNOTATED for back in (6, 0)])
+    placed: list[Shape] = []
+    for shape in shapes:
+        half = np.array(shape.half_extent)
+        way = np.array(DIRECTIONS[shape.direction]) * shape.speed * (FRAMES - 1)
+        lowest = half + 1 + np.maximum(-way, 0)
+        highest = np.array([WIDTH, HEIGHT]) - half - 1 - np.maximum(way, 0)
+        for start in rng.uniform(lowest, highest, (20, 2)):
+            candidate = dataclasses.replace(shape, start=(float(start[0]), float(start[1])))
+            x, y = candidate.position(times)
+            clear = True
+            for other in placed:
+                other_x, other_y = other.position(times)
+                distance = np.hypot(x - other_x, y - other_y).min()
+                clear &= distance > 0.55 * (shape.size + other.size)
+            if clear:
+                placed.append(candidate)
+                break
+        else:
+            return None
+    return tuple(placed)
+
+
+def _draw(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[np.ndarray, dict[int, np.ndarray], float]:
+    """Frames and masks as in Scene, and the smallest visible share of any shape in an annotated frame."""
+    frames = np.repeat(_background(rng)[None], FRAMES, axis=0)
+    annotated = np.array(ANNOTATED) - 1
+    whole = np.zeros((len(shapes), len(ANNOTATED), HEIGHT, WIDTH), bool)
+    for i, shape in enumerate(shapes):
+        colour = np.array(COLOURS[shape.colour]) + rng.uniform(-12, 12, 3)
+        cover = _coverage(shape)
+        frames += cover[..., None] * (colour.astype(np.float32) - frames)
+        whole[i] = cover[annotated] > 0.5
+    hidden = np.flip(np.logical_or.accumulate(np.flip(whole, 0), axis=0), 0)
+    visible = whole.copy()
+    visible[:-1] &= ~hidden[1:]
+    share = visible.sum((2, 3)) / whole.sum((2, 3))
+    masks = {frame: visible[:, place] for place, frame in enumerate(ANNOTATED)}
+    return np.clip(frames + 0.5, 0, 255).astype(np.uint8), masks, float(share.min())
+
+
+def _coverage(shape: Shape) -> np.ndarray:
+    """(FRAMES, HEIGHT, WIDTH) float32: the share of each pixel that the shape covers, from its signed distance."""
+    x, y = shape.position(np.arange(1, FRAMES + 1, dtype=np.float32))
+    right = np.arange(WIDTH, dtype=np.float32) + 0.5 - x.reshape(-1, 1, 1).astype(np.float32)
+    below = np.arange(HEIGHT, dtype=np.float32)[:, None] + 0.5 - y.reshape(-1, 1, 1).astype(np.float32)
+    half_width, half_height = shape.half_extent
+    if shape.kind == "circle":
+        distance = np.sqrt(right**2 + below**2) - half_width
+    elif shape.kind == "square":
+        distance = np.maximum(np.abs(right), np.abs(below)) - half_width
+    else:  # equilateral, tip up: two slanted sides and the base
+        slanted = np.float32(0.75**0.5) * np.abs(right) - 0.5 * (below + half_height)
+        distance = np.maximum(slanted, below - half_height)
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """(HEIGHT, WIDTH, 3) float32: a muted texture of blotches, slanted stripes and grain."""
+    blotches = rng.integers(60, 150) + rng.uniform(-25, 25, (5, 6, 1)) + rng.uniform(-14, 14, (5, 6, 3))
+    picture = Image.fromarray(blotches.clip(0, 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(5, 14)
+    along = np.arange(WIDTH) * np.cos(angle) + np.arange(HEIGHT)[:, None] * np.sin(angle)
+    stripes = rng.uniform(0, 12) * np.sin(2 * np.pi * along / period)
+    grain = rng.normal(0, 3, (HEIGHT, WIDTH))
+    return np.asarray(picture, np.float32) + (stripes + grain).astype(np.float32)[..., None]
