@@ -1,0 +1,78 @@
+"""Made-up raw data for tests: a small A2D-Sentences tree with every oddity of the real one, and nothing broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import h5py
+import numpy as np
+
+HEIGHT, WIDTH, LENGTH = 48, 64, 16
+
+VIDEOSET = """\
+walker,12,0:00:01,0:00:03,48,64,16,3,0
+runner,13,0:00:01,0:00:03,48,64,16,1,0
+Cat_-1,31,0:00:01,0:00:03,48,64,16,1,1
+silent,31,0:00:01,0:00:03,48,64,16,1,1
+"""
+SENTENCES = """\
+video_id,instance_id,query
+walker,0, the man in red walking left
+walker,1,Woman  standing, still
+walker,1 (copy),woman standing still
+runner,15,a dog that runs
+Cat_-1,2,cat is jumping.
+"""
+
+
+def frame(index: int) -> np.ndarray:
+    """Frame `index` (from 0) of every clip, (H, W, 3) uint8: its mean brightness tells which one it is."""
+    picture = np.full((HEIGHT, WIDTH, 3), 20 + 12 * index, np.uint8)
+    picture[:8, :8] = (200, 40, 40)
+    return picture
+
+
+def box(top: int, left: int, height: int = 10, width: int = 20) -> np.ndarray:
+    """A mask, (H, W) bool, with a rectangle."""
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def write_clip(path: Path, length: int = LENGTH) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for index in range(length):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(index), format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def write_h5(path: Path, ids: list[int], masks: list[np.ndarray]) -> None:
+    """As MATLAB wrote them: (n, W, H), and (W, H) where there is one instance and one mask."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    planes = np.stack([mask.T for mask in masks]).astype(np.uint8)
+    with h5py.File(path, "w") as file:
+        file["instance"] = np.array(ids, np.float64).reshape(-1, 1)
+        file["reMask"] = planes[0] if len(masks) == 1 else planes
+
+
+def write_a2d(raw: Path) -> Path:
+    """Two training videos, a test video and one without sentences; 5 annotated frames, 6 samples."""
+    (raw / "Release").mkdir(parents=True)
+    (raw / "Release/videoset.csv").write_text(VIDEOSET)
+    annotations = raw / "text_annotations"
+    annotations.mkdir()
+    (annotations / "a2d_annotation.txt").write_text(SENTENCES)
+    (annotations / "a2d_missed_videos.txt").write_text("unheard\nsilent")
+    for video in ("walker", "runner", "Cat_-1", "silent"):
+        write_clip(raw / f"Release/clips320H/{video}.mp4")
+    masks = annotations / "a2d_annotation_with_instances"
+    write_h5(masks / "walker/00001.h5", [0, 1], [box(4, 4), box(30, 8)])
+    write_h5(masks / "walker/00007.h5", [1, 0], [box(30, 12), box(4, 10), box(0, 0)])  # more planes than ids
+    write_h5(masks / "walker/00012.h5", [1], [box(30, 20)])  # alone; instance 0 is absent
+    write_h5(masks / "runner/00016.h5", [15], [box(10, 10), box(0, 0)])  # one id, two planes
+    write_h5(masks / "Cat_-1/00008.h5", [2], [box(5, 30)])
+    return raw
