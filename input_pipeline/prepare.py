@@ -1,0 +1,102 @@
+"""Makes the TFRecords of a data set from its raw files.
+
+    python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=6]
+
+Nothing under --raw is changed; the records go to DATA_DIR/<dataset>/. When they are there already, it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.readers import DataError
+from input_pipeline.records import READERS, is_prepared, load_report, records_dir, write_records
+
+
+def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int = 6) -> dict[str, Any]:
+    """Makes the records of a data set unless they are there, and prints what was found and what was left out.
+
+    Args:
+      dataset: a key of `input_pipeline.records.READERS`.
+      raw: the unpacked data set. Moving Shapes is drawn there first if there is nothing.
+      data_dir: where the records of all data sets lie.
+      interval: frames from the earlier frame to the frame.
+
+    Returns:
+      The report, see `input_pipeline.records.load_report`.
+
+    Raises:
+      DataError: unknown data set, raw data missing, or records made with another interval are in the way.
+    """
+    if dataset not in READERS:
+        raise DataError(f"Unknown data set {dataset!r}; known are {', '.join(sorted(READERS))}.")
+    if interval < 1:
+        raise DataError(f"The interval must be at least 1 frame, and not {interval}.")
+    folder = records_dir(data_dir, dataset)
+    if is_prepared(data_dir, dataset):
+        report = load_report(data_dir, dataset)
+        if report["interval"] != interval:
+            raise DataError(
+                f"The records in {folder} were made with interval {report['interval']}, and {interval} is asked for. "
+                "Delete that folder to make them again, or choose another data_dir."
+            )
+        print(
+            f"{dataset} is prepared: {folder}, from {report['raw']}. If the raw data have changed, delete that folder."
+        )
+        print(describe(report))
+        return report
+
+    reader = READERS[dataset](Path(raw), interval)
+    print(f"{dataset} in {raw}:")
+    for thing, (found, expected) in reader.inventory().items():
+        print(f"  {found} {thing}" + (f" of {expected} in the full data set" if expected is not None else ""))
+    report = write_records(dataset, reader, data_dir)
+    print(f"Records in {folder}:")
+    print(describe(report))
+    return report
+
+
+def describe(report: dict[str, Any], examples: int = 20) -> str:
+    """The counts of a report, and what was left out: each reason with its first examples."""
+    lines = []
+    for split, counts in report["splits"].items():
+        lines.append(
+            f"  {split}: {counts['videos']} videos, {counts['frame_pairs']} frame pairs, {counts['instances']} "
+            f"instances, {counts['sentences']} sentences; earlier frame by "
+            + ", ".join(f"{rule} {number}" for rule, number in counts["earlier_frames"].items())
+        )
+    sources = [("annotation lines", report["skipped_lines"])]
+    sources += [(split, counts["skipped"]) for split, counts in report["splits"].items()]
+    for source, skipped in sources:
+        for reason, places in skipped.items():
+            lines.append(f"  left out ({source}): {len(places)} x {reason}")
+            lines += [f"    {place}" for place in places[:examples]]
+            if len(places) > examples:
+                lines.append(f"    ... all {len(places)} in report.json beside the records")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.prepare", description="Makes the TFRecords of a data set from its raw files."
+    )
+    parser.add_argument("--dataset", required=True, help="one of " + ", ".join(sorted(READERS)))
+    parser.add_argument("--raw", required=True, help="folder of the unpacked data set; never written to")
+    parser.add_argument("--data_dir", default="data", help="records go to DATA_DIR/<dataset>/ (default: data)")
+    parser.add_argument("--interval", type=int, default=6, help="frames from earlier frame to frame (default: 6)")
+    arguments = parser.parse_args()
+    try:
+        prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval)
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted; nothing half-made is left. Run the same command again.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
