@@ -200,8 +200,7 @@ def _write(
     """Writes from the upper left corner, wrapped to a width and cut with an ellipsis; returns the lower edge."""
     font = ImageFont.load_default(size)
     left, top = corner
-    # Whatever cannot be printed (line breaks, halves of surrogate pairs) becomes a blank.
-    rest = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    rest = " ".join(text.split())
     for line in range(lines):
         head = rest
         if font.getlength(rest) > width:

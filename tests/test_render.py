@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lbdt_jax import render
+from lbdt_jax.models.lbdt import normalise
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -81,6 +82,14 @@ def test_frame_difference_is_dark_where_nothing_moves() -> None:
     np.testing.assert_array_equal(render.frame_difference(frame, earlier), render.frame_difference(earlier, frame))
 
 
+def test_frame_difference_is_the_one_the_model_makes() -> None:
+    frame, earlier = noise(24, 24), noise(24, 24, seed=1)
+    motion = np.abs(np.asarray(normalise(frame)) - np.asarray(normalise(earlier)))
+    brightest = np.percentile(motion, 99.5)
+    shown = render.frame_difference(frame, earlier) / 255 * brightest
+    np.testing.assert_allclose(shown, np.minimum(motion, brightest), atol=brightest / 500)
+
+
 def test_frame_difference_does_not_blow_up_faint_noise() -> None:
     earlier = np.full((16, 16, 3), 100, np.uint8)
     difference = render.frame_difference(earlier + np.uint8(2), earlier)
@@ -119,6 +128,13 @@ def test_contact_sheet_wraps_and_cuts_long_sentences() -> None:
     assert two_lines > one_line
     assert height("the red circle " * 1000) == height("x" * 10_000) == two_lines
     assert height("") == height("left\n\x00\ud800 of 红色 🙂") == one_line
+
+
+def test_the_ellipsis_shows_where_a_sentence_was_cut() -> None:
+    sheet = np.asarray(render.contact_sheet([example(64, 64, sentence="x" * 10_000)], "Random"))
+    first, second = sheet[124:149], sheet[149:174]
+    np.testing.assert_array_equal(first[:, :1060], second[:, :1060])
+    assert (first[:, 1060:] != second[:, 1060:]).any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (64, 2000), (1280, 720)])
