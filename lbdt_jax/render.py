@@ -123,7 +123,7 @@ def contact_sheet(examples: Sequence[Example], title: str) -> Image.Image:
       An RGB image 1132 pixels wide.
 
     Raises:
-      ValueError: there is no example, or a mask does not fit its frame.
+      ValueError: there is no example, or the pictures of an example differ in size.
     """
     if not examples:
         raise ValueError(f'the contact sheet "{title}" has no examples')
@@ -165,7 +165,9 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
 def _row(example: Example) -> Image.Image:
     """The sentence, one line of sample and IoU, and four panels; as wide as the panels, without margin."""
     width = len(_COLUMNS) * (_PANEL + _GAP) - _GAP
-    height, length = example.mask.shape
+    height, length, _ = example.frame.shape
+    if not example.earlier_frame.shape[:2] == example.mask.shape == example.prediction.shape == (height, length):
+        raise ValueError(f"{example.name}: earlier frame, mask and prediction must be as large as the frame")
     scale = _PANEL / max(height, length)
     size = max(1, round(length * scale)), max(1, round(height * scale))
     double = 2 * size[0], 2 * size[1]  # masks are drawn at twice the panel's size, so that contours come out smooth
@@ -178,7 +180,7 @@ def _row(example: Example) -> Image.Image:
     ]
     row = Image.new("RGB", (width, size[1] + 80), _PAPER)
     draw = ImageDraw.Draw(row)
-    bottom = _write(draw, (0, 0), example.sentence or "(empty sentence)", 19, _INK, width, lines=2)
+    bottom = _write(draw, (0, 0), example.sentence.strip() or "(empty sentence)", 19, _INK, width, lines=2)
     _write(draw, (0, bottom + 4), example.name, 14, _QUIET, width - _PANEL - _GAP)
     _write(draw, (width - _PANEL, bottom + 4), f"IoU {example.iou:.3f}", 14, _QUIET, _PANEL)
     top = bottom + 30

@@ -157,6 +157,12 @@ def test_contact_sheet_without_examples_says_so() -> None:
         render.contact_sheet([], "Best")
 
 
+@pytest.mark.parametrize("field", ["mask", "prediction"])
+def test_contact_sheet_refuses_pictures_of_another_size(field: str) -> None:
+    with pytest.raises(ValueError, match="clip/7/1: earlier frame, mask and prediction must be as large as the frame"):
+        render.contact_sheet([example(64, 64, **{field: np.ones((32, 32), bool)})], "Best")
+
+
 def test_save_makes_folders_and_replaces(tmp_path) -> None:
     path = tmp_path / "evaluation" / "best.png"
     for shade in (10, 200):
