@@ -38,6 +38,14 @@ def test_every_bit_of_a_target_equals_the_released_code(name):
     np.testing.assert_array_equal(np.packbits(target), MASKS[f"{name}/out"])
 
 
+def test_enlarged_masks_equal_those_the_released_code_saves():
+    """The same rule, upwards: what it writes for the Refer-YouTube-VOS server."""
+    probability = np.load(GOLDEN / "metrics.npz")["probability_x64"]
+    for pair in json.loads((GOLDEN / "metrics.json").read_text())["pairs"]:
+        saved = resize_target(probability[pair["index"]] > 32, (pair["height"], pair["width"]))
+        assert (checksum(saved), saved.sum()) == (pair["crc_saved"], pair["areas"]["saved"])
+
+
 def test_sizes_of_one_pixel():
     assert resize_frame(np.full((1, 1, 3), 7, np.uint8), (2, 3)).tolist() == [[[7] * 3] * 3] * 2
     assert resize_target(np.array([[False, True]]), (2, 3)).tolist() == [[0, 1, 1], [0, 1, 1]]
