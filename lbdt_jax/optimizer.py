@@ -1,0 +1,34 @@
+"""AdamW with the published schedule (section 4.1 of the paper; details from the released code)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from lbdt_jax.models.types import Array
+
+
+def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Step (from 0) -> learning rate.
+
+    Halved at each of config.learning_rate_drops (in epochs, from 0), linear over the first config.warmup_steps.
+    """
+    drops = jnp.asarray([round(epoch * steps_per_epoch) for epoch in config.learning_rate_drops], jnp.int32)
+
+    def schedule(step: Array) -> Array:
+        rate = config.learning_rate * 0.5 ** jnp.sum(step >= drops)
+        return rate * jnp.minimum(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else rate
+
+    return schedule
+
+
+def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+    """AdamW with torch's constants; decay on every parameter, norms and biases too, as published.
+
+    optax adds the decay to the update before the learning rate multiplies it and torch shrinks the parameter first:
+    the same number.
+    """
+    return optax.adamw(
+        learning_rate_schedule(config, steps_per_epoch), b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
+    )

@@ -1,0 +1,130 @@
+"""One training step, as pure functions: loss, gradients, update, on every device the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from flax.typing import FrozenVariableDict
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
+from lbdt_jax import losses
+from lbdt_jax.models.lbdt import LBDT
+from lbdt_jax.models.types import Array
+from lbdt_jax.parallel import DATA_AXIS
+
+Metrics = dict[str, Array]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: () int32, steps taken.
+      params: float32 parameters.
+      batch_stats: running mean and variance of every BatchNorm, float32.
+      optimizer_state: AdamW's moments.
+    """
+
+    step: Array
+    params: FrozenVariableDict
+    batch_stats: FrozenVariableDict
+    optimizer_state: optax.OptState
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What LBDT.apply takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def make_model(config: ConfigDict) -> LBDT:
+    """The network that a configuration describes."""
+    return LBDT(**config.model, norm_axis_name=DATA_AXIS if config.global_batch_norm else None)
+
+
+def initial_variables(model: LBDT, config: ConfigDict, word_vector_size: int) -> dict[str, Any]:
+    """Fresh parameters and statistics, drawn from config.seed."""
+    # The smallest picture will do: no parameter depends on its size.
+    batch = random_batch(1, (32, 32), config.max_words, word_vector_size)
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    return dict(jax.jit(model.init)(key, *(batch[name] for name in MODEL_FIELDS)))
+
+
+def initial_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    params = variables["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
+
+
+def loss_function(
+    params: FrozenVariableDict,
+    batch_stats: FrozenVariableDict,
+    batch: Batch,
+    key: Array,
+    model: LBDT,
+    config: ConfigDict,
+) -> tuple[Array, tuple[FrozenVariableDict, Metrics]]:
+    """The loss of a batch (see input_pipeline/batch.py), the new running statistics and what to report."""
+    logits, changed = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        *(batch[name] for name in MODEL_FIELDS),
+        train=True,
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+    )
+    metrics = score(logits, batch["target"], config)
+    return metrics["loss"], (changed["batch_stats"], metrics)
+
+
+def score(logits: Array, target: Array, config: ConfigDict) -> Metrics:
+    """What to minimise ("loss") and to report of logits (B, H, W) against targets (B, H, W) of 0 and 1."""
+    target = target.astype(logits.dtype)
+    bce = losses.binary_cross_entropy(logits, target, config.bce_positive_weight)
+    dice = losses.dice(logits, target)
+    loss = config.bce_weight * bce + config.dice_weight * dice
+    prediction = (logits > 0).astype(logits.dtype)
+    intersection = jnp.sum(prediction * target, axis=(1, 2))
+    union = jnp.sum(jnp.maximum(prediction, target), axis=(1, 2))
+    iou = jnp.mean((intersection + 1e-6) / (union + 1e-6))
+    return {"loss": loss, "bce": bce, "dice": dice, "iou": iou}
+
+
+def make_train_step(
+    model: LBDT, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The compiled step (state, batch) -> (state, metrics); the old state's memory is reused.
+
+    Every device works on its part of the batch with its own batch statistics (published: per GPU) and its own
+    dropout; gradients, running statistics and metrics are averaged over the axis `data`. This is what jax.pmap
+    has become: since JAX 0.8 it is a wrapper of the same jit(shard_map).
+    """
+
+    def step_on_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Folded from seed, step and device: resuming needs nothing saved.
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(DATA_AXIS))
+        gradient = jax.grad(loss_function, has_aux=True)
+        gradients, (batch_stats, metrics) = gradient(state.params, state.batch_stats, batch, key, model, config)
+        gradients, batch_stats, metrics = jax.lax.pmean((gradients, batch_stats, metrics), DATA_AXIS)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        return TrainState(state.step + 1, params, batch_stats, optimizer_state), metrics
+
+    replicated, per_device = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    # check_vma=True would insert its own sum over devices: the averaged gradients come out N times too large.
+    step = jax.shard_map(
+        step_on_device,
+        mesh=mesh,
+        in_specs=(replicated, per_device),
+        out_specs=(replicated, replicated),
+        check_vma=False,
+    )
+    return jax.jit(step, donate_argnums=0)
