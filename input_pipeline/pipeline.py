@@ -6,13 +6,13 @@ Everything random is folded from the seed and the epoch, so that training resume
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +24,8 @@ from input_pipeline.glove import WordVectors
 from input_pipeline.images import decode_frame, decode_mask, resize_frame, resize_target
 from input_pipeline.readers import DataError, Sentence
 from input_pipeline.records import load_report, records_dir
+
+Result = TypeVar("Result")
 
 tf.config.set_visible_devices([], "GPU")  # they belong to JAX
 
@@ -110,10 +112,8 @@ def training_batches(
         return dataset.shard(process_count, process_index)
 
     dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_samples)
-    dataset = dataset.map(_decoder(config, word_vectors), tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True).prefetch(4)
-    with _broken_files_named(files, config, "train"):
-        yield from dataset.as_numpy_iterator()
+    dataset = dataset.batch(config.batch_size // process_count).prefetch(2)
+    yield from _in_threads(partial(_decode_batch, config, word_vectors), _elements(dataset, config, "train"))
 
 
 def evaluation_examples(
@@ -127,19 +127,11 @@ def evaluation_examples(
 
     Args and errors as in `training_batches`; the processes' parts differ in length by one at most.
     """
-    files = _files(config, split)
-    dataset = tf.data.TFRecordDataset(files).apply(
-        tf.data.experimental.assert_cardinality(_split_counts(config, split)["frame_pairs"])
-    )
-    records = dataset.shard(process_count, process_index).map(_parser(config)).as_numpy_iterator()
-    waiting = deque()
-    with _broken_files_named(files, config, split), ThreadPoolExecutor() as threads:
-        while True:
-            for record in itertools.islice(records, 16 - len(waiting)):
-                waiting.append(threads.submit(_example, config, word_vectors, record))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
+    frame_pairs = _split_counts(config, split)["frame_pairs"]
+    dataset = tf.data.TFRecordDataset(_files(config, split))
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(frame_pairs))
+    dataset = dataset.shard(process_count, process_index).map(_parser(config)).prefetch(2)
+    yield from _in_threads(partial(_decode_record, config, word_vectors), _elements(dataset, config, split))
 
 
 def _split_counts(config: ConfigDict, split: str) -> dict:
@@ -190,39 +182,24 @@ def _samples_of_record(record: dict) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(record["sentences"]).map(sample)
 
 
-def _decoder(config: ConfigDict, word_vectors: WordVectors):
-    """Sample with encoded pictures -> the fields of a batch, without the batch axis."""
-    height, width = size = tuple(config.image_size)
-    shapes = {
-        "frame": ((height, width, 3), tf.uint8),
-        "earlier_frame": ((height, width, 3), tf.uint8),
-        "words": ((config.max_words, word_vectors.vectors.shape[1]), tf.float32),
-        "word_mask": ((config.max_words,), tf.bool),
-        "target": ((height, width), tf.uint8),
+def _decode_batch(config: ConfigDict, word_vectors: WordVectors, encoded: dict[str, np.ndarray]) -> Batch:
+    """A batch of encoded samples -> a batch."""
+    size = tuple(config.image_size)
+    words, word_mask = zip(
+        *(word_vectors.embed(text.decode(), config.max_words) for text in encoded["text"]), strict=True
+    )
+    return {
+        "frame": np.stack([resize_frame(decode_frame(jpeg), size) for jpeg in encoded["frame"]]),
+        "earlier_frame": np.stack([resize_frame(decode_frame(jpeg), size) for jpeg in encoded["earlier_frame"]]),
+        "words": np.stack(words),
+        "word_mask": np.stack(word_mask),
+        "target": np.stack([resize_target(decode_mask(png), size) for png in encoded["mask"]]),
+        "name": np.array([name.decode() for name in encoded["name"]], object),
     }
 
-    def decode(frame: bytes, earlier_frame: bytes, mask: bytes, text: bytes) -> tuple[np.ndarray, ...]:
-        return (
-            resize_frame(decode_frame(frame), size),
-            resize_frame(decode_frame(earlier_frame), size),
-            *word_vectors.embed(text.decode(), config.max_words),
-            resize_target(decode_mask(mask), size),
-        )
 
-    def sample(encoded: dict) -> dict:
-        inputs = [encoded[field] for field in ("frame", "earlier_frame", "mask", "text")]
-        outputs = tf.numpy_function(decode, inputs, [dtype for _, dtype in shapes.values()], stateful=False)
-        fields = {
-            name: tf.ensure_shape(value, shape)
-            for (name, (shape, _)), value in zip(shapes.items(), outputs, strict=True)
-        }
-        return fields | {"name": encoded["name"]}
-
-    return sample
-
-
-def _example(config: ConfigDict, word_vectors: WordVectors, record: dict) -> EvaluationExample:
-    """A record of numpy values -> an example to evaluate."""
+def _decode_record(config: ConfigDict, word_vectors: WordVectors, record: dict) -> EvaluationExample:
+    """A record with encoded pictures -> an example to evaluate."""
     size = tuple(config.image_size)
     frame, earlier_frame = decode_frame(record["frame"]), decode_frame(record["earlier_frame"])
     instances = zip(record["instances"]["id"].tolist(), record["instances"]["mask"], strict=True)
@@ -251,23 +228,42 @@ def _example(config: ConfigDict, word_vectors: WordVectors, record: dict) -> Eva
     )
 
 
-@contextlib.contextmanager
-def _broken_files_named(files: list[str], config: ConfigDict, split: str) -> Iterator[None]:
-    """Turns TensorFlow's complaint about broken records, which names no file, into a DataError that does."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        folder = records_dir(config.data_dir, config.dataset)
-        builder = tfds.builder_from_directory(folder)
-        lengths = builder.info.splits[split].shard_lengths
-        for file, length in zip(files, lengths, strict=True):
-            try:
-                found = sum(1 for _ in tf.data.TFRecordDataset(file))
-            except tf.errors.OpError:
-                found = 0
-            if found != length:
-                raise DataError(
-                    f"{file} is missing or broken: {length} whole records are expected. Delete {folder} and prepare "
-                    "the data again."
-                ) from error
-        raise
+def _in_threads(function: Callable[[dict], Result], elements: Iterator[dict]) -> Iterator[Result]:
+    """The function of every element, in order, a few elements ahead of the consumer.
+
+    Python's threads and not tf.data's: Pillow lets them run side by side, and TensorFlow may hang at exit when one of
+    its own threads is inside Python.
+    """
+    with ThreadPoolExecutor() as threads:
+        waiting = deque(threads.submit(function, element) for element in itertools.islice(elements, 8))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(threads.submit(function, element) for element in itertools.islice(elements, 1))
+            yield result
+
+
+def _elements(dataset: tf.data.Dataset, config: ConfigDict, split: str) -> Iterator[dict]:
+    """The elements as numpy values; a DataError that names the file where TensorFlow stumbles over broken records."""
+    iterator = dataset.as_numpy_iterator()
+    while True:
+        try:
+            element = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            _check_files(config, split, error)
+            raise
+        yield element
+
+
+def _check_files(config: ConfigDict, split: str, error: Exception) -> None:
+    """Raises DataError for the first file that does not hold the records it should: TensorFlow's error names none."""
+    folder = records_dir(config.data_dir, config.dataset)
+    lengths = tfds.builder_from_directory(folder).info.splits[split].shard_lengths
+    for file, length in zip(_files(config, split), lengths, strict=True):
+        try:
+            whole = sum(1 for _ in tf.data.TFRecordDataset(file)) == length
+        except tf.errors.OpError:
+            whole = False
+        if not whole:
+            raise DataError(f"{file} is missing or broken. Delete {folder} and prepare the data again.") from error
