@@ -14,11 +14,12 @@ import json
 import os
 import signal
 import tempfile
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,13 @@ def _start_worker(reader: Any) -> None:
     global _reader  # sent once to each process: it holds all sentences
     _reader = reader
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without it a worker whose parent was killed waits for its next task for ever."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _encode_videos(videos: list[str]) -> list[tuple[list[Record], list[Skipped]]]:

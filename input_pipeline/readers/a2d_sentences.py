@@ -22,6 +22,7 @@ from typing import ClassVar
 import av
 import h5py
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
 
@@ -168,19 +169,22 @@ def decode_frames(clip: Path, wanted: set[int]) -> dict[int, np.ndarray]:
     picture is a wrong sample.
     """
     frames: dict[int, np.ndarray] = {}
+    to_rgb = VideoReformatter()  # one for all frames: each new one costs as much as a small frame
     try:
         with av.open(str(clip), options={"err_detect": "explode"}) as container:
-            codec = container.streams.video[0].codec_context
+            codec = next((stream.codec_context for stream in container.streams.video), None)
+            if codec is None:  # no video stream, or none whose codec can be told
+                return frames
             codec.options = {"err_detect": "explode"}
             codec.thread_count = 1  # the clips are read in parallel already
             for index, frame in enumerate(container.decode(video=0)):
                 if frame.is_corrupt:
                     break
                 if index in wanted:
-                    frames[index] = frame.to_ndarray(format="rgb24")
+                    frames[index] = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                 if index >= max(wanted):
                     break
-    except (av.FFmpegError, IndexError):  # IndexError: no video stream
+    except (av.FFmpegError, ValueError):
         pass  # the caller reports each frame that is not there
     return frames
 
