@@ -2,7 +2,8 @@
 
     python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=6]
 
-Nothing under --raw is changed; the records go to DATA_DIR/<dataset>/. When they are there already, it says so.
+Nothing under --raw is changed; the records go to DATA_DIR/<dataset>/. When they are there already, it says so. Moving
+Shapes is drawn first where --raw does not exist.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int =
 
     Args:
       dataset: a key of `input_pipeline.records.READERS`.
-      raw: the unpacked data set. Moving Shapes is drawn there first if there is nothing.
+      raw: the unpacked data set; "" means DATA_DIR/raw/<dataset>. Moving Shapes is drawn there if it does not exist.
       data_dir: where the records of all data sets lie.
       interval: frames from the earlier frame to the frame.
 
@@ -49,13 +50,20 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int =
         print(describe(report))
         return report
 
-    reader = READERS[dataset](Path(raw), interval)
+    raw = Path(raw or Path(data_dir) / "raw" / dataset)
+    if dataset == "moving_shapes" and not raw.exists():
+        from input_pipeline.moving_shapes import write_raw  # draws: nothing that other data sets need
+
+        write_raw(raw)
+    reader = READERS[dataset](raw, interval)
     print(f"{dataset} in {raw}:")
     for thing, (found, expected) in reader.inventory().items():
         print(f"  {found} {thing}" + (f" of {expected} in the full data set" if expected is not None else ""))
     report = write_records(dataset, reader, data_dir)
     print(f"Records in {folder}:")
     print(describe(report))
+    for left in sorted(folder.parent.glob("*incomplete*")):
+        print(f"Left by a run that was killed, delete it unless another run is under way: {left}")
     return report
 
 
@@ -84,7 +92,7 @@ def main() -> None:
         prog="python -m input_pipeline.prepare", description="Makes the TFRecords of a data set from its raw files."
     )
     parser.add_argument("--dataset", required=True, help="one of " + ", ".join(sorted(READERS)))
-    parser.add_argument("--raw", required=True, help="folder of the unpacked data set; never written to")
+    parser.add_argument("--raw", default="", help="folder of the unpacked data set (default: DATA_DIR/raw/DATASET)")
     parser.add_argument("--data_dir", default="data", help="records go to DATA_DIR/<dataset>/ (default: data)")
     parser.add_argument("--interval", type=int, default=6, help="frames from earlier frame to frame (default: 6)")
     arguments = parser.parse_args()

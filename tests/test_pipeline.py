@@ -190,5 +190,6 @@ def test_a_process_that_stops_in_the_middle_ends(prepared: Path):
         "batches = training_batches(config, load_word_vectors('random:8', ['the']))\n"
         "next(batches)\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    root = Path(__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=root)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr

@@ -135,7 +135,7 @@ def test_a_split_without_anything_is_an_error_that_leaves_nothing(raw: Path, tmp
     assert contents(tmp_path / "data") == {}
 
 
-def test_an_interrupted_run_is_not_taken_for_whole(raw: Path, tmp_path: Path):
+def test_an_interrupted_run_is_not_taken_for_whole(raw: Path, tmp_path: Path, capsys):
     program = (
         "import os\n"
         "from input_pipeline import prepare, records\n"
@@ -152,6 +152,7 @@ def test_an_interrupted_run_is_not_taken_for_whole(raw: Path, tmp_path: Path):
     with pytest.raises(DataError, match="No records"):
         load_report(tmp_path / "data", "a2d_sentences")
     assert prepare("a2d_sentences", raw, tmp_path / "data")["splits"]["train"]["sentences"] == 6
+    assert "Left by a run that was killed" in capsys.readouterr().out
 
 
 def test_a_report_that_is_damaged(raw: Path, tmp_path: Path):
@@ -169,7 +170,8 @@ def test_a_report_that_is_damaged(raw: Path, tmp_path: Path):
         (["--dataset=a2d_sentences", "--raw=/does/not/exist"], "jjcorso"),
         (["--dataset=a2d_sentences", "--raw=x", "--intervall=2"], "unrecognized arguments: --intervall=2"),
         (["--dataset=a2d_sentences", "--raw=x", "--interval=0"], "at least 1 frame"),
-        (["--dataset=a2d_sentences"], "the following arguments are required: --raw"),
+        (["--dataset=a2d_sentences"], "raw/a2d_sentences lacks Release/videoset.csv"),
+        (["--raw=x"], "the following arguments are required: --dataset"),
     ],
 )
 def test_the_command_s_messages(monkeypatch, capsys, tmp_path: Path, arguments: list[str], message: str):

@@ -1,4 +1,4 @@
-"""Readers of raw data sets: plain Python, one module each, all with the same three doors.
+"""Readers of raw data sets: plain Python, one module each, all with the same doors.
 
 A reader is a frozen (hence picklable) dataclass with the fields `raw` (the unpacked folder) and `interval`
 (frames between a frame and its earlier frame) and these methods:
@@ -6,9 +6,11 @@ A reader is a frozen (hence picklable) dataclass with the fields `raw` (the unpa
     splits() -> tuple[str, ...]              e.g. ("train", "test")
     videos(split) -> list[str]               the split's videos, sorted; checks the tree first, raises DataError
     read(video) -> Iterator[FramePair | Skipped]   every annotated frame of one video
+    skipped() -> tuple[Skipped, ...]         what was left out before any video was read: lines of annotation files
+    inventory() -> dict[str, tuple[int, int | None]]     thing -> (number found, number in the full data set if known)
 
 so that `records.py` can read videos in parallel. Nothing under `raw` is ever written, moved or renamed.
-A new data set is one such class and its line in READERS.
+A new data set is one such class and its line in `records.READERS`.
 """
 
 from __future__ import annotations
