@@ -14,8 +14,9 @@ the deciding words tell which one is meant. Everything said holds in every annot
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,13 +39,13 @@ Noun = tuple[str, str]  # colour and kind; "" where it is left open
 # Concept -> the words for it in every split but "unseen_words"; the first is the plain one.
 LEXICON = {
     "red": ("red", "scarlet", "ruby"),
-    "green": ("green", "lime"),
-    "blue": ("blue", "navy"),
+    "green": ("green", "lime", "jade"),
+    "blue": ("blue", "sapphire", "cobalt"),
     "yellow": ("yellow", "lemon"),
-    "purple": ("purple", "lavender"),
+    "purple": ("purple", "magenta"),
     "white": ("white",),
-    "circle": ("circle", "ball", "dot"),
-    "square": ("square", "box"),
+    "circle": ("circle", "ball", "disk", "dot"),
+    "square": ("square", "box", "block"),
     "triangle": ("triangle",),
     "shape": ("shape", "object", "thing"),
     "moving": ("moving", "going", "travelling"),
@@ -54,19 +55,19 @@ LEXICON = {
     "left": ("left", "leftward"),
     "right": ("right", "rightward"),
     "up": ("up", "upward"),
-    "down": ("down", "downward"),
+    "down": ("down", "downward", "downwards"),
     "largest": ("largest",),
     "smallest": ("smallest",),
     "leftmost": ("leftmost",),
     "rightmost": ("rightmost",),
     "topmost": ("topmost", "highest"),
     "lowest": ("lowest",),
-    "fastest": ("fastest",),
+    "fastest": ("fastest", "swiftest"),
     "slowest": ("slowest",),
     "left of": ("left of", "to the left of", "on the left of"),
     "right of": ("right of", "to the right of", "on the right of"),
     "above": ("above", "over"),
-    "below": ("below", "under"),
+    "below": ("below", "under", "underneath"),
 }
 
 # Word that only "unseen_words" uses -> the concept it stands for.
@@ -156,70 +157,67 @@ def true_expressions(shapes: Sequence[Shape], frames: Sequence[int]) -> list[Exp
     names = sorted({(colour, kind) for s in shapes for colour in ("", s.colour) for kind in ("", s.kind)})
     called = {name: [i for i, shape in enumerate(shapes) if _fits(shape, name)] for name in names}
     landmarks = {name: ids[0] for name, ids in called.items() if len(ids) == 1}
+    directions = [shape.direction for shape in shapes]
+    middles = np.array([[shape.position(frame) for frame in frames] for shape in shapes])  # (shapes, frames, 2)
+    measures = _measures(shapes, middles)
     found = []
     for noun, ids in called.items():
         if len(ids) == 1:
             found.append(Expression("attribute", ids[0], noun, ""))
             continue
-        for predicate, holds in _MOTIONS.items():
-            meant = [i for i in ids if holds(shapes[i])]
+        for direction in ("left", "right", "up", "down", "still"):
+            meant = [i for i in ids if directions[i] == direction]
             if len(meant) == 1:
-                found.append(Expression("motion", meant[0], noun, predicate))
-        for predicate, (measure, margin) in _MEASURES.items():
-            values = np.array([[measure(shapes[i], frame) for frame in frames] for i in ids])
-            order = np.argsort(values[:, 0])
-            first, others = values[order[-1]], np.delete(values, order[-1], axis=0)
-            if np.all(first - others >= margin):
-                found.append(Expression("comparison", ids[order[-1]], noun, predicate))
+                found.append(Expression("motion", meant[0], noun, direction))
+        meant = [i for i in ids if directions[i] != "still"]
+        if len(meant) == 1:
+            found.append(Expression("motion", meant[0], noun, "moving"))
+        for predicate, (values, margin) in measures.items():
+            first = ids[int(np.argmax(values[ids, 0]))]
+            others = [i for i in ids if i != first]
+            if np.all(values[first] - values[others] >= margin):
+                found.append(Expression("comparison", first, noun, predicate))
         for landmark, other in landmarks.items():
             candidates = [i for i in ids if i != other]
             if len(candidates) < 2:
                 continue
-            for predicate, axis, sign in _PLACES:
-                offset = [_offsets(shapes[i], shapes[other], axis, sign, frames) for i in candidates]
-                meant = [i for i, o in zip(candidates, offset, strict=True) if min(o) >= POSITION_MARGIN]
-                rest = [o for o in offset if max(o) <= -OTHER_SIDE_MARGIN]
-                if len(meant) == 1 and len(rest) == len(candidates) - 1:
-                    found.append(Expression("relation", meant[0], noun, predicate, landmark))
-            meant = [i for i in candidates if shapes[i].direction == shapes[other].direction != "still"]
+            for predicate, (axis, sign) in _PLACES.items():
+                offsets = sign * (middles[candidates, :, axis] - middles[other, :, axis])
+                there = np.all(offsets >= POSITION_MARGIN, axis=1)
+                elsewhere = np.all(offsets <= -OTHER_SIDE_MARGIN, axis=1)
+                if there.sum() == 1 and elsewhere.sum() == len(candidates) - 1:
+                    found.append(Expression("relation", candidates[int(np.argmax(there))], noun, predicate, landmark))
+            meant = [i for i in candidates if directions[i] == directions[other] != "still"]
             if len(meant) == 1:
                 found.append(Expression("relation", meant[0], noun, "like", landmark))
     return found
+
+
+#: Relation -> the axis it is about (0 is x, 1 is y), and on which side of the landmark the shape lies.
+_PLACES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
 def _fits(shape: Shape, noun: Noun) -> bool:
     return noun[0] in ("", shape.colour) and noun[1] in ("", shape.kind)
 
 
-def _offsets(shape: Shape, landmark: Shape, axis: int, sign: int, frames: Sequence[int]) -> list[float]:
-    """How far the shape lies from the landmark on the side asked for, in pixels, in each frame."""
-    return [sign * (shape.position(frame)[axis] - landmark.position(frame)[axis]) for frame in frames]
-
-
-def _log_speed(shape: Shape) -> float:
-    """NaN for a shape that stands still, which makes every comparison with it fail: is it the slowest, or none?"""
-    return float(np.log(shape.speed)) if shape.speed else float("nan")
-
-
-_MOTIONS: dict[str, Callable[[Shape], bool]] = {
-    "left": lambda shape: shape.direction == "left",
-    "right": lambda shape: shape.direction == "right",
-    "up": lambda shape: shape.direction == "up",
-    "down": lambda shape: shape.direction == "down",
-    "still": lambda shape: shape.direction == "still",
-    "moving": lambda shape: shape.direction != "still",
-}
-_MEASURES: dict[str, tuple[Callable[[Shape, int], float], float]] = {
-    "largest": (lambda shape, frame: np.log(shape.size), np.log(SIZE_RATIO)),
-    "smallest": (lambda shape, frame: -np.log(shape.size), np.log(SIZE_RATIO)),
-    "leftmost": (lambda shape, frame: -shape.position(frame)[0], POSITION_MARGIN),
-    "rightmost": (lambda shape, frame: shape.position(frame)[0], POSITION_MARGIN),
-    "topmost": (lambda shape, frame: -shape.position(frame)[1], POSITION_MARGIN),
-    "lowest": (lambda shape, frame: shape.position(frame)[1], POSITION_MARGIN),
-    "fastest": (lambda shape, frame: _log_speed(shape), np.log(SPEED_RATIO)),
-    "slowest": (lambda shape, frame: -_log_speed(shape), np.log(SPEED_RATIO)),
-}
-_PLACES = (("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1))  # predicate, axis, sign
+def _measures(shapes: Sequence[Shape], middles: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
+    """Superlative -> (shapes, frames) what it is the greatest of, and by how much it must be greater than the next."""
+    frames = middles.shape[1]
+    size = np.log([[shape.size] * frames for shape in shapes])
+    # NaN for a shape that stands still fails every comparison with it: is it the slowest, or has it no speed?
+    speed = np.log([[shape.speed or np.nan] * frames for shape in shapes])
+    x, y = middles[..., 0], middles[..., 1]
+    return {
+        "largest": (size, np.log(SIZE_RATIO)),
+        "smallest": (-size, np.log(SIZE_RATIO)),
+        "leftmost": (-x, POSITION_MARGIN),
+        "rightmost": (x, POSITION_MARGIN),
+        "topmost": (-y, POSITION_MARGIN),
+        "lowest": (y, POSITION_MARGIN),
+        "fastest": (speed, np.log(SPEED_RATIO)),
+        "slowest": (-speed, np.log(SPEED_RATIO)),
+    }
 
 
 def refer(expressions: Sequence[Expression], rng: np.random.Generator, per_tier: int = 2) -> tuple[Sentence, ...]:
@@ -260,14 +258,12 @@ def refer_in_pairs(expressions: Sequence[Expression], rng: np.random.Generator, 
 
 
 def _pick(expressions: list[Expression], rng: np.random.Generator, count: int) -> list[Expression]:
-    """Some of the expressions: predicates are equally likely, and differ if they can."""
-    predicates = [str(p) for p in rng.permutation(sorted({e.predicate for e in expressions}))]
+    """Some of the expressions, with as many predicates as there are; each is as likely, however many nouns it has."""
     shuffled = [expressions[i] for i in rng.permutation(len(expressions))]
-    picked: list[Expression] = []
-    while len(picked) < count:
-        predicate = predicates[len(picked) % len(predicates)]
-        picked.append(next((e for e in shuffled if e.predicate == predicate and e not in picked), None) or shuffled[0])
-    return picked
+    predicates = rng.permutation(sorted({expression.predicate for expression in expressions}))
+    queues = [[e for e in shuffled if e.predicate == predicate] for predicate in predicates]
+    in_turn = [e for turn in itertools.zip_longest(*queues) for e in turn if e is not None]
+    return in_turn[:count]
 
 
 def _pattern(expression: Expression, rng: np.random.Generator) -> str:

@@ -134,8 +134,8 @@ def _place(shapes: list[Shape], rng: np.random.Generator) -> tuple[Shape, ...] |
     for shape in shapes:
         half = np.array(shape.half_extent)
         way = np.array(DIRECTIONS[shape.direction]) * shape.speed * (FRAMES - 1)
-        lowest = half + 1 + np.maximum(-way, 0)
-        highest = np.array([WIDTH, HEIGHT]) - half - 1 - np.maximum(way, 0)
+        lowest = half + 2 + np.maximum(-way, 0)
+        highest = np.array([WIDTH, HEIGHT]) - half - 2 - np.maximum(way, 0)
         for start in rng.uniform(lowest, highest, (20, 2)):
             candidate = dataclasses.replace(shape, start=(float(start[0]), float(start[1])))
             x, y = candidate.position(times)
@@ -159,9 +159,10 @@ def _draw(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[np.ndarr
     whole = np.zeros((len(shapes), len(ANNOTATED), HEIGHT, WIDTH), bool)
     for i, shape in enumerate(shapes):
         colour = np.array(COLOURS[shape.colour]) + rng.uniform(-12, 12, 3)
-        cover = _coverage(shape)
-        frames += cover[..., None] * (colour.astype(np.float32) - frames)
-        whole[i] = cover[annotated] > 0.5
+        cover, rows, columns = _coverage(shape)
+        part = frames[:, rows, columns]
+        part += cover[..., None] * (colour.astype(np.float32) - part)
+        whole[i, :, rows, columns] = cover[annotated] > 0.5
     hidden = np.flip(np.logical_or.accumulate(np.flip(whole, 0), axis=0), 0)
     visible = whole.copy()
     visible[:-1] &= ~hidden[1:]
@@ -170,12 +171,15 @@ def _draw(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[np.ndarr
     return np.clip(frames + 0.5, 0, 255).astype(np.uint8), masks, float(share.min())
 
 
-def _coverage(shape: Shape) -> np.ndarray:
-    """(FRAMES, HEIGHT, WIDTH) float32: the share of each pixel that the shape covers, from its signed distance."""
-    x, y = shape.position(np.arange(1, FRAMES + 1, dtype=np.float32))
-    right = np.arange(WIDTH, dtype=np.float32) + 0.5 - x.reshape(-1, 1, 1).astype(np.float32)
-    below = np.arange(HEIGHT, dtype=np.float32)[:, None] + 0.5 - y.reshape(-1, 1, 1).astype(np.float32)
+def _coverage(shape: Shape) -> tuple[np.ndarray, slice, slice]:
+    """(FRAMES, rows, columns) float32: the share of each pixel that the shape covers, from its signed distance;
+    and the rows and the columns of the picture through which it moves."""
+    x, y = shape.position(np.arange(1, FRAMES + 1))
     half_width, half_height = shape.half_extent
+    columns = slice(int(min(x[0], x[-1]) - half_width) - 1, int(max(x[0], x[-1]) + half_width) + 2)
+    rows = slice(int(min(y[0], y[-1]) - half_height) - 1, int(max(y[0], y[-1]) + half_height) + 2)
+    right = (np.arange(columns.start, columns.stop) + 0.5 - x[:, None, None]).astype(np.float32)
+    below = (np.arange(rows.start, rows.stop)[:, None] + 0.5 - y[:, None, None]).astype(np.float32)
     if shape.kind == "circle":
         distance = np.sqrt(right**2 + below**2) - half_width
     elif shape.kind == "square":
@@ -183,7 +187,7 @@ def _coverage(shape: Shape) -> np.ndarray:
     else:  # equilateral, tip up: two slanted sides and the base
         slanted = np.float32(0.75**0.5) * np.abs(right) - 0.5 * (below + half_height)
         distance = np.maximum(slanted, below - half_height)
-    return np.clip(0.5 - distance, 0, 1)
+    return np.clip(0.5 - distance, 0, 1), rows, columns
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:

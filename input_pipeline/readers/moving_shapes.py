@@ -1,0 +1,53 @@
+"""Reader of Moving Shapes: the A2D-Sentences reader, with two more splits and a group for every sentence.
+
+    text_annotations/moving_shapes_groups.csv     video_id,instance_id,group,query; a header, no quotes
+
+In "train", "validation" and "test" the group is the sentence's tier; in "unseen_words" it is "seen words", or the
+substitution that was made, such as "crimson for red".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+from input_pipeline.readers import DataError
+from input_pipeline.readers.a2d_sentences import A2DSentences
+
+GROUPS = "text_annotations/moving_shapes_groups.csv"
+HEADER = "video_id,instance_id,group,query"
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingShapes(A2DSentences):
+    """Moving Shapes as `input_pipeline.moving_shapes.write_raw` draws it; fields as in `A2DSentences`."""
+
+    SUBSETS: ClassVar[dict[str, str]] = {"train": "0", "test": "1", "validation": "2", "unseen_words": "3"}
+    FULL: ClassVar[dict[str, int]] = {}
+    HOW_TO_GET: ClassVar[str] = (
+        "Moving Shapes draws itself where its folder does not exist. Move this folder away, or name another, and run\n"
+        "  python -m input_pipeline.prepare --dataset=moving_shapes --raw=DIR --data_dir=DATA_DIR"
+    )
+
+    def group(self, video: str, instance: int, text: str) -> str:
+        """The group of a sentence. Raises DataError where the file of groups does not hold it."""
+        if (video, instance, text) not in self.groups:
+            raise DataError(f"{self.raw / GROUPS} has no group for {video},{instance},{text}.\n{self.HOW_TO_GET}")
+        return self.groups[video, instance, text]
+
+    @functools.cached_property
+    def groups(self) -> dict[tuple[str, int, str], str]:
+        """(video, instance, sentence) -> group. Raises DataError where the file is missing or malformed."""
+        path = self.raw / GROUPS
+        try:
+            _, *lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} can't be read ({error}).\n{self.HOW_TO_GET}") from error
+        groups = {}
+        for number, line in enumerate(lines, start=2):
+            fields = line.split(",", maxsplit=3)
+            if len(fields) < 4 or not fields[1].isdecimal():
+                raise DataError(f"{path}:{number}: expected {HEADER}.\n{self.HOW_TO_GET}")
+            groups[fields[0], int(fields[1]), fields[3]] = fields[2]
+        return groups
