@@ -44,7 +44,6 @@ def get_config() -> ConfigDict:
     config.bce_positive_weight = 1.5  # of object pixels inside it [R]
     config.dice_weight = 0.5  # of the dice loss [P 3.5]
     config.global_batch_norm = False  # True: statistics over all devices; published: per device
-    config.pretrained_resnet = ""  # ImageNet weights for both streams: a converted checkpoint; "" for none
     config.shuffle_buffer = 4096  # encoded samples, about 60 kB each at A2D's size
     config.log_every_steps = 20
     config.picture_every_steps = 500
@@ -52,6 +51,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 2
 
     # -- evaluation
+    config.checkpoint = ""  # the folder to evaluate; "" means the newest one in WORKDIR
     config.evaluation_split = "test"
     config.evaluation_frames = 8  # frame pairs encoded at once, on each device
     config.evaluation_sentences = 16  # sentences answered at once, on each device

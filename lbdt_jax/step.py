@@ -22,6 +22,10 @@ from lbdt_jax.parallel import DATA_AXIS
 Metrics = dict[str, Array]
 
 
+class NotFinite(RuntimeError):
+    """The loss became infinite or not a number. The message names the step and the samples of its batch."""
+
+
 @struct.dataclass
 class TrainState:
     """Everything that a step changes.
@@ -108,7 +112,7 @@ def make_train_step(
 
     def step_on_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Folded from seed, step and device: resuming needs nothing saved.
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        key = jax.random.fold_in(jax.random.key(config.seed, impl="rbg"), 1)
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(DATA_AXIS))
         gradient = jax.grad(loss_function, has_aux=True)
         gradients, (batch_stats, metrics) = gradient(state.params, state.batch_stats, batch, key, model, config)

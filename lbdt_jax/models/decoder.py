@@ -7,7 +7,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbdt_jax.models.layers import ConvNorm, convolution_init
+from lbdt_jax.models.layers import ConvNorm
 from lbdt_jax.models.resize import aligned_bilinear
 from lbdt_jax.models.types import Array
 
@@ -76,7 +76,7 @@ class Head(nn.Module):
 
     def setup(self) -> None:
         self.tower = [ConvNorm(self.width, 3, norm_axis_name=self.norm_axis_name, dtype=self.dtype) for _ in range(4)]
-        self.project = nn.Conv(1, (1, 1), kernel_init=convolution_init, dtype=self.dtype)
+        self.project = nn.Conv(1, (1, 1), dtype=self.dtype)
 
     def __call__(self, x: Array, train: bool) -> Array:
         """(B, H/4, W/4, width) -> logits (B, H, W), at least float32."""

@@ -137,7 +137,7 @@ class DuplexTransfer(nn.Module):
         """Narrows both streams (B, H, W, channels) to (B, H, W, width). Needs no sentence."""
         return self.spatial_reduce(spatial, train), self.temporal_reduce(temporal, train)
 
-    def transfer(
+    def __call__(
         self,
         spatial: Array,
         temporal: Array,
@@ -173,16 +173,3 @@ class DuplexTransfer(nn.Module):
             nn.relu(spatial + self.spatial_expand(spatial_told, train)),
             nn.relu(temporal + self.temporal_expand(temporal_told, train)),
         )
-
-    def __call__(
-        self,
-        spatial: Array,
-        temporal: Array,
-        words: Array,
-        word_mask: Array,
-        pixel_mask: Array | None,
-        train: bool,
-    ) -> tuple[Array, Array]:
-        """`reduce`, then `transfer`."""
-        reduced = self.reduce(spatial, temporal, train)
-        return self.transfer(spatial, temporal, *reduced, words, word_mask, pixel_mask, train)

@@ -58,8 +58,12 @@ class LBDT(nn.Module):
     def __call__(
         self, frame: Array, earlier_frame: Array, words: Array, word_mask: Array, train: bool = False
     ) -> Array:
-        """One sentence per frame pair, see input_pipeline/batch.py: -> logits (B, H, W) float32."""
-        return self.answer(self.encode(frame, earlier_frame, train), words, word_mask, train=train)
+        """The plain forward pass over a batch, see input_pipeline/batch.py: -> logits (B, H, W), float32."""
+        features = self.encode(frame, earlier_frame, train)
+        sentences_per_frame = words.shape[0] // frame.shape[0]
+        if sentences_per_frame > 1:
+            features = features.for_sentences(jnp.arange(words.shape[0]) // sentences_per_frame)
+        return self.answer(features, words, word_mask, train=train)
 
     def encode(self, frame: Array, earlier_frame: Array, train: bool = False) -> FramePairFeatures:
         """Looks at frame pairs, (B, H, W, 3) uint8 each, H and W multiples of 32."""
@@ -106,7 +110,7 @@ class LBDT(nn.Module):
         if self.transfer_layers:
             # Published: the mask of the 32-stride grid is repeated end to end, not enlarged, for the 16-stride one.
             res4_mask = None if image_mask is None else jnp.tile(image_mask, (1, 4))
-            spatial, temporal = self.duplex_transfer4.transfer(
+            spatial, temporal = self.duplex_transfer4(
                 spatial,
                 temporal,
                 features.spatial_reduced,
@@ -119,7 +123,10 @@ class LBDT(nn.Module):
         spatial_res4, temporal_res4 = spatial, temporal
         spatial, temporal = self.spatial_stream.res5(spatial, train), self.temporal_stream.res5(temporal, train)
         if self.transfer_layers:
-            spatial, temporal = self.duplex_transfer5(spatial, temporal, word_features, word_mask, image_mask, train)
+            reduced = self.duplex_transfer5.reduce(spatial, temporal, train)
+            spatial, temporal = self.duplex_transfer5(
+                spatial, temporal, *reduced, word_features, word_mask, image_mask, train
+            )
         spatial = self.spatial_decoder(features.spatial_fine, spatial_res4, spatial, train)
         temporal = self.temporal_decoder(features.temporal_fine, temporal_res4, temporal, train)
         return self.head(self.bilateral_channel_activation(spatial, temporal, sentence, train), train)

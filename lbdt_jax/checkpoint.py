@@ -1,0 +1,161 @@
+"""Checkpoints that describe themselves. The only file that knows orbax.
+
+A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the word vectors of every
+known word and, as json, the words and the configuration: prediction needs nothing else. orbax writes arrays and
+json, no pickles; a checkpoint that was not finished is never listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from input_pipeline.glove import WordVectors
+from lbdt_jax.step import TrainState
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, broken or does not fit. The message names the folder and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What evaluation and prediction need.
+
+    Attributes:
+      variables: {"params", "batch_stats"}, float32, on the first device.
+      config: the configuration that it was trained with.
+      word_vectors: of every word of the data set.
+      step: training steps taken.
+      path: the folder it came from.
+    """
+
+    variables: dict[str, Any]
+    config: ConfigDict
+    word_vectors: WordVectors
+    step: int
+    path: Path
+
+
+class CheckpointWriter:
+    """Writes checkpoints while training goes on, and keeps the newest few; a context manager.
+
+    Args:
+      folder: WORKDIR/checkpoints; made if it is not there.
+      keep: how many are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+        )
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # Waits for the save in progress, so that leaving never loses one.
+        self._checkpointer.close()
+
+    def save(self, state: TrainState, config: ConfigDict, word_vectors: WordVectors) -> None:
+        """Saves a state under its step, in the background; does nothing if that step is there already."""
+        step = int(state.step)
+        latest = self._checkpointer.latest
+        if latest is not None and latest.step == step:
+            return
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {
+                "variables": state.variables,
+                "optimizer_state": state.optimizer_state,
+                "word_vectors": {"vectors": jnp.asarray(word_vectors.vectors)},
+            },
+            custom_metadata={"config": json.loads(config.to_json()), "words": list(word_vectors.words)},
+            force=True,
+        )
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest state, on the devices of `state`; `state` itself if there is none.
+
+        Raises:
+          CheckpointError: the checkpoint is broken or of another model.
+        """
+        latest = self._checkpointer.latest
+        if latest is None:
+            return state
+        wanted = {"variables": state.variables, "optimizer_state": state.optimizer_state}
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
+        folder = Path(self._checkpointer.directory) / str(latest.step)
+        restored = _load(folder, abstract)
+        return TrainState(
+            jax.device_put(jnp.asarray(latest.step, jnp.int32), state.step.sharding),
+            restored["variables"]["params"],
+            restored["variables"]["batch_stats"],
+            restored["optimizer_state"],
+        )
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Loads what evaluation and prediction need, onto the first device.
+
+    Args:
+      path: a checkpoint's folder, or WORKDIR/checkpoints or WORKDIR for the newest one in it.
+
+    Raises:
+      CheckpointError: there is none, or it is broken.
+    """
+    folder = find_checkpoint(Path(path))
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        metadata = ocp.checkpointables_metadata(folder)
+        described = metadata.custom_metadata
+        config, words = ConfigDict(described["config"]), tuple(described["words"])
+        abstract = {
+            name: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata.metadata[name]
+            )
+            for name in ("variables", "word_vectors")
+        }
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{folder} was not written by lbdt_jax, or its description is broken: {error}") from error
+    restored = _load(folder, abstract)
+    vectors = np.asarray(restored["word_vectors"]["vectors"])
+    return Checkpoint(restored["variables"], config, WordVectors(words, vectors), int(folder.name), folder)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of the checkpoint that `path` means. Raises CheckpointError if there is none."""
+    if path.name.isdigit() and path.is_dir():
+        return path.absolute()
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir():
+            # A finished checkpoint's folder is named by its step alone.
+            steps = [entry for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()]
+            if steps:
+                return max(steps, key=lambda entry: int(entry.name)).absolute()
+    raise CheckpointError(f"No checkpoint in {path}. Train first, or point to a folder that holds one.")
+
+
+def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return ocp.load_checkpointables(folder, abstract)
+    except Exception as error:  # orbax passes on whatever its storage layers raise
+        raise CheckpointError(
+            f"The checkpoint {folder} is broken or of another model. Use an earlier one, or delete that folder to go "
+            f"on from the one before.\n{_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,155 @@
+"""Scores a model on a split, in both protocols, every sample once; writes the numbers and pictures of what it found."""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from scipy.special import expit
+from tqdm import tqdm
+
+from input_pipeline.glove import WordVectors, load_word_vectors
+from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
+from input_pipeline.prepare import prepare
+from input_pipeline.records import load_report
+from lbdt_jax import render
+from lbdt_jax.ask import Answerer
+from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.metrics import PaperScores, StandardScores, foreground_score, format_table, resize_logits
+from lbdt_jax.step import make_model
+
+
+def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Scores a checkpoint on config.evaluation_split of config.dataset.
+
+    Writes WORKDIR/evaluation/<dataset>-<split>.json and three contact sheets beside it (best, worst and random
+    samples), and prints the scores as a table.
+
+    Args:
+      checkpoint: the model. Its own configuration tells the network and the preparation of its input.
+      config: the data to use, and how many samples at once.
+      workdir: where the results go; results of the same name are replaced.
+
+    Returns:
+      What the json holds: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups"}, scores
+      as fractions; "groups" has the samples, "paper" and "standard" of each group of sentences (Moving Shapes: tiers).
+
+    Raises:
+      DataError: the data set is not there, or has no such split.
+    """
+    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    config, split = config.copy_and_resolve_references(), config.evaluation_split
+    config.update({name: checkpoint.config[name] for name in ("model", "image_size", "max_words")})
+    words = words_for(checkpoint, config)
+    answerer = Answerer(make_model(config), checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
+    samples = samples_per_epoch(config, split)
+    examples = evaluation_examples(config, split, words)
+
+    states = collections.defaultdict(lambda: (PaperScores(), StandardScores()))
+    sheets = Sheets(config.contact_sheet_samples, config.seed)
+    with tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress:
+        for example, logits in answerer(examples):
+            for index, sentence in enumerate(example.sentences):
+                prediction = resize_logits(logits[index], example.masks[index].shape) > 0
+                paper, standard = states[sentence.group]
+                paper.add(expit(logits[index]), example.targets[index], example.masks[index].shape)
+                iou = standard.add(prediction, example.masks[index], foreground_score(logits[index]))
+                sheets.add(iou, example, index, prediction)
+                progress.update()
+
+    groups = {name: compute(*states[name]) for name in sorted(states)}
+    whole = (PaperScores(), StandardScores())
+    for paper, standard in states.values():
+        whole = whole[0].merge(paper), whole[1].merge(standard)
+    result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **compute(*whole)}
+    result["groups"] = groups if len(groups) > 1 else {}
+
+    name = f"{config.dataset}-{split}"
+    folder = workdir / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, chosen in sheets.chosen().items():
+        title = f"{config.dataset} {split}: {kind} samples, step {checkpoint.step}"
+        render.save(render.contact_sheet(chosen, title), folder / f"{name}-{kind}.png")
+    write_json(result, folder / f"{name}.json")
+    print(format_table({"all": result, **result["groups"]}))
+    print(f"Scores and pictures: {folder}/{name}.json, {name}-best.png, {name}-worst.png, {name}-random.png")
+    return result
+
+
+def words_for(checkpoint: Checkpoint, config: ConfigDict) -> WordVectors:
+    """The checkpoint's own word vectors, or, where the data set has words it doesn't know, the source's."""
+    vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
+    own = checkpoint.word_vectors
+    return load_word_vectors(config.word_vectors, vocabulary) if own.unknown(vocabulary) else own
+
+
+def compute(paper: PaperScores, standard: StandardScores) -> dict[str, Any]:
+    """Both protocols' scores, and how many samples they are made of."""
+    return {"samples": len(standard.ious), "paper": paper.compute(), "standard": standard.compute()}
+
+
+class Sheets:
+    """Keeps the best, the worst and some random samples: as many as the sheets hold, however many there are.
+
+    Args:
+      size: samples on each sheet.
+      seed: of the random choice.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._count = size, 0
+        self._rng = np.random.default_rng(seed)
+        self._heaps: dict[str, list] = {"best": [], "worst": [], "random": []}
+
+    def add(self, iou: float, example: EvaluationExample, index: int, prediction: np.ndarray) -> None:
+        """Considers sentence `index` of an example, whose prediction is (h, w) bool."""
+        self._count += 1
+        for kind, key in (("best", iou), ("worst", -iou), ("random", self._rng.random())):
+            heap = self._heaps[kind]
+            if len(heap) < self._size or key > heap[0][0]:
+                # The count breaks ties, since pictures can't be compared.
+                entry = (key, -self._count, to_picture(example, index, prediction, iou))
+                (heapq.heappush if len(heap) < self._size else heapq.heapreplace)(heap, entry)
+
+    def chosen(self) -> dict[str, list[render.Example]]:
+        """Kind of sheet -> its samples, the most extreme first."""
+        return {kind: [entry[2] for entry in sorted(heap, reverse=True)] for kind, heap in self._heaps.items()}
+
+
+def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, iou: float) -> render.Example:
+    """A sample as a row of a contact sheet."""
+    sentence = example.sentences[index]
+    group = f" {sentence.group}" if sentence.group else ""
+    return render.Example(
+        frame=example.original_frame,
+        earlier_frame=example.original_earlier_frame,
+        mask=example.masks[index],
+        prediction=prediction,
+        sentence=sentence.text,
+        iou=iou,
+        name=f"{example.video}/{example.frame_index}/{sentence.instance}{group}",
+    )
+
+
+def pictures(answerer: Answerer, examples: Iterable[EvaluationExample]) -> list[render.Example]:
+    """The first sentence of every example, as rows of a contact sheet."""
+    rows = []
+    for example, logits in answerer(examples):
+        prediction = resize_logits(logits[0], example.masks[0].shape) > 0
+        iou = StandardScores().add(prediction, example.masks[0], foreground_score(logits[0]))
+        rows.append(to_picture(example, 0, prediction, iou))
+    return rows
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes json whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)

@@ -1,0 +1,69 @@
+"""Trains and evaluates.
+
+    python -m lbdt_jax.main --config=configs/shapes.py [--workdir=DIR] [--mode=train|evaluate] [--config.FIELD=VALUE]
+
+Training ends with an evaluation. A run that was stopped goes on where its newest checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before TensorFlow and XLA are loaded: they greet with pages of log lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from absl import flags, logging  # noqa: E402
+from ml_collections import ConfigDict, config_flags  # noqa: E402
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; default: runs/<name of the config>.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and then evaluate, or evaluate only.")
+
+
+def run(config: ConfigDict, workdir: Path, mode: str) -> None:
+    """Does what the command line asks for."""
+    # Imported late, so that a wrong flag is answered at once.
+    from lbdt_jax.checkpoint import load_checkpoint
+    from lbdt_jax.evaluate import evaluate
+    from lbdt_jax.train import train
+
+    if mode == "train":
+        train(config, workdir)
+    evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line and runs; exits with status 2 and one message for what the user must mend."""
+    try:
+        flags.FLAGS(arguments)
+        if CONFIG.value is None:
+            raise flags.Error("--config is missing. Begin with --config=configs/shapes.py.")
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError, SyntaxError) as error:
+        fail(f"{error}\n{__doc__.splitlines()[2].strip()}")
+    config_file = Path(flags.FLAGS["config"].config_filename)
+    workdir = Path(WORKDIR.value or Path("runs") / config_file.name.replace(".py", "").replace(":", "-"))
+    logging.set_verbosity(logging.WARNING)
+
+    from input_pipeline.readers import DataError
+    from lbdt_jax.checkpoint import CheckpointError
+    from lbdt_jax.step import NotFinite
+
+    try:
+        run(CONFIG.value, workdir, MODE.value)
+    except (DataError, CheckpointError, NotFinite) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail(f"\nStopped. The same command goes on from the newest checkpoint in {workdir}.", status=130)
+
+
+def fail(message: str, status: int = 2) -> None:
+    """Prints the message and exits."""
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,190 @@
+"""Training: one loop, in chapters."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from input_pipeline.batch import MODEL_FIELDS
+from input_pipeline.glove import load_word_vectors
+from input_pipeline.pipeline import evaluation_examples, samples_per_epoch, training_batches
+from input_pipeline.prepare import prepare
+from input_pipeline.readers import DataError
+from input_pipeline.records import load_report
+from lbdt_jax import render
+from lbdt_jax.ask import Answerer
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
+from lbdt_jax.evaluate import pictures, write_json
+from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
+from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.step import NotFinite, initial_state, initial_variables, make_model, make_train_step
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains as the configuration says, from the newest checkpoint in WORKDIR or from the start.
+
+    Writes WORKDIR/config.json, checkpoints/, TensorBoard's event files and pictures/ of what the model finds in the
+    first frames of the evaluation's split.
+
+    Raises:
+      DataError: data or word vectors are missing.
+      CheckpointError: WORKDIR holds a run of another configuration.
+      NotFinite: training diverged; the checkpoints from before are kept.
+    """
+    # -- the data
+    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
+    word_vectors = load_word_vectors(config.word_vectors, vocabulary)
+    share, missing = word_vectors.coverage(vocabulary)
+    print(f"{len(vocabulary)} words, {share:.1%} with a vector; without: {' '.join(map(repr, missing[:10])) or 'none'}")
+    keep_config(config, workdir / "config.json")
+
+    # -- the model, on every device
+    mesh = make_mesh()
+    if config.batch_size % mesh.size:
+        raise DataError(f"config.batch_size {config.batch_size} can't be divided among {mesh.size} devices.")
+    steps_per_epoch = samples_per_epoch(config, "train") // config.batch_size
+    total_steps = round(config.epochs * steps_per_epoch)
+    model, optimizer = make_model(config), make_optimizer(config, steps_per_epoch)
+    learning_rate = learning_rate_schedule(config, steps_per_epoch)
+    variables = initial_variables(model, config, word_vectors.vectors.shape[1])
+    state = replicate(initial_state(variables, optimizer), mesh)
+    parameters = sum(array.size for array in jax.tree.leaves(state.params))
+    print(
+        f"{parameters / 1e6:.2f} million parameters; {total_steps} steps of {config.batch_size} samples, "
+        f"{config.batch_size // mesh.size} on each of {mesh.size} {jax.devices()[0].platform} device(s)"
+    )
+
+    # -- resume where the last run stopped
+    writer = metric_writers.SummaryWriter(str(workdir))
+    with CheckpointWriter(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
+        state = checkpoints.restore(state)
+        first_step = int(state.step)
+        if first_step:
+            print(f"Going on from step {first_step}.")
+        if first_step >= total_steps:
+            return
+        batches = training_batches(config, word_vectors, first_step)
+
+        # -- compile, and say so, since it takes a while
+        first = next(batches)
+        started = time.monotonic()
+        print("Compiling the training step ...", end=" ", flush=True)
+        on_devices = split(device_fields(first), mesh)
+        train_step = make_train_step(model, optimizer, config, mesh).lower(state, on_devices).compile()
+        print(f"{time.monotonic() - started:.0f} s")
+
+        # -- the loop
+        recent: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
+        progress = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", smoothing=0.05)
+        logged = time.monotonic()
+        for step, batch in zip(range(first_step + 1, total_steps + 1), itertools.chain([first], batches), strict=False):
+            state, metrics = train_step(state, split(device_fields(batch), mesh))
+            recent.append((step, metrics, batch["name"]))
+            progress.update()
+
+            if step % config.log_every_steps == 0 or step == total_steps:
+                means = mean_metrics(recent)
+                seconds, logged = time.monotonic() - logged, time.monotonic()
+                means["learning_rate"] = float(learning_rate(step - 1))
+                means["samples_per_second"] = len(recent) * config.batch_size / seconds
+                writer.write_scalars(step, means)
+                progress.set_postfix_str(
+                    f"loss {means['loss']:.3f}, IoU {means['iou']:.3f}, {means['samples_per_second']:.0f} samples/s"
+                )
+                recent.clear()
+
+            if step % config.picture_every_steps == 0:
+                answerer = Answerer(model, state.variables, config.evaluation_frames, config.evaluation_sentences)
+                examples = evaluation_examples(config, config.evaluation_split, word_vectors)
+                shown = pictures(answerer, itertools.islice(examples, config.contact_sheet_samples))
+                sheet = render.contact_sheet(shown, f"{config.dataset} {config.evaluation_split}, step {step}")
+                render.save(sheet, workdir / "pictures" / f"step_{step:06d}.png")
+                writer.write_images(step, {"predictions": np.asarray(sheet)[None]})
+
+            if step % config.checkpoint_every_steps == 0 or step == total_steps:
+                # What is saved was looked at: no checkpoint holds a number that is not finite.
+                mean_metrics(recent)
+                checkpoints.save(state, config, word_vectors)
+        progress.close()
+    writer.close()
+
+
+def device_fields(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What of a batch goes to the devices: all but the names."""
+    return {name: batch[name] for name in (*MODEL_FIELDS, "target")}
+
+
+def mean_metrics(recent: list[tuple[int, dict[str, jax.Array], np.ndarray]]) -> dict[str, float]:
+    """The mean of every metric over the steps since the last report; empty if there are none.
+
+    Raises:
+      NotFinite: some loss among them is infinite or not a number.
+    """
+    fetched = jax.device_get([metrics for _, metrics, _ in recent])
+    for (step, _, names), metrics in zip(recent, fetched, strict=True):
+        if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():
+            raise NotFinite(
+                f"Step {step}: the loss is {metrics['loss']}, the gradient's norm {metrics['gradient_norm']}. "
+                f"Its batch: {'; '.join(names)}. "
+                "The checkpoints from before are kept; a lower config.learning_rate may help."
+            )
+    return {name: float(np.mean([metrics[name] for metrics in fetched])) for name in (fetched or [{}])[0]}
+
+
+def keep_config(config: ConfigDict, path: Path) -> None:
+    """Writes the configuration, or checks that the run that is there had the same one.
+
+    Raises:
+      CheckpointError: names the fields that differ.
+    """
+    new = json.loads(config.to_json())
+    if path.exists():
+        old = json.loads(path.read_text())
+        different = [
+            f"{name}: {old_value} there, {new_value} asked for"
+            for name, old_value, new_value in flat_difference(old, new)
+            if not name.startswith(FREE_TO_CHANGE)
+        ]
+        if different:
+            raise CheckpointError(
+                f"{path.parent} holds a run of another configuration; choose another --workdir, or delete it.\n  "
+                + "\n  ".join(different)
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(new, path)
+
+
+#: Fields that don't change what is learnt, so that a run may go on with other values.
+FREE_TO_CHANGE = (
+    "data_dir",
+    "raw",
+    "word_vectors",
+    "log_every",
+    "picture_every",
+    "checkpoint",
+    "keep_checkpoints",
+    "evaluation",
+    "contact_sheet",
+)
+
+
+def flat_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(name, old value, new value) of every field that differs, fields inside others as "model.dropout"."""
+    different = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            different += flat_difference(before, after, f"{prefix}{name}.")
+        elif before != after:
+            different.append((prefix + name, before, after))
+    return different

@@ -1,0 +1,137 @@
+"""The network equals the published one at every inner value (tests/golden/forward_*.npz)."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from published import GOLDEN, inner_values, published_inputs, published_model
+
+from lbdt_jax.models import duplex_transfer
+from lbdt_jax.models.layers import BatchNorm, ConvNorm
+from lbdt_jax.models.positions import pixel_positions
+
+CASES = [
+    ("lbdt1_r50", "base"),
+    ("lbdt1_r50", "rect"),
+    ("lbdt1_r50", "small"),
+    ("lbdt4_r50", "base"),
+    ("lbdt4_r50", "rect"),
+    ("lbdt4_r50", "small"),
+    ("lbdt4_r101", "base"),
+]
+
+
+def errors(variant: str, case: str, taps: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
+    """Tap -> largest error beyond what the stored float32 rounds away, rms error, error of the statistics.
+
+    All are divided by the tap's rms; the demands are those of the golden numbers' README.
+    """
+    golden = np.load(GOLDEN / f"forward_{variant}_{case}.npz")
+    names = {key.rpartition(":")[0] for key in golden.files}
+    assert names <= taps.keys()
+    found = {}
+    for name in names:
+        # The published code squeezes the batch axis away at batch 1.
+        assert taps[name].squeeze().shape == tuple(size for size in golden[f"{name}:shape"] if size > 1)
+        value = taps[name].reshape(-1).astype(np.float64)
+        mean, std, mean_abs, low, high = golden[f"{name}:stats"]
+        rms = np.hypot(mean, std)
+        statistics = [value.mean(), value.std(), np.abs(value).mean(), value.min(), value.max()]
+        statistics_error = np.abs(np.array(statistics) - [mean, std, mean_abs, low, high]).max()
+        full = f"{name}:full" in golden.files
+        expected = golden[f"{name}:full" if full else f"{name}:val"].reshape(-1).astype(np.float64)
+        error = np.abs((value if full else value[golden[f"{name}:idx"]]) - expected)
+        found[name] = (
+            np.max(error - (1e-6 * np.abs(expected) if taps[name].dtype == np.float64 else 0)) / rms,
+            np.sqrt(np.mean(error**2)) / rms,
+            statistics_error / rms,
+        )
+    return found
+
+
+def check(variant: str, case: str, dtype: str, taps: dict[str, np.ndarray]) -> None:
+    """Fails with a list of the taps that are too far off."""
+    demands = {"float32": (1e-4, 2e-5, 1e-4), "float64": (2e-6, 2e-6, 1e-10)}[dtype]
+    found = errors(variant, case, taps)
+    wrong = {name: values for name, values in found.items() if not np.all(np.array(values) <= demands)}
+    assert not wrong
+
+
+@pytest.mark.parametrize(("variant", "case"), CASES)
+def test_equals_published_in_float32(variant: str, case: str) -> None:
+    model, variables = published_model(variant, "float32")
+    check(variant, case, "float32", inner_values(model, variables, published_inputs(case, "float32")))
+
+
+@pytest.mark.parametrize(
+    ("variant", "case"), [pytest.param(*case, marks=pytest.mark.slow if case[1] == "base" else ()) for case in CASES]
+)
+def test_equals_published_in_float64(variant: str, case: str) -> None:
+    with jax.enable_x64(True):
+        model, variables = published_model(variant, "float64")
+        check(variant, case, "float64", inner_values(model, variables, published_inputs(case, "float64")))
+
+
+# -- the checks above notice a broken model
+
+
+def drop_padding_mask(monkeypatch, variables, inputs):
+    inputs["word_mask"] = np.ones_like(inputs["word_mask"])
+
+
+def swap_columns_and_rows(monkeypatch, variables, inputs):
+    def swapped(height, width, channels):
+        return np.roll(pixel_positions(height, width, channels), channels // 2, axis=-1)
+
+    monkeypatch.setattr(duplex_transfer, "pixel_positions", swapped)
+
+
+def pad_as_xla_does(monkeypatch, variables, inputs):
+    def setup(self):
+        kernel = (self.kernel_size, self.kernel_size)
+        self.conv = nn.Conv(self.features, kernel, self.stride, padding="SAME", use_bias=False)
+        self.norm = BatchNorm()
+
+    monkeypatch.setattr(ConvNorm, "setup", setup)
+
+
+def give_directions_their_own_weights(monkeypatch, variables, inputs):
+    shared = duplex_transfer.LanguageBridge.__call__
+    other = {"params": variables["params"]["duplex_transfer5"]["bridges_0"]}
+
+    def unshared(self, *arguments):
+        bridge = duplex_transfer.LanguageBridge(self.width, self.heads, self.dropout, self.dtype, parent=None)
+        monkeypatch.setattr(duplex_transfer.LanguageBridge, "__call__", shared)
+        to_temporal = bridge.apply(other, *arguments)[1]
+        result = shared(self, *arguments).at[1].set(to_temporal)
+        monkeypatch.setattr(duplex_transfer.LanguageBridge, "__call__", unshared)
+        return result
+
+    monkeypatch.setattr(duplex_transfer.LanguageBridge, "__call__", unshared)
+
+
+def order_gates_otherwise(monkeypatch, variables, inputs):
+    encoder = variables["params"]["text_encoder"]
+    for name, value in encoder.items():
+        i, f, g, o = np.split(value, 4, axis=-1)
+        encoder[name] = np.concatenate([i, g, f, o], axis=-1)
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        drop_padding_mask,
+        swap_columns_and_rows,
+        pad_as_xla_does,
+        give_directions_their_own_weights,
+        order_gates_otherwise,
+    ],
+)
+def test_a_broken_model_is_noticed(breakage, monkeypatch) -> None:
+    model, variables = published_model("lbdt1_r50", "float32")
+    inputs = dict(published_inputs("small", "float32"))
+    breakage(monkeypatch, variables, inputs)
+    with pytest.raises(AssertionError, match="logits"):
+        check("lbdt1_r50", "small", "float32", inner_values(model, variables, inputs))
