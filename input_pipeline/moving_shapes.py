@@ -6,8 +6,8 @@ file, text_annotations/moving_shapes_groups.csv: for every sentence the group un
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,11 +16,10 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline.expressions import SPLITS
 from input_pipeline.readers import DataError
 from input_pipeline.readers.a2d_sentences import CLIPS, INSTANCES, MISSED_VIDEOS, SENTENCES, VIDEOSET
 from input_pipeline.readers.moving_shapes import GROUPS, HEADER, MovingShapes
-from input_pipeline.scenes import ANNOTATED, FRAMES, HEIGHT, WIDTH, make_scene
+from input_pipeline.scenes import ANNOTATED, FRAMES, HEIGHT, SPLITS, WIDTH, make_scene
 from input_pipeline.workers import worker_pool
 
 #: Scenes per split. With them the whole first run fits in minutes on two cores.
@@ -57,9 +56,9 @@ def write_raw(raw: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES
     if raw.exists():
         raise DataError(f"{raw} exists and is not Moving Shapes. Name another folder, or move it away.")
     raw.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{raw.name}.incomplete", dir=raw.parent))
+    unfinished = raw.with_name(f"{raw.name}.incomplete{os.getpid()}")
+    unfinished.mkdir()
     try:
-        unfinished.chmod(0o755)
         _write_all(unfinished, seed, scenes, workers)
         unfinished.rename(raw)
     finally:
@@ -113,11 +112,10 @@ def _write_clip(path: Path, frames: np.ndarray) -> None:
 def _write_masks(path: Path, masks: np.ndarray) -> None:
     """(n, H, W) bool -> the h5 file MATLAB would have written: axes reversed, and no first axis where n is 1."""
     planes = masks.transpose(0, 2, 1).astype(np.uint8)
+    planes = planes[0] if len(masks) == 1 else planes
     with h5py.File(path, "w") as file:
         file["instance"] = np.arange(len(masks), dtype=np.uint8)
-        file.create_dataset(
-            "reMask", data=planes[0] if len(masks) == 1 else planes, compression="gzip", compression_opts=1
-        )
+        file.create_dataset("reMask", data=planes, compression="gzip", compression_opts=1)
         file["reBBox"] = np.array([_box(mask) for mask in masks], np.float64).T
 
 

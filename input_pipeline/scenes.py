@@ -12,8 +12,11 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from input_pipeline.expressions import SPLITS, TIERS, refer, refer_in_pairs, true_expressions
+from input_pipeline.expressions import TIERS, true_expressions
 from input_pipeline.readers import Sentence
+from input_pipeline.wording import refer, refer_in_pairs
+
+SPLITS = ("train", "test", "validation", "unseen_words")  # the order is part of every scene's random stream
 
 WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's size is exercised
 FRAMES = 16
@@ -89,7 +92,7 @@ def make_scene(seed: int, split: str, number: int) -> Scene:
 
     Args:
       seed: of the data set.
-      split: one of SPLITS; the sentences of "unseen_words" come in pairs, see expressions.refer_in_pairs.
+      split: one of SPLITS; the sentences of "unseen_words" come in pairs, see `wording.refer_in_pairs`.
       number: of the scene in its split.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), number])

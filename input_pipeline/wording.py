@@ -1,0 +1,175 @@
+"""The words of Moving Shapes: referring expressions -> sentences, in many wordings and with synonyms.
+
+A pattern is a wording with concepts in braces, "the {red} {circle} {moving} {left}"; each becomes one of its words.
+Some words are held out for the split "unseen_words": whoever has learnt from word vectors may know them all the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from input_pipeline.expressions import TIERS, Expression, Noun
+from input_pipeline.readers import Sentence
+
+# Concept -> the words for it in every split but "unseen_words"; the first is the plain one.
+LEXICON = {
+    "red": ("red", "scarlet", "ruby"),
+    "green": ("green", "lime", "jade"),
+    "blue": ("blue", "sapphire", "cobalt"),
+    "yellow": ("yellow", "lemon"),
+    "purple": ("purple", "magenta"),
+    "white": ("white",),
+    "circle": ("circle", "ball", "disk", "dot"),
+    "square": ("square", "box", "block"),
+    "triangle": ("triangle",),
+    "shape": ("shape", "object", "thing"),
+    "moving": ("moving", "going", "travelling"),
+    "moves": ("moves", "goes", "travels"),
+    "standing": ("standing", "staying", "sitting"),
+    "still": ("motionless", "still", "immobile", "static"),
+    "left": ("left", "leftward"),
+    "right": ("right", "rightward"),
+    "up": ("up", "upward"),
+    "down": ("down", "downward", "downwards"),
+    "largest": ("largest",),
+    "smallest": ("smallest",),
+    "leftmost": ("leftmost",),
+    "rightmost": ("rightmost",),
+    "topmost": ("topmost", "highest"),
+    "lowest": ("lowest",),
+    "fastest": ("fastest", "swiftest"),
+    "slowest": ("slowest",),
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under", "underneath"),
+}
+
+# Word that only "unseen_words" uses -> the concept it stands for.
+HELD_OUT = {
+    "crimson": "red",
+    "emerald": "green",
+    "azure": "blue",
+    "golden": "yellow",
+    "violet": "purple",
+    "disc": "circle",
+    "rectangle": "square",
+    "stationary": "still",
+    "upwards": "up",
+    "biggest": "largest",
+    "quickest": "fastest",
+    "beneath": "below",
+}
+
+# Predicates -> their wordings, in which PREDICATE stands for any one of them, NOUN and LANDMARK for noun phrases.
+WORDINGS = {
+    ("",): ("the NOUN", "NOUN", "the only NOUN"),
+    ("left", "right", "up", "down"): (
+        "the NOUN {moving} {PREDICATE}",
+        "NOUN {moving} {PREDICATE}",
+        "the NOUN that {moves} {PREDICATE}",
+        "the NOUN, {moving} {PREDICATE}",
+        "the PREDICATEward {moving} NOUN",
+    ),
+    ("left", "right"): ("the NOUN {moving} to the PREDICATE", "NOUN which {moves} to the PREDICATE"),
+    ("moving",): ("the moving NOUN", "the NOUN that moves", "NOUN that is moving"),
+    ("still",): (
+        "the NOUN {standing} still",
+        "the {still} NOUN",
+        "the NOUN that is {still}",
+        "NOUN that does not move",
+        "the NOUN, not moving",
+    ),
+    ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest", "fastest", "slowest"): (
+        "the {PREDICATE} NOUN",
+        "{PREDICATE} NOUN",
+        "the NOUN that is {PREDICATE}",
+    ),
+    ("fastest", "slowest"): ("the NOUN that {moves} {PREDICATE}", "the {PREDICATE} {moving} NOUN"),
+    ("left of", "right of", "above", "below"): (
+        "the NOUN {PREDICATE} the LANDMARK",
+        "NOUN {PREDICATE} the LANDMARK",
+        "the NOUN that is {PREDICATE} the LANDMARK",
+    ),
+    ("like",): (
+        "the NOUN {moving} like the LANDMARK",
+        "NOUN that {moves} like the LANDMARK",
+        "the NOUN {moving} the same way as the LANDMARK",
+        "the NOUN, {moving} in the same direction as the LANDMARK",
+    ),
+}
+
+
+def refer(expressions: Sequence[Expression], rng: np.random.Generator, per_tier: int = 2) -> tuple[Sentence, ...]:
+    """Sentences for one scene, the same number from every tier; their group is the tier."""
+    sentences = []
+    for tier in TIERS:
+        for expression in _pick([e for e in expressions if e.tier == tier], rng, per_tier):
+            pattern = _pattern(expression, rng)
+            words = {concept: _word(concept, rng) for concept in _concepts(pattern)}
+            sentences.append(Sentence(pattern.format_map(words), expression.target, tier))
+    return tuple(sentences)
+
+
+def refer_in_pairs(expressions: Sequence[Expression], rng: np.random.Generator, pairs: int = 4) -> tuple[Sentence, ...]:
+    """Pairs of sentences about the same shape which differ in one word, for one scene.
+
+    The first is in words of the other splits (group "seen words"); in the second, one of them is replaced by a word
+    of HELD_OUT (group such as "crimson for red").
+    """
+    sentences: list[Sentence] = []
+    for word in rng.permutation(list(HELD_OUT)):
+        concept = HELD_OUT[word]
+        fitting = []
+        for expression in expressions:
+            pattern = _pattern(expression, rng)
+            if _concepts(pattern).count(concept) == 1:
+                fitting.append((expression.target, pattern))
+        if not fitting:
+            continue
+        target, pattern = fitting[rng.integers(len(fitting))]
+        words = {concept: LEXICON[concept][0] for concept in _concepts(pattern)}
+        sentences.append(Sentence(pattern.format_map(words), target, "seen words"))
+        text = pattern.format_map(words | {concept: str(word)})
+        sentences.append(Sentence(text, target, f"{word} for {LEXICON[concept][0]}"))
+        if len(sentences) == 2 * pairs:
+            break
+    return tuple(sentences)
+
+
+def _pick(expressions: list[Expression], rng: np.random.Generator, count: int) -> list[Expression]:
+    """Some of the expressions, with as many predicates as there are; each is as likely, however many nouns it has."""
+    shuffled = [expressions[i] for i in rng.permutation(len(expressions))]
+    predicates = rng.permutation(sorted({expression.predicate for expression in expressions}))
+    queues = [[e for e in shuffled if e.predicate == predicate] for predicate in predicates]
+    in_turn = [e for turn in itertools.zip_longest(*queues) for e in turn if e is not None]
+    return in_turn[:count]
+
+
+def _pattern(expression: Expression, rng: np.random.Generator) -> str:
+    """One of the expression's wordings, with its concepts in braces; a tenth of them end in a full stop."""
+    wordings = [w for predicates, group in WORDINGS.items() if expression.predicate in predicates for w in group]
+    pattern = wordings[rng.integers(len(wordings))].replace("PREDICATE", expression.predicate)
+    pattern = pattern.replace("NOUN", _noun_phrase(expression.noun))
+    if expression.landmark is not None:
+        pattern = pattern.replace("LANDMARK", _noun_phrase(expression.landmark))
+    return pattern + ("." if rng.random() < 0.1 else "")
+
+
+def _noun_phrase(noun: Noun) -> str:
+    colour, kind = noun
+    return (f"{{{colour}}} " if colour else "") + f"{{{kind or 'shape'}}}"
+
+
+def _concepts(pattern: str) -> list[str]:
+    return re.findall(r"{(.*?)}", pattern)
+
+
+def _word(concept: str, rng: np.random.Generator) -> str:
+    """A word for the concept: the plain one half of the time, else any."""
+    words = LEXICON[concept]
+    return words[0] if rng.random() < 0.5 else words[rng.integers(len(words))]
