@@ -63,6 +63,8 @@ def write_raw(raw: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES
         unfinished.rename(raw)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    for left in sorted(raw.parent.glob(f"{raw.name}.incomplete*")):
+        print(f"Left by a run that was killed, delete it unless another run is under way: {left}")
 
 
 def _write_all(root: Path, seed: int, scenes: Mapping[str, int], workers: int | None) -> None:
