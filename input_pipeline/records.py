@@ -12,14 +12,11 @@ import contextlib
 import io
 import json
 import os
-import signal
 import tempfile
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from input_pipeline.readers import DataError, FramePair, Skipped
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.moving_shapes import MovingShapes
 from input_pipeline.text import tokenize
+from input_pipeline.workers import cores, worker_pool
 
 #: Data set -> its reader.
 READERS = {"a2d_sentences": A2DSentences, "moving_shapes": MovingShapes}
@@ -99,18 +97,12 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
     for split in reader.splits():
         if not reader.videos(split):
             raise DataError(f"{reader.raw}: no video of split {split!r} has a sentence.\n{_summary(reader.skipped())}")
-    # Neither fork, which TensorFlow's threads don't survive, nor a handler of its own for the user's Ctrl-C.
-    context = get_context("forkserver")
-    with ProcessPoolExecutor(_cores(), context, initializer=_start_worker, initargs=(reader,)) as pool:
-        try:
-            builder = FramePairs(dataset, reader, data_dir, pool)
-            tfds.disable_progress_bar()  # there is one over the videos below
-            # TFDS announces a download and makes a folder for it; there is none.
-            with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
-                builder.download_and_prepare(download_dir=downloads)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with worker_pool(initializer=_keep_reader, initargs=(reader,)) as pool:
+        builder = FramePairs(dataset, reader, data_dir, pool)
+        tfds.disable_progress_bar()  # there is one over the videos below
+        # TFDS announces a download and makes a folder for it; there is none.
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+            builder.download_and_prepare(download_dir=downloads)
     return load_report(data_dir, dataset)
 
 
@@ -197,17 +189,10 @@ class FramePairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         (Path(self.data_dir) / "report.json").write_text(json.dumps(self.report, indent=1), "utf-8")
 
 
-def _start_worker(reader: Any) -> None:
-    global _reader  # sent once to each process: it holds all sentences
+def _keep_reader(reader: Any) -> None:
+    """In a worker, once: the reader holds all sentences, too much to send with every task."""
+    global _reader
     _reader = reader
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without it a worker whose parent was killed waits for its next task for ever."""
-    parent_process().join()
-    os._exit(1)
 
 
 def _encode_videos(videos: list[str]) -> list[tuple[list[Record], list[Skipped]]]:
@@ -252,7 +237,7 @@ def _encode_in_parallel(
         try:
             for start in range(0, len(videos), chunk):
                 waiting.append(pool.submit(_encode_videos, videos[start : start + chunk]))
-                while waiting and (len(waiting) > 4 * _cores() or start + chunk >= len(videos)):
+                while waiting and (len(waiting) > 4 * cores() or start + chunk >= len(videos)):
                     for encoded in waiting.popleft().result():
                         yield encoded
                         progress.update()
@@ -262,11 +247,6 @@ def _encode_in_parallel(
                 f"A process that read the videos of split {split!r} died at or soon after {near}. Out of memory, or a "
                 "file that crashes its decoder: look at the files of these videos."
             ) from error
-
-
-def _cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _by_reason(skipped: tuple[Skipped, ...] | list[Skipped]) -> dict[str, list[str]]:

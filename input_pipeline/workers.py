@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 
 def cores() -> int:
@@ -17,13 +18,21 @@ def cores() -> int:
 
 
 @contextmanager
-def worker_pool(workers: int | None = None) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes, one per core if not told; an exception inside the block cancels what has not begun.
+def worker_pool(
+    workers: int | None = None, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes; an exception inside the block cancels what has not begun.
 
     They come from a fork server: TensorFlow's and JAX's threads don't survive a plain fork.
+
+    Args:
+      workers: how many; None for one per core.
+      initializer: called with `initargs` once in each process, before its first task.
+      initargs: sent once to each process.
     """
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers or cores(), context, initializer=_start_worker) as pool:
+    start = (initializer, initargs)
+    with ProcessPoolExecutor(workers or cores(), context, initializer=_start_worker, initargs=start) as pool:
         try:
             yield pool
         except BaseException:
@@ -31,9 +40,11 @@ def worker_pool(workers: int | None = None) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def _start_worker() -> None:
+def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if initializer is not None:
+        initializer(*initargs)
 
 
 def _end_with_parent() -> None:
