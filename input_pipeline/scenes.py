@@ -21,6 +21,7 @@ SPLITS = ("train", "test", "validation", "unseen_words")  # the order is part of
 WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's size is exercised
 FRAMES = 16
 ANNOTATED = (8, 15)  # counted from 1, as A2D-Sentences counts; both have a frame 6 before them
+SHAPES = (3, 5)  # in one scene
 SIZES = (10.5, 20.0)  # square roots of areas, in pixels
 SPEEDS = {"slow": (0.7, 0.85), "fast": (1.3, 1.5)}  # pixels per frame: at least 1.5 times apart
 LEAST_VISIBLE = 0.6  # share of a shape that no other shape covers, in every annotated frame
@@ -114,7 +115,7 @@ def _choose_shapes(rng: np.random.Generator) -> list[Shape]:
     """Three to five shapes without a place, in random order: two doubles, a landmark, and what else may be there."""
     kinds, colours = list(HALF_EXTENTS), list(COLOURS)
     shapes: list[Shape] = []
-    for i in range(rng.integers(3, 6)):
+    for i in range(rng.integers(SHAPES[0], SHAPES[1] + 1)):
         kind, colour = str(rng.choice(kinds)), str(rng.choice(colours))
         direction = str(rng.choice(list(DIRECTIONS)))
         if i == 1:  # the double of the first shape, rarely in another colour

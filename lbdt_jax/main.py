@@ -18,6 +18,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import flags, logging  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
 
+USAGE = __doc__.splitlines()[2].strip()
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; default: runs/<name of the config>.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and then evaluate, or evaluate only.")
@@ -41,8 +42,14 @@ def main(arguments: list[str]) -> None:
         flags.FLAGS(arguments)
         if CONFIG.value is None:
             raise flags.Error("--config is missing. Begin with --config=configs/shapes.py.")
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError, SyntaxError) as error:
-        fail(f"{error}\n{__doc__.splitlines()[2].strip()}")
+        CONFIG.value.to_dict()  # a file that can't be read complains here, not when it is parsed
+    except AttributeError as error:
+        name = str(error).strip("\"'")
+        fail(f"The configuration has no field '{name}'; configs/base.py lists all of them.")
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        # ml_collections quotes the traceback of a configuration file; its last line says what is wrong.
+        message = str(error).strip()
+        fail(f"{message.splitlines()[-1] if 'Traceback' in message else message}\n{USAGE}")
     config_file = Path(flags.FLAGS["config"].config_filename)
     workdir = Path(WORKDIR.value or Path("runs") / config_file.name.replace(".py", "").replace(":", "-"))
     logging.set_verbosity(logging.WARNING)

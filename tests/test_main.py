@@ -1,0 +1,156 @@
+"""The whole way, from drawing Moving Shapes to scores and pictures, with a tiny network; and the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from tiny import tiny_config
+
+from input_pipeline.batch import random_batch
+from input_pipeline.moving_shapes import write_raw
+from input_pipeline.readers import DataError
+from lbdt_jax import train as train_module
+from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
+from lbdt_jax.evaluate import evaluate
+from lbdt_jax.step import NotFinite
+from lbdt_jax.train import keep_config, train
+
+SCENES = {"train": 3, "validation": 1, "test": 3, "unseen_words": 2}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    """A few scenes, prepared, and a run of four steps."""
+    data = tmp_path_factory.mktemp("data")
+    write_raw(data / "raw" / "moving_shapes", scenes=SCENES, workers=1)
+    config = tiny_config()
+    config.dataset = "moving_shapes"
+    config.data_dir = str(data)
+    config.word_vectors = "random:8"
+    config.batch_size = 8
+    config.epochs = 4 / (3 * 2 * 8 // 8)  # scenes x frames x sentences / batch: four steps
+    config.log_every_steps = 1
+    config.picture_every_steps = 4
+    config.checkpoint_every_steps = 2
+    config.contact_sheet_samples = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What training leaves behind."""
+    workdir = tmp_path_factory.mktemp("run")
+    train(config, workdir)
+    return workdir
+
+
+def test_training_leaves_what_it_promises(config: ConfigDict, workdir: Path) -> None:
+    assert json.loads((workdir / "config.json").read_text())["dataset"] == "moving_shapes"
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert Image.open(workdir / "pictures" / "step_000004.png").width > 500
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "run"
+    shutil.copytree(workdir, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "4")
+    train(config, stopped)
+    whole, resumed = load_checkpoint(workdir), load_checkpoint(stopped)
+    assert whole.step == resumed.step == 4
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
+    at_two = load_checkpoint(workdir / "checkpoints" / "2")
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), whole.variables["params"], at_two.variables["params"])
+    assert all(jax.tree.leaves(moved))
+
+
+def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, workdir: Path, capsys) -> None:
+    result = evaluate(load_checkpoint(workdir), config, workdir)
+    saved = json.loads((workdir / "evaluation" / "moving_shapes-test.json").read_text())
+    assert saved == result
+    assert (saved["dataset"], saved["split"], saved["checkpoint_step"]) == ("moving_shapes", "test", 4)
+    assert saved["samples"] == 3 * 2 * 8
+    tiers = saved["groups"]
+    assert set(tiers) == {"attribute", "motion", "comparison", "relation"}
+    assert sum(tier["samples"] for tier in tiers.values()) == saved["samples"]
+    for protocol, measure in (("paper", "mean_iou"), ("standard", "mean_iou"), ("paper", "f1"), ("standard", "j")):
+        mean = sum(tier["samples"] * tier[protocol][measure] for tier in tiers.values()) / saved["samples"]
+        np.testing.assert_allclose(saved[protocol][measure], mean, rtol=1e-9)
+    for kind in ("best", "worst", "random"):
+        assert (workdir / "evaluation" / f"moving_shapes-test-{kind}.png").exists()
+    printed = capsys.readouterr().out
+    assert all(tier in printed for tier in tiers)
+    assert "mean IoU" in printed
+
+
+def test_unseen_words_are_scored_word_by_word(config: ConfigDict, workdir: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.evaluation_split = "unseen_words"
+    groups = evaluate(load_checkpoint(workdir), config, workdir)["groups"]
+    assert "seen words" in groups
+    assert all(name == "seen words" or " for " in name for name in groups)
+
+
+def test_a_run_of_another_configuration_is_left_alone(config: ConfigDict, workdir: Path) -> None:
+    other = config.copy_and_resolve_references()
+    other.learning_rate = 0.5
+    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 asked for"):
+        train(other, workdir)
+    free = config.copy_and_resolve_references()
+    free.log_every_steps = 7
+    keep_config(free, workdir / "config.json")
+
+
+def test_not_a_number_stops_the_run_and_names_the_batch(config: ConfigDict, tmp_path: Path, monkeypatch) -> None:
+    def batches(*arguments):
+        size, words = tuple(config.image_size), config.max_words
+        for number in range(4):
+            batch = random_batch(config.batch_size, size, words, 8, seed=number)
+            batch["words"] = batch["words"] * (np.nan if number == 2 else 1)
+            batch["name"] = np.array([f"video {number}"] * config.batch_size, object)
+            yield batch
+
+    monkeypatch.setattr(train_module, "training_batches", batches)
+    with pytest.raises(NotFinite, match=r"Step 3: the loss is nan.*video 2"):
+        train(config, tmp_path)
+    assert load_checkpoint(tmp_path).step == 2
+
+
+def test_evaluating_an_unknown_split(config: ConfigDict, workdir: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.evaluation_split = "tset"
+    with pytest.raises(DataError, match="no split 'tset'.*test"):
+        evaluate(load_checkpoint(workdir), config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/shapes.py", "--config.nonsense=1"], "no field 'nonsense'"),
+        (["--config=configs/shapes.py", "--config.model.dropuot=0"], "no field 'dropuot'"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/shapes.py", "--nonsense"], "nonsense"),
+        (["--config=configs/shapes.py", "--config.batch_size=many"], "many"),
+        (["--config=configs/a2d.py:lbdt7"], "lbdt7"),
+        ([], "--config is missing"),
+        (["--config=configs/a2d.py", "--config.data_dir=nowhere"], "kgavrilyuk.github.io"),
+        (["--config=configs/shapes.py", "--mode=evaluate", "--workdir=nowhere"], "No checkpoint in nowhere"),
+    ],
+)
+def test_bad_command_lines_get_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "lbdt_jax.main", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (root / "nowhere").exists()
