@@ -7,8 +7,8 @@ Four tiers, scored separately:
     comparison   "the largest circle", "the fastest shape"
     relation     "the circle left of the yellow square", "the triangle moving like the blue circle"
 
-In the last three tiers the noun alone fits at least two shapes (in relations the landmark not counted), so that only
-the deciding words tell which one is meant. Everything said holds in every annotated frame, by a clear margin.
+What is said of motion and relation is found with nouns that fit several shapes, so that only the predicate decides,
+and with nouns that would do alone; comparisons only with the former. Everything said holds in every annotated frame, by a clear margin.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Expression:
       noun: what the shape is called.
       predicate: the deciding words, plainly ("left", "largest", "like", ...); "" in the attribute tier.
       landmark: what the other shape of a relation is called, or None.
+      ambiguous: whether the noun alone fits other shapes as well (in relations the landmark not counted), so that
+        only the predicate tells which one is meant.
     """
 
     tier: str
@@ -49,6 +51,7 @@ class Expression:
     noun: Noun
     predicate: str
     landmark: Noun | None = None
+    ambiguous: bool = False
 
 
 def true_expressions(shapes: Sequence[Shape], frames: Sequence[int]) -> list[Expression]:
@@ -61,34 +64,36 @@ def true_expressions(shapes: Sequence[Shape], frames: Sequence[int]) -> list[Exp
     measures = _measures(shapes, middles)
     found = []
     for noun, ids in called.items():
-        if len(ids) == 1:
+        ambiguous = len(ids) > 1
+        if not ambiguous:
             found.append(Expression("attribute", ids[0], noun, ""))
-            continue
         for direction in ("left", "right", "up", "down", "still"):
             meant = [i for i in ids if directions[i] == direction]
             if len(meant) == 1:
-                found.append(Expression("motion", meant[0], noun, direction))
+                found.append(Expression("motion", meant[0], noun, direction, ambiguous=ambiguous))
         meant = [i for i in ids if directions[i] != "still"]
         if len(meant) == 1:
-            found.append(Expression("motion", meant[0], noun, "moving"))
-        for predicate, (values, margin) in measures.items():
+            found.append(Expression("motion", meant[0], noun, "moving", ambiguous=ambiguous))
+        for predicate, (values, margin) in measures.items() if ambiguous else ():
             first = ids[int(np.argmax(values[ids, 0]))]
             others = [i for i in ids if i != first]
             if np.all(values[first] - values[others] >= margin):
-                found.append(Expression("comparison", first, noun, predicate))
+                found.append(Expression("comparison", first, noun, predicate, ambiguous=True))
         for landmark, other in landmarks.items():
             candidates = [i for i in ids if i != other]
-            if len(candidates) < 2:
+            if not candidates:
                 continue
+            several = len(candidates) > 1
             for predicate, (axis, sign) in _PLACES.items():
                 offsets = sign * (middles[candidates, :, axis] - middles[other, :, axis])
                 there = np.all(offsets >= POSITION_MARGIN, axis=1)
                 elsewhere = np.all(offsets <= -OTHER_SIDE_MARGIN, axis=1)
                 if there.sum() == 1 and elsewhere.sum() == len(candidates) - 1:
-                    found.append(Expression("relation", candidates[int(np.argmax(there))], noun, predicate, landmark))
+                    target = candidates[int(np.argmax(there))]
+                    found.append(Expression("relation", target, noun, predicate, landmark, several))
             meant = [i for i in candidates if directions[i] == directions[other] != "still"]
             if len(meant) == 1:
-                found.append(Expression("relation", meant[0], noun, "like", landmark))
+                found.append(Expression("relation", meant[0], noun, "like", landmark, several))
     return found
 
 

@@ -21,8 +21,8 @@ SPLITS = ("train", "test", "validation", "unseen_words")  # the order is part of
 WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's size is exercised
 FRAMES = 16
 ANNOTATED = (8, 15)  # counted from 1, as A2D-Sentences counts; both have a frame 6 before them
-SHAPES = (3, 5)  # in one scene
-SIZES = (10.5, 20.0)  # square roots of areas, in pixels
+SHAPES = (3, 4)  # in one scene
+SIZES = (14.0, 24.0)  # square roots of areas, in pixels
 SPEEDS = {"slow": (0.7, 0.85), "fast": (1.3, 1.5)}  # pixels per frame: at least 1.5 times apart
 LEAST_VISIBLE = 0.6  # share of a shape that no other shape covers, in every annotated frame
 
@@ -102,7 +102,7 @@ def make_scene(seed: int, split: str, number: int) -> Scene:
         if shapes is None:
             continue
         expressions = true_expressions(shapes, ANNOTATED)
-        if min(sum(expression.tier == tier for expression in expressions) for tier in TIERS) < 2:
+        if any(sum(e.tier == tier and e.ambiguous == (tier != "attribute") for e in expressions) < 2 for tier in TIERS):
             continue
         frames, masks, visible = _draw(shapes, rng)
         if visible >= LEAST_VISIBLE:

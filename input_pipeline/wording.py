@@ -105,10 +105,16 @@ WORDINGS = {
 
 
 def refer(expressions: Sequence[Expression], rng: np.random.Generator, per_tier: int = 2) -> tuple[Sentence, ...]:
-    """Sentences for one scene, the same number from every tier; their group is the tier."""
+    """Sentences for one scene, the same number from every tier; their group is the tier.
+
+    Half of them, where there are such, could do with their noun alone: from these the nouns are learnt in all tiers.
+    """
     sentences = []
     for tier in TIERS:
-        for expression in _pick([e for e in expressions if e.tier == tier], rng, per_tier):
+        of_tier = [e for e in expressions if e.tier == tier]
+        decided_by_noun = _pick([e for e in of_tier if not e.ambiguous], rng, per_tier)
+        chosen = _pick([e for e in of_tier if e.ambiguous], rng, per_tier - len(decided_by_noun) // 2) + decided_by_noun
+        for expression in chosen[:per_tier]:
             pattern = _pattern(expression, rng)
             words = {concept: _word(concept, rng) for concept in _concepts(pattern)}
             sentences.append(Sentence(pattern.format_map(words), expression.target, tier))
