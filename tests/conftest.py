@@ -1,11 +1,22 @@
-"""Shared by all tests: numbers of the published code, and compiled programs kept between runs."""
+"""Shared by all tests: numbers of the published code, devices, and compiled programs kept between runs."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
+# For the tests of several devices; all others run on the first of them.
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """JAX with 64 bits, for comparisons down to rounding."""
+    with jax.enable_x64(True):
+        yield

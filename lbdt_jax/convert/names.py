@@ -7,12 +7,16 @@ one set of weights serves both directions of the transfer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from input_pipeline.batch import MODEL_FIELDS, random_batch
+from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.resnet import DEPTHS
 
 #: Towers that the published code builds and never runs, and torch's counters of batches: accepted, not kept.
@@ -48,6 +52,15 @@ class Entry:
         if self.layout == "conv":
             return value.transpose(3, 2, 0, 1)
         return value.T if self.layout == "dense" else value
+
+    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the torch array, all thirds of it, of our array of that shape."""
+        if self.layout == "conv":
+            height, width, channels_in, channels_out = shape
+            return channels_out, channels_in, height, width
+        if self.layout == "dense":
+            shape = shape[::-1]
+        return shape if self.third is None else (3 * shape[0], *shape[1:])
 
 
 def norm(key: str, *path: str) -> Iterator[Entry]:
@@ -149,6 +162,16 @@ def table(depth: int, layers: int) -> list[Entry]:
     return rows
 
 
+@functools.cache
+def shapes(depth: int, layers: int, word_vector_size: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path -> shape of every one of our arrays, in the widths of the published network."""
+    batch = random_batch(1, (32, 32), 1, word_vector_size)
+    model = LBDT(resnet_depth=depth, transfer_layers=layers)
+    init = functools.partial(model.init, mutable=("params", "batch_stats"))
+    variables = jax.eval_shape(init, jax.random.key(0), *(batch[name] for name in MODEL_FIELDS))
+    return {path: array.shape for path, array in flatten_dict(variables).items()}
+
+
 def recognise(keys: Iterable[str]) -> tuple[int, int]:
     """ResNet depth and number of transfer layers, read from the names of a state dict.
 
@@ -176,14 +199,25 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
       state: torch name -> array; the dead towers and the batch counters may be there or not.
 
     Raises:
-      ValueError: names are missing or unexpected (all are listed).
+      ValueError: names are missing or unexpected, or arrays have another shape than the published ones (all are
+        listed). Only the size of the word vectors is free.
     """
-    rows = table(*recognise(state))
+    depth, layers = recognise(state)
+    rows = table(depth, layers)
     expected = {row.key for row in rows}
     missing = sorted(expected - state.keys())
     unexpected = sorted(key for key in state.keys() - expected if not DEAD.search(key))
     if missing or unexpected:
         raise ValueError(f"The state dict does not fit.\n  missing: {missing}\n  unexpected: {unexpected}")
+    *_, word_vector_size = np.shape(state["text_encoder.lstm.weight_ih_l0"]) or (1,)
+    ours = shapes(depth, layers, word_vector_size)
+    wrong = {}
+    for row in rows:
+        wanted, found = row.torch_shape(ours[row.path]), np.shape(state[row.key])
+        if wanted != found:
+            wrong[row.key] = f"  {row.key}: expected {wanted}, found {found}"
+    if wrong:
+        raise ValueError("\n".join(["The state dict does not fit, arrays have other shapes.", *sorted(wrong.values())]))
     return unflatten_dict({row.path: row.from_torch(state[row.key]) for row in rows})
 
 

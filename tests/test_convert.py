@@ -1,0 +1,99 @@
+"""Torch's state dicts to our variables and back, and what is refused (lbdt_jax/convert/names.py)."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from published import GOLDEN, torch_state
+
+from lbdt_jax.convert.names import DEAD, from_torch, recognise, shapes, to_torch
+
+
+@pytest.fixture
+def state() -> dict[str, np.ndarray]:
+    """LBDT-1's state dict, to be spoilt."""
+    return dict(torch_state("lbdt1_r50"))
+
+
+def test_there_and_back_gives_the_same_bytes(state) -> None:
+    variables = from_torch(state)
+    flat = flatten_dict(variables)
+    assert {path: array.shape for path, array in flat.items()} == shapes(50, 1, 300)
+    back = to_torch(variables)
+    living = {key for key in state if not DEAD.search(key)}
+    assert back.keys() == living and len(living) < len(state)
+    for key in living:
+        assert back[key].dtype == state[key].dtype and back[key].tobytes() == state[key].tobytes(), key
+    again = flatten_dict(from_torch(back))
+    assert again.keys() == flat.keys()
+    assert all(np.array_equal(again[path], flat[path]) for path in flat)
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"), [("lbdt1_r50", (50, 1)), ("lbdt4_r50", (50, 4)), ("lbdt4_r101", (101, 4))]
+)
+def test_the_published_networks_are_recognised(variant: str, expected: tuple[int, int]) -> None:
+    manifest = json.loads((GOLDEN / f"manifest_{variant}.json").read_text())
+    assert recognise(name for name, _, _ in manifest) == expected
+
+
+def test_missing_and_unexpected_names_are_all_listed(state) -> None:
+    del state["bn1_2.bias"], state["transformer.stage5.layers.0.linear1.weight"]
+    state["decoder.surprise"] = state["module.extra"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError) as raised:
+        from_torch(state)
+    message = str(raised.value)
+    assert "missing: ['bn1_2.bias', 'transformer.stage5.layers.0.linear1.weight']" in message
+    assert "unexpected: ['decoder.surprise', 'module.extra']" in message
+
+
+def test_both_stages_need_as_many_layers(state) -> None:
+    for key in [key for key in state if key.startswith("transformer.stage4.layers.0.")]:
+        state[key.replace("layers.0", "layers.1")] = state[key]
+    with pytest.raises(ValueError, match=r"missing: \['transformer\.stage5\.layers\.1\."):
+        from_torch(state)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "expected"),
+    [
+        ("res3_1.0.conv2.weight", (128, 128, 1, 1), "(128, 128, 3, 3)"),
+        ("decoder.fusion.img_txt_fc.weight", (640, 128), "(128, 640)"),
+        ("transformer.stage4.layers.0.self_attn_words.in_proj_weight", (1536, 256), "(1536, 512)"),
+        ("transformer.stage4.layers.0.self_attn_words.in_proj_bias", (512,), "(1536,)"),
+        ("bn1_1.running_mean", (), "(64,)"),
+        ("text_encoder.lstm.weight_ih_l0", (), "(2048, 1)"),
+    ],
+)
+def test_a_wrong_shape_is_named(state, key: str, shape: tuple[int, ...], expected: str) -> None:
+    state[key] = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError) as raised:
+        from_torch(state)
+    first, *lines = str(raised.value).splitlines()
+    assert "other shapes" in first
+    assert lines == [f"  {key}: expected {expected}, found {shape}"]
+
+
+def test_words_may_have_vectors_of_another_size(state) -> None:
+    state["text_encoder.lstm.weight_ih_l0"] = np.ones((2048, 50), np.float32)
+    assert from_torch(state)["params"]["text_encoder"]["input_kernel"].shape == (50, 2048)
+
+
+@pytest.mark.parametrize("drop", ["res4_1.", "transformer."])
+def test_another_network_is_refused(state, drop: str) -> None:
+    other = {key: value for key, value in state.items() if not key.startswith(drop)}
+    with pytest.raises(ValueError, match="no state dict of LBDT"):
+        from_torch(other)
+
+
+def test_incomplete_variables_are_refused(state) -> None:
+    variables = from_torch(state)
+    del variables["params"]["head"]["project"]["bias"]
+    variables["batch_stats"]["head"]["stranger"] = np.zeros(1)
+    with pytest.raises(ValueError, match=r"\['batch_stats/head/stranger', 'params/head/project/bias'\]"):
+        to_torch(variables)
+    with pytest.raises(ValueError, match="not a complete LBDT"):
+        to_torch({"params": {"dense": {"kernel": np.zeros((2, 2))}}})

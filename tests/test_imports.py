@@ -1,0 +1,44 @@
+"""Who may know whom: the model's side works without TensorFlow, the input pipeline without JAX."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import input_pipeline
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_model_needs_no_tensorflow() -> None:
+    modules = (
+        "lbdt_jax.models.lbdt",
+        "lbdt_jax.step",
+        "lbdt_jax.ask",
+        "lbdt_jax.checkpoint",
+        "lbdt_jax.convert.names",
+        "lbdt_jax.render",
+        "lbdt_jax.metrics.paper",
+        "lbdt_jax.metrics.standard",
+    )
+    done = run_python(
+        "import sys\n"
+        "sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"  # makes `import` raise ImportError
+        f"import {', '.join(modules)}\n"
+        "assert sys.modules['tensorflow'] is None and sys.modules['tensorflow_datasets'] is None"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_input_pipeline_needs_no_jax() -> None:
+    modules = [module.name for module in pkgutil.walk_packages(input_pipeline.__path__, "input_pipeline.")]
+    assert {"input_pipeline.pipeline", "input_pipeline.readers.a2d_sentences"} <= set(modules)
+    # Made unimportable, not looked for afterwards: TensorFlow itself loads JAX where it finds it.
+    done = run_python(f"import sys\nsys.modules['jax'] = sys.modules['flax'] = None\nimport {', '.join(modules)}")
+    assert done.returncode == 0, done.stderr
