@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
 
     # -- training
     config.batch_size = 16  # samples over all devices: 2 GPUs with 8 each [R]
+    config.sentences_per_frame = 1  # samples of a batch that share a frame pair, which is then encoded once
     config.epochs = 15.0  # [R]
     config.learning_rate = 1e-4  # [P 4.1]
     config.warmup_steps = 0  # linear from 0; the published code has none

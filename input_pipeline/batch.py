@@ -1,14 +1,15 @@
 """The contract between the input pipeline and the model: what one batch holds.
 
     name             shape          dtype    meaning
-    frame            (B, H, W, 3)   uint8    RGB frame, resized to the model's size (aspect not kept)
-    earlier_frame    (B, H, W, 3)   uint8    the same video a few frames before, resized alike
+    frame            (B/K, H, W, 3) uint8    RGB frame, resized to the model's size (aspect not kept)
+    earlier_frame    (B/K, H, W, 3) uint8    the same video a few frames before, resized alike
     words            (B, N, D)      float32  word vectors; unknown words and padding are zero
     word_mask        (B, N)         bool     True for a token; every sample has at least one
     target           (B, H, W)      uint8    1 where the object is (training only)
     name             (B,)           object   "video/frame/instance: sentence", for messages; stays on the host
 
-B samples, H and W multiples of 32, N tokens (25 as published), D numbers per word vector (300 as published).
+B samples, K of them about the same frame pair (1 as published): sample i is about frame pair i // K. H and W are
+multiples of 32; N tokens (25 as published), D numbers per word vector (300 as published).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def random_batch(
     max_words: int = 25,
     word_vector_size: int = 300,
     seed: int = 0,
+    sentences_per_frame: int = 1,
 ) -> Batch:
     """A batch of noise that keeps the contract: for initialisation, tests and benchmarks.
 
@@ -36,13 +38,14 @@ def random_batch(
       max_words: N, tokens per sentence, padding included.
       word_vector_size: D, numbers per word vector.
       seed: of the noise.
+      sentences_per_frame: K, a divisor of B.
 
     Returns:
       Every field of the table above but `name`; sentences have 1 to N tokens, targets are boxes.
     """
     rng = np.random.default_rng(seed)
     height, width = image_size
-    frames = rng.integers(0, 256, (2, batch_size, height, width, 3), dtype=np.uint8)
+    frames = rng.integers(0, 256, (2, batch_size // sentences_per_frame, height, width, 3), dtype=np.uint8)
     lengths = rng.integers(1, max_words + 1, batch_size)
     word_mask = np.arange(max_words) < lengths[:, None]
     words = 0.4 * rng.standard_normal((batch_size, max_words, word_vector_size), dtype=np.float32)

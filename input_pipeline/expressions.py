@@ -8,7 +8,8 @@ Four tiers, scored separately:
     relation     "the circle left of the yellow square", "the triangle moving like the blue circle"
 
 What is said of motion and relation is found with nouns that fit several shapes, so that only the predicate decides,
-and with nouns that would do alone; comparisons only with the former. Everything said holds in every annotated frame, by a clear margin.
+and with nouns that would do alone; comparisons only with the former. Everything said holds in every annotated frame,
+by a clear margin.
 """
 
 from __future__ import annotations

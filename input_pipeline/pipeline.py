@@ -63,6 +63,24 @@ def samples_per_epoch(config: ConfigDict, split: str) -> int:
     return _split_counts(config, split)["sentences"]
 
 
+def steps_per_epoch(config: ConfigDict) -> int:
+    """Batches of the split "train" in an epoch; the last one, incomplete, does not count.
+
+    Raises:
+      DataError: no records, or less than one batch of samples.
+    """
+    together = config.sentences_per_frame
+    lengths = _split_counts(config, "train")["sentences_per_frame_pair"]
+    elements = sum(frame_pairs * -(-int(length) // together) for length, frame_pairs in lengths.items())
+    steps = elements * together // config.batch_size
+    if not steps:
+        raise DataError(
+            f"{elements * together} training samples don't fill a batch of {config.batch_size}: lower "
+            "config.batch_size."
+        )
+    return steps
+
+
 def training_batches(
     config: ConfigDict,
     word_vectors: WordVectors,
@@ -76,43 +94,45 @@ def training_batches(
     dropped.
 
     Args:
-      config: its fields data_dir, dataset, image_size, max_words, batch_size, shuffle_buffer and seed are read.
+      config: its fields data_dir, dataset, image_size, max_words, batch_size,
+        sentences_per_frame, shuffle_buffer and seed are read.
       word_vectors: turn sentences into `words` and `word_mask`.
       first_step: how many batches were used before; what follows is equal, to the bit, to an uninterrupted run.
       process_index: which part of every batch to make.
       process_count: how many parts there are; divides config.batch_size.
 
     Yields:
-      Every field of `input_pipeline.batch`, with B = config.batch_size // process_count.
+      Every field of `input_pipeline.batch`, with B = config.batch_size // process_count and
+      K = config.sentences_per_frame.
 
     Raises:
       DataError: no records, less than one batch of samples, or a broken file of records.
     """
-    samples = samples_per_epoch(config, "train")
-    steps = samples // config.batch_size
-    if not steps:
+    steps, together = steps_per_epoch(config), config.sentences_per_frame
+    if config.batch_size % (process_count * together):
         raise DataError(
-            f"{samples} training samples don't fill a batch of {config.batch_size}: lower config.batch_size."
+            f"config.batch_size {config.batch_size} can't be divided among {process_count} processes, with {together} "
+            "sentences for each frame."
         )
-    if config.batch_size % process_count:
-        raise DataError(f"config.batch_size {config.batch_size} can't be divided among {process_count} processes.")
+    elements = config.batch_size // together  # of one batch, over all processes
     files = _files(config, "train")
+    frame_pairs = _split_counts(config, "train")["frame_pairs"]
     first_epoch, steps_used = divmod(first_step, steps)
-    used = np.int64(steps_used * config.batch_size)
+    used = np.int64(steps_used * elements)
 
     def epoch_of_samples(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = tf.random.stateless_uniform((), (config.seed, epoch), minval=None, maxval=None, dtype=tf.int64)
         dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files), seed)
         dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=4)
-        dataset = dataset.map(_parser(config)).flat_map(_samples_of_record)
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(samples))
+        dataset = dataset.map(_parser(config)).apply(tf.data.experimental.assert_cardinality(frame_pairs))
+        dataset = dataset.flat_map(partial(_samples_of_record, together, seed))
         dataset = dataset.shuffle(config.shuffle_buffer, seed, reshuffle_each_iteration=False)
-        dataset = dataset.take(steps * config.batch_size)
+        dataset = dataset.take(steps * elements)
         dataset = dataset.skip(tf.where(epoch == first_epoch, used, np.int64(0)))
         return dataset.shard(process_count, process_index)
 
     dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_samples)
-    dataset = dataset.batch(config.batch_size // process_count).prefetch(2)
+    dataset = dataset.batch(elements // process_count).prefetch(2)
     yield from _in_threads(partial(_decode_batch, config, word_vectors), _elements(dataset, config, "train"))
 
 
@@ -155,46 +175,46 @@ def _parser(config: ConfigDict):
     return partial(features.deserialize_example, decoders={"frame": encoded, "earlier_frame": encoded})
 
 
-def _samples_of_record(record: dict) -> tf.data.Dataset:
-    """One sample per sentence: the frame pair, still encoded, the sentence and its instance's mask."""
-    instances = record["instances"]
+def _samples_of_record(together: int, seed: tf.Tensor, record: dict) -> tf.data.Dataset:
+    """The frame pair, still encoded, with `together` of its sentences and their masks, until all sentences are asked.
 
-    def sample(sentence: dict) -> dict:
-        instance = tf.argmax(tf.cast(instances["id"] == sentence["instance"], tf.int32))
+    Where their number is no multiple, the last group is filled up with sentences of the first.
+    """
+    instances, sentences = record["instances"], record["sentences"]
+    count = tf.size(sentences["text"])
+    own_seed = tf.strings.to_hash_bucket_fast(record["video"], 2**31) + record["frame_index"]
+    order = tf.random.experimental.stateless_shuffle(tf.range(count), (seed, own_seed))
+    groups = -(-count // together)
+    order = tf.reshape(tf.gather(order, tf.range(groups * together) % count), (groups, together))
+
+    def sample(chosen: tf.Tensor) -> dict:
+        text, instance = tf.gather(sentences["text"], chosen), tf.gather(sentences["instance"], chosen)
+        place = tf.argmax(tf.cast(instances["id"] == instance[:, None], tf.int32), axis=1)
+        where = tf.strings.join([record["video"], "/", tf.strings.as_string(record["frame_index"]), "/"])
         return {
             "frame": record["frame"],
             "earlier_frame": record["earlier_frame"],
-            "mask": instances["mask"][instance],
-            "text": sentence["text"],
-            "name": tf.strings.join(
-                [
-                    record["video"],
-                    "/",
-                    tf.strings.as_string(record["frame_index"]),
-                    "/",
-                    tf.strings.as_string(sentence["instance"]),
-                    ": ",
-                    sentence["text"],
-                ]
-            ),
+            "mask": tf.gather(instances["mask"], place),
+            "text": text,
+            "name": tf.strings.join([where, tf.strings.as_string(instance), ": ", text]),
         }
 
-    return tf.data.Dataset.from_tensor_slices(record["sentences"]).map(sample)
+    return tf.data.Dataset.from_tensor_slices(order).map(sample)
 
 
 def _decode_batch(config: ConfigDict, word_vectors: WordVectors, encoded: dict[str, np.ndarray]) -> Batch:
     """A batch of encoded samples -> a batch."""
     size = tuple(config.image_size)
     words, word_mask = zip(
-        *(word_vectors.embed(text.decode(), config.max_words) for text in encoded["text"]), strict=True
+        *(word_vectors.embed(text.decode(), config.max_words) for text in encoded["text"].flat), strict=True
     )
     return {
         "frame": np.stack([resize_frame(decode_frame(jpeg), size) for jpeg in encoded["frame"]]),
         "earlier_frame": np.stack([resize_frame(decode_frame(jpeg), size) for jpeg in encoded["earlier_frame"]]),
         "words": np.stack(words),
         "word_mask": np.stack(word_mask),
-        "target": np.stack([resize_target(decode_mask(png), size) for png in encoded["mask"]]),
-        "name": np.array([name.decode() for name in encoded["name"]], object),
+        "target": np.stack([resize_target(decode_mask(png), size) for png in encoded["mask"].flat]),
+        "name": np.array([name.decode() for name in encoded["name"].flat], object),
     }
 
 

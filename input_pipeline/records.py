@@ -62,6 +62,7 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
        "skipped_lines": {reason: [where, ...]}        of the annotation files
        "splits": {split: {"videos", "frame_pairs", "instances", "sentences",
                           "earlier_frames": {rule: frame pairs}, "groups": {group: sentences},
+                          "sentences_per_frame_pair": {number: frame pairs},
                           "skipped": {reason: [where, ...]}}},
        "tokens": [...]}                               of all sentences, sorted
 
@@ -162,7 +163,7 @@ class FramePairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, Record]]:
         """The records of a split in the order of its videos; counts them, and writes the report at the end."""
-        counts, rules, groups, skipped = Counter(), Counter(), Counter(), []
+        counts, rules, groups, lengths, skipped = Counter(), Counter(), Counter(), Counter(), []
         for records, skipped_here in _encode_in_parallel(self.pool, self.reader.videos(split), split):
             skipped += skipped_here
             counts["videos"] += bool(records)
@@ -170,6 +171,7 @@ class FramePairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 counts["frame_pairs"] += 1
                 counts["instances"] += len(record["instances"])
                 counts["sentences"] += len(record["sentences"])
+                lengths[len(record["sentences"])] += 1
                 rules[record["earlier_rule"]] += 1
                 for sentence in record["sentences"]:
                     groups[sentence["group"]] += 1
@@ -182,6 +184,7 @@ class FramePairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.report["splits"][split] = {
             **counts,
             "earlier_frames": dict(rules),
+            "sentences_per_frame_pair": {str(length): lengths[length] for length in sorted(lengths)},
             "groups": dict(sorted(groups.items())),
             "skipped": _by_reason(skipped),
         }

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from input_pipeline.batch import MODEL_FIELDS
 from input_pipeline.glove import load_word_vectors
-from input_pipeline.pipeline import evaluation_examples, samples_per_epoch, training_batches
+from input_pipeline.pipeline import evaluation_examples, steps_per_epoch, training_batches
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
 from input_pipeline.records import load_report
@@ -50,12 +50,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # -- the model, on every device
     mesh = make_mesh()
-    if config.batch_size % mesh.size:
-        raise DataError(f"config.batch_size {config.batch_size} can't be divided among {mesh.size} devices.")
-    steps_per_epoch = samples_per_epoch(config, "train") // config.batch_size
-    total_steps = round(config.epochs * steps_per_epoch)
-    model, optimizer = make_model(config), make_optimizer(config, steps_per_epoch)
-    learning_rate = learning_rate_schedule(config, steps_per_epoch)
+    if config.batch_size % (mesh.size * config.sentences_per_frame):
+        raise DataError(
+            f"config.batch_size {config.batch_size} can't be divided among {mesh.size} devices, with "
+            f"{config.sentences_per_frame} sentences for each frame."
+        )
+    steps = steps_per_epoch(config)
+    total_steps = round(config.epochs * steps)
+    model, optimizer = make_model(config), make_optimizer(config, steps)
+    learning_rate = learning_rate_schedule(config, steps)
     variables = initial_variables(model, config, word_vectors.vectors.shape[1])
     state = replicate(initial_state(variables, optimizer), mesh)
     parameters = sum(array.size for array in jax.tree.leaves(state.params))
