@@ -54,5 +54,5 @@ def tiny_variables(dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
 
 
 def tiny_state(config: ConfigDict) -> TrainState:
-    """The state before the first step, in the precision of config.model.dtype."""
-    return initial_state(tiny_variables(config.model.dtype), make_optimizer(config, STEPS_PER_EPOCH))
+    """The state before the first step as numpy arrays, which no step can donate; of config.model.dtype."""
+    return jax.device_get(initial_state(tiny_variables(config.model.dtype), make_optimizer(config, STEPS_PER_EPOCH)))

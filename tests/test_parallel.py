@@ -1,0 +1,171 @@
+"""The training step on several devices equals the step on one (lbdt_jax/parallel.py, lbdt_jax/step.py)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+from tiny import STEPS_PER_EPOCH, tiny_batch, tiny_config, tiny_state
+
+from input_pipeline.batch import Batch
+from lbdt_jax.optimizer import make_optimizer
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
+from lbdt_jax.step import Metrics, TrainState, loss_function, make_model, make_train_step
+
+
+@pytest.fixture(autouse=True)
+def fast_compilation() -> Iterator[None]:
+    """Every step runs once or twice: compiling takes much longer than computing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def make_config(**fields: Any) -> ConfigDict:
+    """Without dropout and in float64, unless `fields` (by their full names) say otherwise."""
+    config = tiny_config()
+    config.update_from_flattened_dict({"model.dtype": "float64", "model.dropout": 0.0} | fields)
+    return config
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+@functools.cache
+def compiled_step(devices: int, **fields: Any) -> Step:
+    """The training step on the first few devices, from host to host."""
+    config, mesh = make_config(**fields), make_mesh(jax.devices()[:devices])
+    train_step = make_train_step(make_model(config), make_optimizer(config, STEPS_PER_EPOCH), config, mesh)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return jax.device_get(train_step(replicate(state, mesh), split(batch, mesh)))
+
+    step.compilations = train_step._cache_size
+    return step
+
+
+DROPOUT = {"model.dropout": 0.5, "model.dtype": "float32"}
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    size = len(batch["frame"]) // 2
+    return {name: x[:size] for name, x in batch.items()}, {name: x[size:] for name, x in batch.items()}
+
+
+def join(*batches: Batch) -> Batch:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def assert_close(found: Any, expected: Any, tolerance: float) -> None:
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), found, expected)
+
+
+def same_bytes(a: Any, b: Any) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_eight_devices_equal_one(float64: None) -> None:
+    batches = [tiny_batch(make_config(), seed) for seed in range(2)]
+    one = eight = tiny_state(make_config())
+    start = one.params
+    for batch in batches:
+        one, metrics_one = compiled_step(1)(one, batch)
+        eight, metrics_eight = compiled_step(8, global_batch_norm=True)(eight, batch)
+        assert_close(metrics_eight, metrics_one, 1e-12)
+        assert_close(eight, one, 1e-11)
+    assert int(eight.step) == 2
+    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(eight.params), strict=True):
+        assert not np.array_equal(before, after)
+
+
+def test_statistics_are_per_device_and_then_averaged(float64: None) -> None:
+    state = tiny_state(make_config())
+    first, second = (tiny_batch(make_config(), seed) for seed in range(2))
+    together, metrics = compiled_step(2)(state, join(first, second))
+    parts = [compiled_step(1)(state, part) for part in (first, second)]
+
+    def mean_of(pick: Callable[[TrainState, Metrics], Any]) -> Any:
+        return jax.tree.map(lambda a, b: (a + b) / 2, *(pick(*part) for part in parts))
+
+    assert_close(together.batch_stats, mean_of(lambda state, _: state.batch_stats), 1e-12)
+    # After one step the first moment is the gradient times a constant.
+    assert_close(together.optimizer_state[0].mu, mean_of(lambda state, _: state.optimizer_state[0].mu), 1e-12)
+    del metrics["gradient_norm"]
+    assert_close(metrics, {name: mean_of(lambda _, m, name=name: m[name]) for name in metrics}, 1e-12)
+
+
+def test_equals_the_step_written_with_pmap(float64: None) -> None:
+    config = make_config()
+    model, optimizer = make_model(config), make_optimizer(config, STEPS_PER_EPOCH)
+
+    @functools.partial(jax.pmap, axis_name=DATA_AXIS, devices=jax.devices()[:2])
+    def pmap_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradient = jax.grad(loss_function, has_aux=True)
+        key = jax.random.key(0)  # for dropout: off
+        result = gradient(state.params, state.batch_stats, batch, key, model, config)
+        gradients, (batch_stats, metrics) = jax.lax.pmean(result, DATA_AXIS)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, optimizer_state), metrics
+
+    state, batch = tiny_state(config), join(*(tiny_batch(config, seed) for seed in range(2)))
+    ours, metrics = compiled_step(2)(state, batch)
+    stacked = jax.tree.map(lambda x: np.stack([x, x]), state)
+    parts = {name: x.reshape(2, -1, *x.shape[1:]) for name, x in batch.items()}
+    theirs = jax.device_get(pmap_step(stacked, parts))
+    del metrics["gradient_norm"]
+    for device in range(2):
+        expected = jax.tree.map(lambda x, device=device: x[device], theirs)
+        assert_close((ours, metrics), expected, 1e-12)
+
+
+def test_many_steps_are_compiled_once() -> None:
+    step = compiled_step(2, **DROPOUT)
+    state = tiny_state(make_config(**DROPOUT))
+    for seed in range(3):
+        state, _ = step(state, tiny_batch(make_config(), seed))
+    assert int(state.step) == 3
+    assert step.compilations() == 1
+
+
+def test_dropout_differs_between_devices_and_steps_and_is_drawn_again_alike() -> None:
+    state, batch = tiny_state(make_config(**DROPOUT)), tiny_batch(make_config())
+    step = compiled_step(2, **DROPOUT)
+    once = step(state, batch)
+    assert same_bytes(step(state, batch), once)
+    # The sum of two numbers does not know their order: only if both devices drew alike, nothing would change.
+    exchanged = step(state, join(*reversed(halves(batch))))
+    assert exchanged[1]["loss"] != once[1]["loss"]
+    later = step(state.replace(step=np.asarray(1, np.int32)), batch)
+    assert later[1]["loss"] != once[1]["loss"]
+
+
+def test_without_dropout_neither_order_nor_step_matters(float64: None) -> None:
+    state, batch = tiny_state(make_config()), join(*(tiny_batch(make_config(), seed) for seed in range(2)))
+    _, once = compiled_step(2)(state, batch)
+    _, exchanged = compiled_step(2)(state, join(*reversed(halves(batch))))
+    _, later = compiled_step(2)(state.replace(step=np.asarray(1, np.int32)), batch)
+    assert once["loss"] == exchanged["loss"] == later["loss"]
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    batch = {name: x[:7] for name, x in tiny_batch(tiny_config()).items()}
+    with pytest.raises(ValueError, match="partitioned 8 times, but the dimension size is 7"):
+        split(batch, make_mesh())
+
+
+def test_every_device_gets_its_part_in_order() -> None:
+    parts = split({"x": np.arange(16).reshape(16, 1)}, make_mesh())["x"].addressable_shards
+    assert [(shard.device, *np.ravel(shard.data)) for shard in parts] == [
+        (device, 2 * place, 2 * place + 1) for place, device in enumerate(jax.devices())
+    ]
+    copies = replicate(np.arange(3), make_mesh()).addressable_shards
+    assert len(copies) == 8 and all(np.array_equal(copy.data, np.arange(3)) for copy in copies)
+    assert not isinstance(replicate(np.arange(3), make_mesh()).sharding, SingleDeviceSharding)
