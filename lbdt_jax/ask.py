@@ -48,7 +48,7 @@ class Answerer:
 
     def __init__(self, model: LBDT, variables: dict[str, Any], frames: int, sentences: int) -> None:
         self._mesh = make_mesh(jax.local_devices())
-        self._variables = replicate(variables, self._mesh)
+        self.use(variables)
         self._devices, self._frames, self._sentences = self._mesh.size, frames, sentences
 
         def encode(variables: dict[str, Any], frames: dict[str, Array]) -> FramePairFeatures:
@@ -66,6 +66,10 @@ class Answerer:
             return jax.jit(mapped)
 
         self._encode, self._answer = over_devices(encode, 1), over_devices(answer, 2)
+
+    def use(self, variables: dict[str, Any]) -> None:
+        """Answers with other variables from now on, without compiling again."""
+        self._variables = replicate(variables, self._mesh)
 
     def __call__(self, examples: Iterable[Asked]) -> Iterator[tuple[Asked, np.ndarray]]:
         """Yields each example, in order, with its logits (S, H, W) float32."""

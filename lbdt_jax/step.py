@@ -15,8 +15,10 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
+from input_pipeline.readers import DataError
 from lbdt_jax import losses
 from lbdt_jax.models.lbdt import LBDT
+from lbdt_jax.models.resnet import DEPTHS
 from lbdt_jax.models.types import Array
 from lbdt_jax.parallel import DATA_AXIS
 
@@ -50,7 +52,16 @@ class TrainState:
 
 
 def make_model(config: ConfigDict) -> LBDT:
-    """The network that a configuration describes."""
+    """The network that a configuration describes. Raises DataError for sizes that no network can have."""
+    if len(config.image_size) != 2 or any(side < 32 or side % 32 for side in config.image_size):
+        raise DataError(f"config.image_size is {config.image_size}; height and width must be multiples of 32.")
+    if config.model.resnet_depth not in DEPTHS:
+        raise DataError(f"config.model.resnet_depth is {config.model.resnet_depth}; choose one of {[*DEPTHS]}.")
+    if config.model.transfer_width % config.model.attention_heads or config.model.transfer_width % 4:
+        raise DataError(
+            f"config.model.transfer_width is {config.model.transfer_width}; it must be a multiple of 4 and of "
+            f"config.model.attention_heads, {config.model.attention_heads}."
+        )
     return LBDT(**config.model, norm_axis_name=DATA_AXIS if config.global_batch_norm else None)
 
 

@@ -86,6 +86,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         train_step = make_train_step(model, optimizer, config, mesh).lower(state, on_devices).compile()
         print(f"{time.monotonic() - started:.0f} s")
 
+        on_each = -(-config.contact_sheet_samples // mesh.size)
+        answerer = Answerer(model, state.variables, on_each, on_each)
+
         # -- the loop
         recent: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
         progress = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", smoothing=0.05)
@@ -107,7 +110,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 recent.clear()
 
             if step % config.picture_every_steps == 0:
-                answerer = Answerer(model, state.variables, config.evaluation_frames, config.evaluation_sentences)
+                answerer.use(state.variables)
                 examples = evaluation_examples(config, config.evaluation_split, word_vectors)
                 shown = pictures(answerer, itertools.islice(examples, config.contact_sheet_samples))
                 sheet = render.contact_sheet(shown, f"{config.dataset} {config.evaluation_split}, step {step}")

@@ -133,6 +133,23 @@ def test_evaluating_an_unknown_split(config: ConfigDict, workdir: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_size", (60, 64), "image_size"),
+        ("model.resnet_depth", 42, "resnet_depth is 42"),
+        ("model.attention_heads", 3, "attention_heads, 3"),
+        ("batch_size", 1000, "don't fill a batch"),
+        ("word_vectors", "no/such/file.txt", "no/such/file.txt"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(config, field, value, message, tmp_path: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(DataError, match=message):
+        train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config=configs/shapes.py", "--config.nonsense=1"], "no field 'nonsense'"),

@@ -21,8 +21,11 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """Something about the data that the user must mend. The message names the file, and the line where there is
-    one, and says what to do; commands print it alone and exit with status 2."""
+    """Something that the user must mend: data, or a configuration that doesn't fit them.
+
+    The message names the file, and the line where there is one, and says what to do; commands print it alone and exit
+    with status 2.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
