@@ -176,6 +176,6 @@ def _concepts(pattern: str) -> list[str]:
 
 
 def _word(concept: str, rng: np.random.Generator) -> str:
-    """A word for the concept: the plain one half of the time, else any."""
+    """A word for the concept: the plain one three times out of four, else any."""
     words = LEXICON[concept]
-    return words[0] if rng.random() < 0.5 else words[rng.integers(len(words))]
+    return words[0] if rng.random() < 0.75 else words[rng.integers(len(words))]

@@ -27,10 +27,13 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and then
 def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     """Does what the command line asks for."""
     # Imported late, so that a wrong flag is answered at once.
+    import jax
+
     from lbdt_jax.checkpoint import load_checkpoint
     from lbdt_jax.evaluate import evaluate
     from lbdt_jax.train import train
 
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     if mode == "train":
         train(config, workdir)
     evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)

@@ -86,8 +86,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         train_step = make_train_step(model, optimizer, config, mesh).lower(state, on_devices).compile()
         print(f"{time.monotonic() - started:.0f} s")
 
-        on_each = -(-config.contact_sheet_samples // mesh.size)
-        answerer = Answerer(model, state.variables, on_each, on_each)
+        # As the evaluation after it asks, so that both share one compiled program.
+        answerer = Answerer(model, state.variables, config.evaluation_frames, config.evaluation_sentences)
 
         # -- the loop
         recent: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
