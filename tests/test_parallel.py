@@ -22,15 +22,16 @@ from lbdt_jax.step import Metrics, TrainState, loss_function, make_model, make_t
 
 @pytest.fixture(autouse=True)
 def fast_compilation() -> Iterator[None]:
-    """Every step runs once or twice: compiling takes much longer than computing."""
+    """Every step runs only a few times: compiling takes longer than computing."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_config(**fields: Any) -> ConfigDict:
-    """Without dropout and in float64, unless `fields` (by their full names) say otherwise."""
+    """Small pictures, without dropout and in float64, unless `fields` (by their full names) say otherwise."""
     config = tiny_config()
+    config.image_size = (32, 32)
     config.update_from_flattened_dict({"model.dtype": "float64", "model.dropout": 0.0} | fields)
     return config
 
