@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,12 +25,6 @@ from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
 from lbdt_jax.step import score
 
 UNITS = np.load(GOLDEN / "units.npz")
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
