@@ -92,7 +92,7 @@ def words_for(checkpoint: Checkpoint, config: ConfigDict) -> WordVectors:
 
 def compute(paper: PaperScores, standard: StandardScores) -> dict[str, Any]:
     """Both protocols' scores, and how many samples they are made of."""
-    return {"samples": len(standard.ious), "paper": paper.compute(), "standard": standard.compute()}
+    return {"samples": len(standard.samples), "paper": paper.compute(), "standard": standard.compute()}
 
 
 class Sheets:
