@@ -29,10 +29,10 @@ def get_config() -> ConfigDict:
 
     config.batch_size = 32
     config.sentences_per_frame = 2
-    config.epochs = 3.5
+    config.epochs = 4.0
     config.learning_rate = 2e-3
     config.warmup_steps = 100
-    config.learning_rate_drops = (2.5, 2.9, 3.2, 3.35)
+    config.learning_rate_drops = (2.7, 3.2, 3.6, 3.8)
     config.shuffle_buffer = 16384
     config.evaluation_frames = 16
     config.evaluation_sentences = 64

@@ -1,6 +1,6 @@
 """The scenes of Moving Shapes: what is in them, where it moves, and how they are drawn.
 
-A scene holds three to five shapes over a textured background that stands still. Every shape stands still or moves
+A scene holds three or four shapes over a textured background that stands still. Every shape stands still or moves
 with constant velocity along one axis. At least two shapes are doubles: of the same kind, mostly of the same colour
 too, so that only how they move, compare or relate to the others tells them apart.
 """
@@ -21,8 +21,8 @@ SPLITS = ("train", "test", "validation", "unseen_words")  # the order is part of
 WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's size is exercised
 FRAMES = 16
 ANNOTATED = (8, 15)  # counted from 1, as A2D-Sentences counts; both have a frame 6 before them
-SHAPES = (3, 4)  # in one scene
-SIZES = (14.0, 24.0)  # square roots of areas, in pixels
+SHAPES = (3, 3, 4)  # in one scene, each as likely
+SIZES = (16.0, 26.0)  # square roots of areas, in pixels
 SPEEDS = {"slow": (0.7, 0.85), "fast": (1.3, 1.5)}  # pixels per frame: at least 1.5 times apart
 LEAST_VISIBLE = 0.6  # share of a shape that no other shape covers, in every annotated frame
 
@@ -112,10 +112,10 @@ def make_scene(seed: int, split: str, number: int) -> Scene:
 
 
 def _choose_shapes(rng: np.random.Generator) -> list[Shape]:
-    """Three to five shapes without a place, in random order: two doubles, a landmark, and what else may be there."""
+    """Three or four shapes without a place, in random order: two doubles, a landmark, and what else may be there."""
     kinds, colours = list(HALF_EXTENTS), list(COLOURS)
     shapes: list[Shape] = []
-    for i in range(rng.integers(SHAPES[0], SHAPES[1] + 1)):
+    for i in range(rng.choice(SHAPES)):
         kind, colour = str(rng.choice(kinds)), str(rng.choice(colours))
         direction = str(rng.choice(list(DIRECTIONS)))
         if i == 1:  # the double of the first shape, rarely in another colour
