@@ -44,8 +44,10 @@ def get_config() -> ConfigDict:
     config.bce_weight = 0.5  # of the binary cross-entropy [P 3.5]
     config.bce_positive_weight = 1.5  # of object pixels inside it [R]
     config.dice_weight = 0.5  # of the dice loss [P 3.5]
+    config.cpu_devices = 1  # virtual devices, where JAX finds no others; small networks run faster with one per core
     config.global_batch_norm = False  # True: statistics over all devices; published: per device
     config.shuffle_buffer = 4096  # encoded samples, about 60 kB each at A2D's size
+    config.decoded_cache = 0  # frames, and masks, that stay decoded at the model's size; for small data sets
     config.log_every_steps = 20
     config.picture_every_steps = 500
     config.checkpoint_every_steps = 500

@@ -7,6 +7,7 @@ Everything random is folded from the seed and the epoch, so that training resume
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -95,7 +96,7 @@ def training_batches(
 
     Args:
       config: its fields data_dir, dataset, image_size, max_words, batch_size,
-        sentences_per_frame, shuffle_buffer and seed are read.
+        sentences_per_frame, shuffle_buffer, decoded_cache and seed are read.
       word_vectors: turn sentences into `words` and `word_mask`.
       first_step: how many batches were used before; what follows is equal, to the bit, to an uninterrupted run.
       process_index: which part of every batch to make.
@@ -133,7 +134,7 @@ def training_batches(
 
     dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_samples)
     dataset = dataset.batch(elements // process_count).prefetch(2)
-    yield from _in_threads(partial(_decode_batch, config, word_vectors), _elements(dataset, config, "train"))
+    yield from _in_threads(_batch_decoder(config, word_vectors), _elements(dataset, config, "train"))
 
 
 def evaluation_examples(
@@ -202,20 +203,31 @@ def _samples_of_record(together: int, seed: tf.Tensor, record: dict) -> tf.data.
     return tf.data.Dataset.from_tensor_slices(order).map(sample)
 
 
-def _decode_batch(config: ConfigDict, word_vectors: WordVectors, encoded: dict[str, np.ndarray]) -> Batch:
-    """A batch of encoded samples -> a batch."""
+def _batch_decoder(config: ConfigDict, word_vectors: WordVectors) -> Callable[[dict[str, np.ndarray]], Batch]:
+    """The function from a batch of encoded samples to a batch; it remembers config.decoded_cache pictures."""
     size = tuple(config.image_size)
-    words, word_mask = zip(
-        *(word_vectors.embed(text.decode(), config.max_words) for text in encoded["text"].flat), strict=True
-    )
-    return {
-        "frame": np.stack([resize_frame(decode_frame(jpeg), size) for jpeg in encoded["frame"]]),
-        "earlier_frame": np.stack([resize_frame(decode_frame(jpeg), size) for jpeg in encoded["earlier_frame"]]),
-        "words": np.stack(words),
-        "word_mask": np.stack(word_mask),
-        "target": np.stack([resize_target(decode_mask(png), size) for png in encoded["mask"].flat]),
-        "name": np.array([name.decode() for name in encoded["name"].flat], object),
-    }
+
+    @functools.lru_cache(config.decoded_cache)
+    def frame(jpeg: bytes) -> np.ndarray:
+        return resize_frame(decode_frame(jpeg), size)
+
+    @functools.lru_cache(config.decoded_cache)
+    def target(png: bytes) -> np.ndarray:
+        return resize_target(decode_mask(png), size)
+
+    def decode(encoded: dict[str, np.ndarray]) -> Batch:
+        sentences = [word_vectors.embed(text.decode(), config.max_words) for text in encoded["text"].flat]
+        words, word_mask = zip(*sentences, strict=True)
+        return {
+            "frame": np.stack([frame(jpeg) for jpeg in encoded["frame"]]),
+            "earlier_frame": np.stack([frame(jpeg) for jpeg in encoded["earlier_frame"]]),
+            "words": np.stack(words),
+            "word_mask": np.stack(word_mask),
+            "target": np.stack([target(png) for png in encoded["mask"].flat]),
+            "name": np.array([name.decode() for name in encoded["name"].flat], object),
+        }
+
+    return decode
 
 
 def _decode_record(config: ConfigDict, word_vectors: WordVectors, record: dict) -> EvaluationExample:

@@ -23,7 +23,7 @@ FRAMES = 16
 ANNOTATED = (8, 15)  # counted from 1, as A2D-Sentences counts; both have a frame 6 before them
 SHAPES = (3, 3, 4)  # in one scene, each as likely
 SIZES = (16.0, 26.0)  # square roots of areas, in pixels
-SPEEDS = {"slow": (0.7, 0.85), "fast": (1.3, 1.5)}  # pixels per frame: at least 1.5 times apart
+SPEEDS = {"slow": (0.8, 0.95), "fast": (1.6, 1.8)}  # pixels per frame: at least 1.5 times apart
 LEAST_VISIBLE = 0.6  # share of a shape that no other shape covers, in every annotated frame
 
 COLOURS = {
@@ -120,7 +120,7 @@ def _choose_shapes(rng: np.random.Generator) -> list[Shape]:
         direction = str(rng.choice(list(DIRECTIONS)))
         if i == 1:  # the double of the first shape, rarely in another colour
             kind = shapes[0].kind
-            colour = shapes[0].colour if rng.random() < 0.7 else colour
+            colour = shapes[0].colour if rng.random() < 0.5 else colour
         elif i == 2 and rng.random() < 0.5:  # the landmark moves like one of the doubles
             direction = shapes[rng.integers(2)].direction
         elif i > 2 and rng.random() < 0.5:  # shares a colour or a kind with an earlier shape

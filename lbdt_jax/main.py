@@ -34,6 +34,8 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     from lbdt_jax.train import train
 
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if mode == "train":
         train(config, workdir)
     evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)
