@@ -8,6 +8,7 @@ Training ends with an evaluation. A run that was stopped goes on where its newes
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -49,8 +50,10 @@ def main(arguments: list[str]) -> None:
             raise flags.Error("--config is missing. Begin with --config=configs/shapes.py.")
         CONFIG.value.to_dict()  # a file that can't be read complains here, not when it is parsed
     except AttributeError as error:
-        name = str(error).strip("\"'")
-        fail(f"The configuration has no field '{name}'; configs/base.py lists all of them.")
+        # ml_collections gives the name and, where it can, «Did you mean "..."», in one quoted string.
+        name, *hint = re.findall(r"\w+", str(error).replace("\\n", " ").partition(" instead of")[0])
+        meant = f" Did you mean '{hint[-1]}'?" if hint else ""
+        fail(f"The configuration has no field '{name}'.{meant} configs/base.py lists all of them.")
     except (flags.Error, OSError, TypeError, ValueError) as error:
         # ml_collections quotes the traceback of a configuration file; its last line says what is wrong.
         message = str(error).strip()

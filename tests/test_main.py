@@ -57,7 +57,8 @@ def test_training_leaves_what_it_promises(config: ConfigDict, workdir: Path) -> 
     assert json.loads((workdir / "config.json").read_text())["dataset"] == "moving_shapes"
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
     assert list(workdir.glob("events.out.tfevents.*"))
-    assert Image.open(workdir / "pictures" / "step_000004.png").width > 500
+    with Image.open(workdir / "pictures" / "step_000004.png") as picture:
+        assert picture.width > 500
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
