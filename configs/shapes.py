@@ -3,7 +3,7 @@
     python -m lbdt_jax.main --config=configs/shapes.py
 
 Ablations, each a field: --config.model.transfer_layers=0 (no bridge), =4 (LBDT-4), --config.model.channel_gates=False
-(no bilateral channel activation). Choose another --workdir for each. What came out is in the README.
+(no bilateral channel activation). Choose another --workdir for each. The README says what was measured.
 """
 
 from ml_collections import ConfigDict
