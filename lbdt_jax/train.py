@@ -46,7 +46,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
     word_vectors = load_word_vectors(config.word_vectors, vocabulary)
     share, missing = word_vectors.coverage(vocabulary)
     print(f"{len(vocabulary)} words, {share:.1%} with a vector; without: {' '.join(map(repr, missing[:10])) or 'none'}")
-    keep_config(config, workdir / "config.json")
 
     # -- the model, on every device
     mesh = make_mesh()
@@ -67,7 +66,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         f"{config.batch_size // mesh.size} on each of {mesh.size} {jax.devices()[0].platform} device(s)"
     )
 
-    # -- resume where the last run stopped
+    # -- resume where the last run stopped; a configuration that was refused above leaves nothing in the way
+    keep_config(config, workdir / "config.json")
     writer = metric_writers.SummaryWriter(str(workdir))
     with CheckpointWriter(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
         state = checkpoints.restore(state)
