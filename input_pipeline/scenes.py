@@ -22,7 +22,8 @@ WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's si
 FRAMES = 16
 ANNOTATED = (8, 15)  # counted from 1, as A2D-Sentences counts; both have a frame 6 before them
 SHAPES = (3, 3, 4)  # in one scene, each as likely
-SIZES = (16.0, 26.0)  # square roots of areas, in pixels
+SIZES = (18.0, 28.0)  # square roots of areas, in pixels
+SEPARATION = 0.75  # least distance of two middles, as a share of the sum of their sizes: all but corners stay apart
 SPEEDS = {"slow": (0.8, 0.95), "fast": (1.6, 1.8)}  # pixels per frame: at least 1.5 times apart
 LEAST_VISIBLE = 0.6  # share of a shape that no other shape covers, in every annotated frame
 
@@ -147,7 +148,7 @@ def _place(shapes: list[Shape], rng: np.random.Generator) -> tuple[Shape, ...] |
             for other in placed:
                 other_x, other_y = other.position(times)
                 distance = np.hypot(x - other_x, y - other_y).min()
-                clear &= distance > 0.55 * (shape.size + other.size)
+                clear &= distance > SEPARATION * (shape.size + other.size)
             if clear:
                 placed.append(candidate)
                 break

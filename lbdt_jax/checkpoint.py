@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +149,31 @@ def find_checkpoint(path: Path) -> Path:
 
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     try:
+        stored = ocp.checkpointables_metadata(folder).metadata
+        stored = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(dict(stored))}
+        wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(abstract)}
+        for name, shape in wanted.items():
+            if stored.get(name) != shape:
+                raise ValueError(f"{name}: {shape} is wanted, {stored.get(name, 'nothing')} is there")
         return ocp.load_checkpointables(folder, abstract)
     except Exception as error:  # orbax passes on whatever its storage layers raise
+        _silence_abandoned_reads()
         raise CheckpointError(
             f"The checkpoint {folder} is broken or of another model. Use an earlier one, or delete that folder to go "
             f"on from the one before.\n{_first_line(error)}"
         ) from error
+
+
+def _silence_abandoned_reads() -> None:
+    """When one read fails, orbax leaves the others; each of them would print a traceback as it ends, later."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _first_line(error: BaseException) -> str:

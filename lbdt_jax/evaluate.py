@@ -18,6 +18,7 @@ from tqdm import tqdm
 from input_pipeline.glove import WordVectors, load_word_vectors
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
 from input_pipeline.prepare import prepare
+from input_pipeline.readers import DataError
 from input_pipeline.records import load_report
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer
@@ -42,7 +43,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       as fractions; "groups" has the samples, "paper" and "standard" of each group of sentences (Moving Shapes: tiers).
 
     Raises:
-      DataError: the data set is not there, or has no such split.
+      DataError: the data set is not there, has no such split, or words of it have no fitting vectors.
     """
     prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
     config, split = config.copy_and_resolve_references(), config.evaluation_split
@@ -84,10 +85,26 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
 
 
 def words_for(checkpoint: Checkpoint, config: ConfigDict) -> WordVectors:
-    """The checkpoint's own word vectors, or, where the data set has words it doesn't know, the source's."""
-    vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
+    """The checkpoint's own word vectors; for a data set that it was not trained on, those of config.word_vectors.
+
+    Raises:
+      DataError: the source is missing, or its vectors are not those that the model was trained with.
+    """
     own = checkpoint.word_vectors
-    return load_word_vectors(config.word_vectors, vocabulary) if own.unknown(vocabulary) else own
+    if own.words and checkpoint.config.dataset == config.dataset:
+        return own
+    found = load_word_vectors(config.word_vectors, load_report(config.data_dir, config.dataset)["tokens"])
+    size = checkpoint.variables["params"]["text_encoder"]["input_kernel"].shape[0]
+    known = dict(zip(own.words, own.vectors, strict=True))
+    if found.vectors.shape[1] != size or any(
+        not np.allclose(vector, known.get(word, vector)) for word, vector in zip(found.words, found.vectors, strict=True)
+    ):
+        raise DataError(
+            f"The model of {checkpoint.path} was trained with other word vectors ({size} numbers for each word) than "
+            f"those of config.word_vectors, {config.word_vectors} ({found.vectors.shape[1]} numbers). It finds nothing "
+            "by them; give the source that it was trained with."
+        )
+    return found
 
 
 def compute(paper: PaperScores, standard: StandardScores) -> dict[str, Any]:
