@@ -1,19 +1,25 @@
-"""Pictures for people: masks laid over frames, the frame difference, and contact sheets of examples.
+"""Pictures for people: masks laid over frames, the frame difference, contact sheets of examples, and attention.
 
 Evaluation draws its best, worst and random samples with `contact_sheet`, training sends the same sheets to
-TensorBoard, and prediction lays masks over a user's video with `overlay`. NumPy and Pillow only.
+TensorBoard, and prediction lays masks over a user's video with `overlay`. `attention_sheet` draws what
+`lbdt_jax.explain` found. NumPy and Pillow only.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+if TYPE_CHECKING:
+    from lbdt_jax.explain import BridgeAttention, ChannelGates, Explanation
 
 Color = tuple[int, int, int]
 
@@ -36,6 +42,8 @@ _CHANNEL_DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
 _COLUMNS = ("frame", "frame difference", "ground truth", "prediction")
 _PANEL, _GAP, _MARGIN = 256, 12, 36  # pixels: a panel's longer side, between panels, around the sheet
 _PAPER, _INK, _QUIET, _RULE = (255, 255, 255), (28, 30, 34), (128, 132, 140), (226, 228, 232)
+_HEAT = np.array([(38, 24, 92), (160, 32, 110), (236, 92, 50), (255, 226, 96)])  # attention, from none to the most
+_LABEL, _CELL_GAP, _LINE = 190, 4, 24  # pixels: the labels' column, between attention maps, one line of text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +53,19 @@ class Example:
     Attributes:
       frame: (h, w, 3) uint8 RGB.
       earlier_frame: (h, w, 3) uint8 RGB, the same video a few frames before.
-      mask: (h, w) bool, the ground truth.
+      mask: (h, w) bool, the ground truth; None, a blank panel, where there is none.
       prediction: (h, w) bool.
       sentence: of any length; letters beyond English, which Pillow's own font lacks, come out as boxes.
-      iou: of prediction and mask, in [0, 1].
+      iou: of prediction and mask, in [0, 1]; None without ground truth.
       name: of the sample, "video/frame/instance".
     """
 
     frame: np.ndarray
     earlier_frame: np.ndarray
-    mask: np.ndarray
+    mask: np.ndarray | None
     prediction: np.ndarray
     sentence: str
-    iou: float
+    iou: float | None
     name: str
 
 
@@ -142,6 +150,42 @@ def contact_sheet(examples: Sequence[Example], title: str) -> Image.Image:
     return sheet
 
 
+def attention_sheet(example: Example, tokens: Sequence[str], explanation: Explanation, title: str) -> Image.Image:
+    """Every attention map and channel gate behind a prediction, below the example as a contact sheet shows it.
+
+    A block for each stage and layer of the duplex transfer has two strips for each direction: where each word looks
+    in the source stream, and where the target stream takes from it. A strip has one map for each word, enlarged
+    bilinearly over the grey frame, and one scale, from 0 to the number in its label. Beside them stands what the
+    words take from each other: each row's word from each column's.
+
+    Args:
+      example: with the prediction that is explained.
+      tokens: the n words that the model read, without padding, at least one.
+      explanation: its maps have N >= n words; those beyond n are padding and left out.
+      title: a line above everything.
+
+    Returns:
+      An RGB image at least 1132 pixels wide, and wider for long sentences.
+
+    Raises:
+      ValueError: as contact_sheet.
+    """
+    parts = [contact_sheet([example], title)]
+    if explanation.gates:
+        parts.append(_gates_block(explanation.gates))
+    for _, directions in itertools.groupby(explanation.bridges, lambda bridge: (bridge.stage, bridge.layer)):
+        parts.append(_bridges_block(example.frame, tokens, list(directions)))
+    width = max(part.width for part in parts)
+    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), _PAPER)
+    draw, top = ImageDraw.Draw(sheet), 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        if top:
+            draw.line((_MARGIN, top, width - _MARGIN, top), _RULE)
+        top += part.height
+    return sheet
+
+
 def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Writes a picture whole or not at all: an earlier file of that name stays until the new one is complete.
 
@@ -166,28 +210,126 @@ def _row(example: Example) -> Image.Image:
     """The sentence, one line of sample and IoU, and four panels; as wide as the panels, without margin."""
     width = len(_COLUMNS) * (_PANEL + _GAP) - _GAP
     height, length, _ = example.frame.shape
-    if not example.earlier_frame.shape[:2] == example.mask.shape == example.prediction.shape == (height, length):
+    others = [example.earlier_frame[..., 0], example.prediction, *([] if example.mask is None else [example.mask])]
+    if any(other.shape != (height, length) for other in others):
         raise ValueError(f"{example.name}: earlier frame, mask and prediction must be as large as the frame")
     scale = _PANEL / max(height, length)
     size = max(1, round(length * scale)), max(1, round(height * scale))
     double = 2 * size[0], 2 * size[1]  # masks are drawn at twice the panel's size, so that contours come out smooth
     frame = np.asarray(Image.fromarray(example.frame).resize(double, Image.Resampling.BICUBIC))
+    truth = np.full_like(frame, _RULE)
+    if example.mask is not None:
+        truth = overlay(frame, _resize_mask(example.mask, double), GROUND_TRUTH_COLOR)
     panels = [
         example.frame,
         frame_difference(example.frame, example.earlier_frame),
-        overlay(frame, _resize_mask(example.mask, double), GROUND_TRUTH_COLOR),
+        truth,
         overlay(frame, _resize_mask(example.prediction, double), PREDICTION_COLOR),
     ]
     row = Image.new("RGB", (width, size[1] + 80), _PAPER)
     draw = ImageDraw.Draw(row)
     bottom = _write(draw, (0, 0), example.sentence.strip() or "(empty sentence)", 19, _INK, width, lines=2)
     _write(draw, (0, bottom + 4), example.name, 14, _QUIET, width - _PANEL - _GAP)
-    _write(draw, (width - _PANEL, bottom + 4), f"IoU {example.iou:.3f}", 14, _QUIET, _PANEL)
+    if example.iou is not None:
+        _write(draw, (width - _PANEL, bottom + 4), f"IoU {example.iou:.3f}", 14, _QUIET, _PANEL)
     top = bottom + 30
     for column, panel in enumerate(panels):
         picture = Image.fromarray(panel).resize(size, Image.Resampling.BICUBIC)
         row.paste(picture, (column * (_PANEL + _GAP) + (_PANEL - size[0]) // 2, top))
     return row.crop((0, 0, width, top + size[1]))
+
+
+def _bridges_block(frame: np.ndarray, tokens: Sequence[str], directions: Sequence[BridgeAttention]) -> Image.Image:
+    """One layer of the duplex transfer: the strips of both directions, and what the words take from each other."""
+    count = len(tokens)
+    words = [" ".join(token.split()) or "(empty)" for token in tokens]
+    height, length, _ = frame.shape
+    scale = min(128, max(96, 640 // count)) / max(height, length)
+    size = max(1, round(length * scale)), max(1, round(height * scale))
+    gray = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC).convert("L").convert("RGB")
+    strips = []
+    for bridge in directions:
+        strips.append((f"words from {bridge.source}", bridge.words_from_source[:count]))
+        strips.append((f"{bridge.target} from words", np.moveaxis(bridge.target_from_words, -1, 0)[:count]))
+
+    left, step, pitch = _MARGIN + _LABEL, size[0] + _CELL_GAP, max(size[1], 40) + _CELL_GAP
+    beside, top = left + count * step + _MARGIN, _GAP + 2 * _LINE
+    matrix = _words_matrix(words, directions[0].words_to_words[:count, :count], 4 * pitch)
+    below = max(4 * pitch + _GAP, matrix.height - _LINE)
+    block = Image.new("RGB", (beside + matrix.width + _MARGIN, top + below + _GAP), _PAPER)
+    block.paste(matrix, (beside, top - _LINE))
+    draw = ImageDraw.Draw(block)
+    across, down = strips[0][1].shape[:0:-1]
+    name = f"Stage {directions[0].stage}, layer {directions[0].layer}: {across} x {down} cells"
+    _write(draw, (_MARGIN, _GAP), name, 16, _INK, beside - _MARGIN)
+    for column, word in enumerate(words):
+        _write(draw, (left + column * step, _GAP + _LINE), word, 13, _INK, size[0])
+    for row, (label, maps) in enumerate(strips):
+        upper = top + row * pitch + row // 2 * _GAP
+        _write(draw, (_MARGIN, upper), label, 14, _INK, _LABEL)
+        _write_scale(block, (_MARGIN, upper + 20), maps.max())
+        for column, weights in enumerate(maps):
+            block.paste(_heat_over(gray, weights / maps.max()), (left + column * step, upper))
+    return block
+
+
+def _words_matrix(words: Sequence[str], weights: np.ndarray, side: int) -> Image.Image:
+    """What each word (row) takes from each (column); about as wide as `side` below its heading, words at the right."""
+    tile = min(24, max(10, side // len(words)))
+    side = tile * len(words)
+    picture = Image.new("RGB", (max(side + 90, 240), _LINE + side), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    _write(draw, (0, 0), "words from words", 14, _INK, 120)
+    _write_scale(picture, (130, 0), weights.max())
+    tiles = Image.fromarray(_heat(weights / weights.max()))
+    picture.paste(tiles.resize((side, side), Image.Resampling.NEAREST), (0, _LINE))
+    for row, word in enumerate(words):
+        size = min(13, tile)
+        _write(draw, (side + 6, _LINE + row * tile + (tile - size) // 2 - 1), word, size, _INK, 84)
+    return picture
+
+
+def _write_scale(picture: Image.Image, corner: tuple[int, int], most: float) -> None:
+    """The colours of attention between the two numbers that they stand for."""
+    left, top = corner
+    draw = ImageDraw.Draw(picture)
+    _write(draw, (left, top), "0", 13, _QUIET, 12)
+    picture.paste(Image.fromarray(_heat(np.tile(np.linspace(0, 1, 44), (8, 1)))), (left + 12, top + 5))
+    _write(draw, (left + 62, top), f"{most:.2g}", 13, _QUIET, 60)
+
+
+def _gates_block(gates: dict[str, ChannelGates]) -> Image.Image:
+    """The gates of both streams, side by side: a bar for each channel, a full one for 1."""
+    half, label, height = 2 * _PANEL + _GAP, 90, 26
+    size = 2 * (half + _MARGIN) + _GAP, 2 * _GAP + _LINE + 3 * (height + _CELL_GAP)
+    block = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(block)
+    for column, (stream, both) in enumerate(gates.items()):
+        left = _MARGIN + column * (half + _GAP)
+        _write(draw, (left, _GAP), f"Bilateral Channel Activation, {stream} stream", 14, _INK, half)
+        rows = {"language": both.language, "enhance": both.enhance, "both": both.language * both.enhance}
+        for row, (name, gate) in enumerate(rows.items()):
+            top = _GAP + _LINE + row * (height + _CELL_GAP)
+            _write(draw, (left, top + 5), name, 13, _QUIET, label)
+            bars = gate[np.arange(half - label) * len(gate) // (half - label)]
+            filled = np.arange(height)[::-1, None] + 0.5 < height * bars
+            strip = np.where(filled[..., None], PALETTE[-1], _RULE).astype(np.uint8)
+            block.paste(Image.fromarray(strip), (left + label, top))
+    return block
+
+
+def _heat(values: np.ndarray) -> np.ndarray:
+    """(...) in [0, 1] -> (..., 3) uint8 RGB."""
+    steps = np.linspace(0, 1, len(_HEAT))
+    return np.stack([np.interp(values, steps, channel) for channel in _HEAT.T], axis=-1).round().astype(np.uint8)
+
+
+def _heat_over(gray: Image.Image, values: np.ndarray) -> Image.Image:
+    """Lays a map (h, w) in [0, 1], enlarged to the picture's size, over a darkened picture: the more, the denser."""
+    enlarged = Image.fromarray(values.astype(np.float32)).resize(gray.size, Image.Resampling.BILINEAR)
+    density = 0.75 * np.asarray(enlarged)[..., None]
+    painted = (1 - density) * 0.7 * np.asarray(gray, np.float32) + density * _heat(np.asarray(enlarged))
+    return Image.fromarray(painted.round().astype(np.uint8))
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

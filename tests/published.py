@@ -14,6 +14,7 @@ from inputs_rule import make_inputs
 from weights_rule import make_state
 
 from lbdt_jax.convert.names import from_torch, recognise
+from lbdt_jax.explain import collect
 from lbdt_jax.models.lbdt import LBDT
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,7 +87,6 @@ def inner_values(model: LBDT, variables: dict[str, Any], inputs: dict[str, Any])
     for stage, stride in ((4, 16), (5, 32)):
         transfer = f"duplex_transfer{stage}"
         taps[f"spa/r{stage}"], taps[f"tem/r{stage}"] = output(transfer)
-        last = f"bridges_{model.transfer_layers - 1}"
         for direction, (short, name) in enumerate((("spa", "spatial"), ("tem", "temporal"))):
             taps[f"{short}/r{stage}_reduce"] = output(transfer, f"{name}_reduce")
             taps[f"{short}/r{stage}_up"] = output(transfer, f"{name}_expand")
@@ -104,10 +104,14 @@ def inner_values(model: LBDT, variables: dict[str, Any], inputs: dict[str, Any])
             taps[f"{short}/r{stage}_transfer"] = taps[
                 f"stage{stage}/layer{model.transfer_layers - 1}/to_{short}/output"
             ]
-            weights = kept["attention"][transfer][last]
-            own = weights["words_to_words"]["weights"][0]
-            taps[f"attention/stage{stage}/to_{short}/self"] = own[min(direction, len(own) - 1)]
-            taps[f"attention/stage{stage}/to_{short}/cross"] = weights["target_from_words"]["weights"][0][direction]
+    # The very maps that are drawn; the published taps hold the last layer's.
+    explanations = [collect(logits, kept, sample) for sample in range(len(logits))]
+    for bridges in zip(*(explanation.bridges for explanation in explanations), strict=True):
+        if bridges[0].layer == model.transfer_layers:
+            key = f"attention/stage{bridges[0].stage}/to_{bridges[0].target[:3]}"
+            taps[f"{key}/self"] = np.stack([bridge.words_to_words for bridge in bridges])
+            cross = np.stack([bridge.target_from_words for bridge in bridges])
+            taps[f"{key}/cross"] = cross.reshape(len(logits), -1, cross.shape[-1])
     activation = "bilateral_channel_activation"
     taps["decoder/img_flo_fc"] = jnp.maximum(output(activation, "joint"), 0)
     for short, name in (("img", "spatial"), ("flo", "temporal")):

@@ -58,12 +58,14 @@ class BilateralChannelActivation(nn.Module):
         if self.gated:
             s, t = spatial.mean(axis=(1, 2)), temporal.mean(axis=(1, 2))
             joint = nn.relu(self.joint(jnp.concatenate([s, t], axis=-1)))
-            language = self.spatial_language(jnp.concatenate([s, sentence], axis=-1))
-            spatial_gate = nn.sigmoid(language) * nn.sigmoid(self.spatial_enhance(joint))
-            language = self.temporal_language(jnp.concatenate([t, sentence], axis=-1))
-            temporal_gate = nn.sigmoid(language) * nn.sigmoid(self.temporal_enhance(joint))
-            spatial = spatial * spatial_gate[:, None, None]
-            temporal = temporal * temporal_gate[:, None, None]
+            spatial_language = nn.sigmoid(self.spatial_language(jnp.concatenate([s, sentence], axis=-1)))
+            spatial_enhance = nn.sigmoid(self.spatial_enhance(joint))
+            temporal_language = nn.sigmoid(self.temporal_language(jnp.concatenate([t, sentence], axis=-1)))
+            temporal_enhance = nn.sigmoid(self.temporal_enhance(joint))
+            spatial = spatial * (spatial_language * spatial_enhance)[:, None, None]
+            temporal = temporal * (temporal_language * temporal_enhance)[:, None, None]
+            gates = {"spatial": (spatial_language, spatial_enhance), "temporal": (temporal_language, temporal_enhance)}
+            self.sow("attention", "gates", gates)
         return self.fuse(jnp.concatenate([spatial, temporal], axis=-1), train)
 
 

@@ -1,0 +1,138 @@
+"""What the network looks at: every attention map and channel gate behind one answer, as numpy arrays.
+
+`render.attention_sheet` draws them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from lbdt_jax.models.lbdt import LBDT
+from lbdt_jax.models.types import Array
+
+STREAMS = ("spatial", "temporal")  # the order of the duplex transfer's leading axis
+
+
+@dataclasses.dataclass(frozen=True)
+class BridgeAttention:
+    """The attention of one layer of the duplex transfer in one direction (section 3.2), averaged over the heads.
+
+    The names are those of `LanguageBridge`. A picture of H x W pixels has h x w cells: one for 16 x 16 pixels in
+    stage 4, for 32 x 32 in stage 5. Of the N words, padding is attended by none: it has weight 0 as a key. As a
+    query it has weights all the same, which nothing reads.
+
+    Attributes:
+      stage: 4 or 5, the ResNet stage before the transfer.
+      layer: counted from 1.
+      source, target: "spatial" and "temporal", or the other way round.
+      words_to_words: (N, N) how much each word (row) takes from each word; rows sum to 1. Equal in both directions.
+      words_from_source: (N, h, w) where in the source stream each word looks; sums to 1 over h and w.
+      target_from_words: (h, w, N) how much each cell of the target stream takes from each word; sums to 1 over N.
+    """
+
+    stage: int
+    layer: int
+    source: str
+    target: str
+    words_to_words: np.ndarray
+    words_from_source: np.ndarray
+    target_from_words: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelGates:
+    """The gates of one stream in the Bilateral Channel Activation (section 3.3); their product scales its channels.
+
+    Attributes:
+      language: (C,) in (0, 1), from the sentence and the stream.
+      enhance: (C,) in (0, 1), from both streams.
+    """
+
+    language: np.ndarray
+    enhance: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What is behind the answer to one sentence about one frame pair.
+
+    Attributes:
+      logits: (H, W) float32; positive means object.
+      bridges: by stage, layer and target, the spatial one first; empty in a network without duplex transfer.
+      gates: by stream, "spatial" and "temporal"; empty in a network without channel gates.
+    """
+
+    logits: np.ndarray
+    bridges: tuple[BridgeAttention, ...]
+    gates: dict[str, ChannelGates]
+
+
+def explain(
+    model: LBDT,
+    variables: dict[str, Any],
+    frame: np.ndarray,
+    earlier_frame: np.ndarray,
+    words: np.ndarray,
+    word_mask: np.ndarray,
+) -> Explanation:
+    """Answers one sentence about one frame pair and tells how. Compiled once for a model and a size.
+
+    Args:
+      model: the network.
+      variables: {"params", "batch_stats"}.
+      frame, earlier_frame: (H, W, 3) uint8 RGB, H and W multiples of 32.
+      words: (N, D) float32 word vectors.
+      word_mask: (N,) bool, True for a token.
+    """
+    logits, seen = _answer(model, variables, *(x[None] for x in (frame, earlier_frame, words, word_mask)))
+    return collect(logits, seen, 0)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _answer(model: LBDT, variables: dict[str, Any], *batch: Array) -> tuple[Array, dict[str, Any]]:
+    return model.apply(variables, *batch, mutable=["attention"])
+
+
+def collect(logits: Array, seen: dict[str, Any], sample: int) -> Explanation:
+    """Puts in order what the modules have sown during a forward pass.
+
+    Args:
+      logits: (B, H, W).
+      seen: the changed variables that `LBDT.apply` returns when the collection "attention" is mutable.
+      sample: which one of the batch.
+    """
+    seen = seen.get("attention", {})
+    height, width = logits.shape[1:]
+    bridges = []
+    for stage, stride in ((4, 16), (5, 32)):
+        layers = seen.get(f"duplex_transfer{stage}", {})
+        size = height // stride, width // stride
+        for layer in range(len(layers)):
+            weights = {
+                # Until they look at the source, the words are the same in both directions: their axis is 1 long.
+                name: np.broadcast_to(value["weights"][0], (2, *value["weights"][0].shape[1:]))[:, sample]
+                for name, value in layers[f"bridges_{layer}"].items()
+            }
+            bridges += [
+                BridgeAttention(
+                    stage,
+                    layer + 1,
+                    STREAMS[1 - direction],
+                    target,
+                    weights["words_to_words"][direction],
+                    weights["words_from_source"][direction].reshape(-1, *size),
+                    weights["target_from_words"][direction].reshape(*size, -1),
+                )
+                for direction, target in enumerate(STREAMS)
+            ]
+    gates = {
+        stream: ChannelGates(*(np.asarray(gate[sample], np.float32) for gate in both))
+        for activation in seen.get("bilateral_channel_activation", {}).get("gates", ())
+        for stream, both in activation.items()
+    }
+    return Explanation(np.asarray(logits[sample]), tuple(bridges), gates)
