@@ -8,10 +8,11 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 from scipy.special import expit
 from tqdm import tqdm
 
@@ -20,18 +21,21 @@ from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samp
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
 from input_pipeline.records import load_report
+from input_pipeline.text import tokenize
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer
 from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.explain import explain
 from lbdt_jax.metrics import PaperScores, StandardScores, foreground_score, format_table, resize_logits
+from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.step import make_model
 
 
 def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Scores a checkpoint on config.evaluation_split of config.dataset.
 
-    Writes WORKDIR/evaluation/<dataset>-<split>.json and three contact sheets beside it (best, worst and random
-    samples), and prints the scores as a table.
+    Writes WORKDIR/evaluation/<dataset>-<split>.json, three contact sheets beside it (best, worst and random samples)
+    and the attention of the first random samples, and prints the scores as a table.
 
     Args:
       checkpoint: the model. Its own configuration tells the network and the preparation of its input.
@@ -49,7 +53,8 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     config, split = config.copy_and_resolve_references(), config.evaluation_split
     config.update({name: checkpoint.config[name] for name in ("model", "image_size", "max_words")})
     words = words_for(checkpoint, config)
-    answerer = Answerer(make_model(config), checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
+    model = make_model(config)
+    answerer = Answerer(model, checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
     samples = samples_per_epoch(config, split)
     examples = evaluation_examples(config, split, words)
 
@@ -62,7 +67,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
                 paper, standard = states[sentence.group]
                 paper.add(expit(logits[index]), example.targets[index], example.masks[index].shape)
                 iou = standard.add(prediction, example.masks[index], foreground_score(logits[index]))
-                sheets.add(iou, example, index, prediction)
+                sheets.add(Sample(example, index, prediction, iou))
                 progress.update()
 
     groups = {name: compute(*states[name]) for name in sorted(states)}
@@ -72,15 +77,20 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **compute(*whole)}
     result["groups"] = groups if len(groups) > 1 else {}
 
-    name = f"{config.dataset}-{split}"
+    chosen = sheets.chosen()
+    name, title = f"{config.dataset}-{split}", f"{config.dataset} {split}"
     folder = workdir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, chosen in sheets.chosen().items():
-        title = f"{config.dataset} {split}: {kind} samples, step {checkpoint.step}"
-        render.save(render.contact_sheet(chosen, title), folder / f"{name}-{kind}.png")
     write_json(result, folder / f"{name}.json")
+    for kind, some in chosen.items():
+        rows = [to_picture(*sample) for sample in some]
+        sheet = render.contact_sheet(rows, f"{title}: {kind} samples, step {checkpoint.step}")
+        render.save(sheet, folder / f"{name}-{kind}.png")
+    for number, sample in enumerate(chosen["random"][: config.evaluation_attention_sheets], start=1):
+        sheet = attention_sheet(model, checkpoint.variables, sample, f"{title}: attention, step {checkpoint.step}")
+        render.save(sheet, folder / f"{name}-attention-{number}.png")
     print(format_table({"all": result, **result["groups"]}))
-    print(f"Scores and pictures: {folder}/{name}.json, {name}-best.png, {name}-worst.png, {name}-random.png")
+    print(f"Scores: {folder}/{name}.json; pictures: {name}-*.png beside it.")
     return result
 
 
@@ -97,7 +107,8 @@ def words_for(checkpoint: Checkpoint, config: ConfigDict) -> WordVectors:
     size = checkpoint.variables["params"]["text_encoder"]["input_kernel"].shape[0]
     known = dict(zip(own.words, own.vectors, strict=True))
     if found.vectors.shape[1] != size or any(
-        not np.allclose(vector, known.get(word, vector)) for word, vector in zip(found.words, found.vectors, strict=True)
+        not np.allclose(vector, known.get(word, vector))
+        for word, vector in zip(found.words, found.vectors, strict=True)
     ):
         raise DataError(
             f"The model of {checkpoint.path} was trained with other word vectors ({size} numbers for each word) than "
@@ -110,6 +121,15 @@ def words_for(checkpoint: Checkpoint, config: ConfigDict) -> WordVectors:
 def compute(paper: PaperScores, standard: StandardScores) -> dict[str, Any]:
     """Both protocols' scores, and how many samples they are made of."""
     return {"samples": len(standard.samples), "paper": paper.compute(), "standard": standard.compute()}
+
+
+class Sample(NamedTuple):
+    """Sentence `index` of an example, its prediction (h, w) bool, and the IoU of that."""
+
+    example: EvaluationExample
+    index: int
+    prediction: np.ndarray
+    iou: float
 
 
 class Sheets:
@@ -125,17 +145,17 @@ class Sheets:
         self._rng = np.random.default_rng(seed)
         self._heaps: dict[str, list] = {"best": [], "worst": [], "random": []}
 
-    def add(self, iou: float, example: EvaluationExample, index: int, prediction: np.ndarray) -> None:
-        """Considers sentence `index` of an example, whose prediction is (h, w) bool."""
+    def add(self, sample: Sample) -> None:
+        """Considers a sample."""
         self._count += 1
-        for kind, key in (("best", iou), ("worst", -iou), ("random", self._rng.random())):
+        for kind, key in (("best", sample.iou), ("worst", -sample.iou), ("random", self._rng.random())):
             heap = self._heaps[kind]
             if len(heap) < self._size or key > heap[0][0]:
                 # The count breaks ties, since pictures can't be compared.
-                entry = (key, -self._count, to_picture(example, index, prediction, iou))
+                entry = (key, -self._count, sample)
                 (heapq.heappush if len(heap) < self._size else heapq.heapreplace)(heap, entry)
 
-    def chosen(self) -> dict[str, list[render.Example]]:
+    def chosen(self) -> dict[str, list[Sample]]:
         """Kind of sheet -> its samples, the most extreme first."""
         return {kind: [entry[2] for entry in sorted(heap, reverse=True)] for kind, heap in self._heaps.items()}
 
@@ -153,6 +173,15 @@ def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, i
         iou=iou,
         name=f"{example.video}/{example.frame_index}/{sentence.instance}{group}",
     )
+
+
+def attention_sheet(model: LBDT, variables: dict[str, Any], sample: Sample, title: str) -> Image.Image:
+    """What the network attended to when it answered a sample, see render.attention_sheet."""
+    asked, index = sample.example, sample.index
+    words, word_mask = asked.words[index], asked.word_mask[index]
+    explanation = explain(model, variables, asked.frame, asked.earlier_frame, words, word_mask)
+    tokens = tokenize(asked.sentences[index].text, max_words=len(words))
+    return render.attention_sheet(to_picture(*sample), tokens, explanation, title)
 
 
 def pictures(answerer: Answerer, examples: Iterable[EvaluationExample]) -> list[render.Example]:

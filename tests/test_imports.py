@@ -22,6 +22,7 @@ def test_the_model_needs_no_tensorflow() -> None:
         "lbdt_jax.step",
         "lbdt_jax.ask",
         "lbdt_jax.checkpoint",
+        "lbdt_jax.explain",
         "lbdt_jax.convert.names",
         "lbdt_jax.render",
         "lbdt_jax.metrics.paper",

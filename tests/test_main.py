@@ -86,7 +86,7 @@ def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, 
     for protocol, measure in (("paper", "mean_iou"), ("standard", "mean_iou"), ("paper", "f1"), ("standard", "j")):
         mean = sum(tier["samples"] * tier[protocol][measure] for tier in tiers.values()) / saved["samples"]
         np.testing.assert_allclose(saved[protocol][measure], mean, rtol=1e-9)
-    for kind in ("best", "worst", "random"):
+    for kind in ("best", "worst", "random", "attention-1", "attention-2"):
         assert (workdir / "evaluation" / f"moving_shapes-test-{kind}.png").exists()
     printed = capsys.readouterr().out
     assert all(tier in printed for tier in tiers)
