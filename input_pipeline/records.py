@@ -27,12 +27,13 @@ from tqdm import tqdm
 from input_pipeline.images import encode_frame, encode_mask
 from input_pipeline.readers import DataError, FramePair, Skipped
 from input_pipeline.readers.a2d_sentences import A2DSentences
+from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
 from input_pipeline.readers.moving_shapes import MovingShapes
 from input_pipeline.text import tokenize
 from input_pipeline.workers import cores, worker_pool
 
 #: Data set -> its reader.
-READERS = {"a2d_sentences": A2DSentences, "moving_shapes": MovingShapes}
+READERS = {"a2d_sentences": A2DSentences, "jhmdb_sentences": JHMDBSentences, "moving_shapes": MovingShapes}
 
 #: Of the records' layout; a new one is written beside the old.
 VERSION = "1.0.0"

@@ -1,12 +1,15 @@
-"""Made-up raw data for tests: a small A2D-Sentences tree with every oddity of the real one, and nothing broken."""
+"""Made-up raw data for tests: small trees with every oddity of the real ones, and nothing broken."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import av
 import h5py
 import numpy as np
+from PIL import Image
+from scipy.io import savemat
 
 HEIGHT, WIDTH, LENGTH = 48, 64, 16
 
@@ -75,4 +78,60 @@ def write_a2d(raw: Path) -> Path:
     write_h5(masks / "walker/00012.h5", [1], [box(30, 20)])  # alone; instance 0 is absent
     write_h5(masks / "runner/00016.h5", [15], [box(10, 10), box(0, 0)])  # one id, two planes
     write_h5(masks / "Cat_-1/00008.h5", [2], [box(5, 30)])
+    return raw
+
+
+JHMDB_SENTENCES = """\
+video_id,query
+@20_Clap!_(loud)_clap_u_nm_np1_fr_med_0, Man in black, clapping
+a+b_run_f_cm_np1_le_bad_1,"a woman, running"
+"""
+CLAP, RUN = "@20_Clap!_(loud)_clap_u_nm_np1_fr_med_0", "a+b_run_f_cm_np1_le_bad_1"
+#: (action, video, sentence, frames in the list of samples)
+JHMDB_SAMPLES = (
+    ("clap", CLAP, "Man in black, clapping", (1, 5, 6)),
+    ("run", RUN, "a woman, running", (7, 8, 9)),
+)
+
+
+def write_frames(folder: Path, length: int) -> None:
+    """Frames from 00001.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(length):
+        Image.fromarray(frame(index)).save(folder / f"{index + 1:05d}.png")
+
+
+def write_puppet_mask(path: Path, masks: list[np.ndarray]) -> None:
+    """As MATLAB wrote them: part_mask (H, W, T) uint8, and (H, W) where there is one mask."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stack = np.stack(masks, axis=-1).astype(np.uint8)
+    savemat(path, {"part_mask": stack[..., 0] if len(masks) == 1 else stack}, do_compression=True)
+
+
+def fabricate_jhmdb(raw: Path) -> Path:
+    """Two test videos of 16 and 12 frames, the second with 9 masks; 6 listed samples, two without an earlier frame.
+
+    The mask of frame n (from 1) is box(n, 2 * n).
+    """
+    for (action, video, _, _), length, masked in zip(JHMDB_SAMPLES, (16, 12), (16, 9), strict=True):
+        write_frames(raw / "Rename_Images" / action / video, length)
+        masks = [box(number, 2 * number) for number in range(1, masked + 1)]
+        write_puppet_mask(raw / "puppet_mask" / action / video / "puppet_mask.mat", masks)
+    (raw / "Rename_Images/.DS_Store").write_bytes(b"\0")
+    (raw / "Rename_Images/clap/.DS_Store").write_bytes(b"\0")
+    (raw / "Rename_Images/clap" / CLAP / "._00001.png").write_bytes(b"\0")
+    (raw / "jhmdb_annotation.txt").write_text(JHMDB_SENTENCES)
+    elsewhere = "./jhmdb_sentences"  # the list comes from another machine
+    entries = [
+        [
+            video,
+            f"{elsewhere}/Rename_Images/{action}/{video}/{number:05d}.png",
+            f"{elsewhere}/puppet_mask/{action}/{video}/puppet_mask.mat",
+            16,
+            sentence,
+        ]
+        for action, video, sentence, numbers in JHMDB_SAMPLES
+        for number in numbers
+    ]
+    (raw / "jhmdb_sentences_samples_metadata.json").write_text(json.dumps(entries))
     return raw
