@@ -158,7 +158,8 @@ def evaluation_examples(
 def _split_counts(config: ConfigDict, split: str) -> dict:
     splits = load_report(config.data_dir, config.dataset)["splits"]
     if split not in splits:
-        raise DataError(f"{config.dataset} has no split {split!r}; it has {', '.join(splits)}.")
+        advice = " It is for evaluation only: --mode=evaluate --config.checkpoint=DIR." if split == "train" else ""
+        raise DataError(f"{config.dataset} has no split {split!r}; it has {', '.join(splits)}.{advice}")
     return splits[split]
 
 
