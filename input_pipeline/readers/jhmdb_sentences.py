@@ -108,7 +108,7 @@ class JHMDBSentences:
                 skipped.append(Skipped(f"{path}: video {video}", "video without a frame in the list of samples"))
         else:
             samples = {video: () for video in sentences}
-            reason = "no list of samples: the frames are our own choice, scores don't compare exactly with published"
+            reason = "list of samples missing: the frames are our own choice, published scores are of others"
             skipped.append(Skipped(str(path), reason))
         return Tables(actions, sentences, samples, tuple(skipped))
 
