@@ -3,11 +3,10 @@
     python -m lbdt_jax.main --config=configs/a2d.py            LBDT-4; a2d.py:lbdt1 for the one-layer model
 
 Published (test split, protocol "paper"): LBDT-4 mean precision 47.2, overall IoU 70.4, mean IoU 62.1; LBDT-1 46.1,
-70.1, 61.2. The streams start from ImageNet weights there; from random weights, as here, expect less. 15 epochs of
-about 16,000 samples; time and figures of our own: not measured.
+70.1, 61.2. 15 epochs of about 16,000 samples; time and figures of our own: not measured.
 
-It needs the data set in data/raw/a2d_sentences (the command tells what to download) and GloVe 840B in
-data/glove.840B.300d.txt.
+It needs the data set in data/raw/a2d_sentences, GloVe 840B in data/glove.840B.300d.txt and torchvision's ResNet-50 in
+data/resnet50.pth, for which PyTorch is needed (requirements-torch.txt); the command tells what to download.
 """
 
 from ml_collections import ConfigDict
@@ -23,4 +22,6 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
         raise ValueError(f"configs/a2d.py:{model} is unknown; choose a2d.py:{' or a2d.py:'.join(LAYERS)}.")
     config = base.get_config()
     config.model.transfer_layers = LAYERS[model]
+    # ImageNet weights, IMAGENET1K_V1: https://download.pytorch.org/models/resnet50-0676ba61.pth [R]
+    config.initial_weights = "data/resnet50.pth"
     return config

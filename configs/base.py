@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # of the computation; "bfloat16" on TPUs and GPUs. Parameters stay float32
 
     # -- training
+    # Weights to start from, "" for random ones: an ImageNet ResNet for both streams (torchvision's .pth, a .safetensors
+    # file or a local folder of a Hugging Face repository), or a whole LBDT (.ckpt, or a folder with our checkpoint).
+    config.initial_weights = ""
     config.batch_size = 16  # samples over all devices: 2 GPUs with 8 each [R]
     config.sentences_per_frame = 1  # samples of a batch that share a frame pair, which is then encoded once
     config.epochs = 15.0  # [R]

@@ -23,6 +23,9 @@ from orbax.checkpoint import v1 as ocp
 from input_pipeline.glove import WordVectors
 from lbdt_jax.step import TrainState
 
+#: Bytes of a conversion that are in the hands of the disk at once; a little more than the largest array.
+WRITTEN_AT_ONCE = 16 << 20
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, broken or does not fit. The message names the folder and says what to do."""
@@ -79,9 +82,9 @@ class CheckpointWriter:
             {
                 "variables": state.variables,
                 "optimizer_state": state.optimizer_state,
-                "word_vectors": {"vectors": jnp.asarray(word_vectors.vectors)},
+                "word_vectors": _stored(word_vectors),
             },
-            custom_metadata={"config": json.loads(config.to_json()), "words": list(word_vectors.words)},
+            custom_metadata=_described(config, word_vectors),
             force=True,
         )
 
@@ -89,7 +92,7 @@ class CheckpointWriter:
         """The newest state, on the devices of `state`; `state` itself if there is none.
 
         Raises:
-          CheckpointError: the checkpoint is broken or of another model.
+          CheckpointError: the checkpoint is broken or of another model, or was converted and can't be gone on from.
         """
         latest = self._checkpointer.latest
         if latest is None:
@@ -97,6 +100,11 @@ class CheckpointWriter:
         wanted = {"variables": state.variables, "optimizer_state": state.optimizer_state}
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
         folder = Path(self._checkpointer.directory) / str(latest.step)
+        if (folder / "variables").is_dir() and not (folder / "optimizer_state").is_dir():
+            raise CheckpointError(
+                f"{folder} holds weights only, no optimizer's state to go on from. Train in another --workdir, from "
+                f"these weights with --config.initial_weights={folder}."
+            )
         restored = _load(folder, abstract)
         return TrainState(
             jax.device_put(jnp.asarray(latest.step, jnp.int32), state.step.sharding),
@@ -104,6 +112,40 @@ class CheckpointWriter:
             restored["variables"]["batch_stats"],
             restored["optimizer_state"],
         )
+
+
+def save_weights(
+    workdir: Path,
+    variables: dict[str, Any],
+    config: ConfigDict,
+    word_vectors: WordVectors,
+    unused: dict[str, np.ndarray],
+) -> None:
+    """Saves converted weights as WORKDIR/checkpoints/0, with `unused`, which comes back from `load_unused` only."""
+    context = ocp.Context()
+    # Nothing changes while it is written, so neither copies nor much of it at once are needed.
+    context.array.saving.use_compression = False  # weights shrink by a tenth, and it takes memory
+    context.memory.deepcopy_host_arrays = False
+    context.memory.write_concurrent_bytes = WRITTEN_AT_ONCE
+    saved = {"variables": variables, "word_vectors": _stored(word_vectors)}
+    with context:
+        ocp.save_checkpointables(
+            (workdir / "checkpoints" / "0").absolute(),
+            {**saved, "unused": unused} if unused else saved,
+            custom_metadata=_described(config, word_vectors),
+        )
+
+
+def load_unused(path: str | Path) -> dict[str, np.ndarray]:
+    """What a converted checkpoint keeps of the published state dict beside our variables: torch's name -> array.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is broken.
+    """
+    folder = find_checkpoint(Path(path))
+    if not (folder / "unused").is_dir():
+        return {}
+    return _load(folder, {"unused": ocp.checkpointables_metadata(folder).metadata["unused"]})["unused"]
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -130,7 +172,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{folder} was not written by lbdt_jax, or its description is broken: {error}") from error
     restored = _load(folder, abstract)
-    vectors = np.asarray(restored["word_vectors"]["vectors"])
+    vectors = np.asarray(restored["word_vectors"]["vectors"])[: len(words)]
     return Checkpoint(restored["variables"], config, WordVectors(words, vectors), int(folder.name), folder)
 
 
@@ -145,6 +187,25 @@ def find_checkpoint(path: Path) -> Path:
             if steps:
                 return max(steps, key=lambda entry: int(entry.name)).absolute()
     raise CheckpointError(f"No checkpoint in {path}. Train first, or point to a folder that holds one.")
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether training goes on from a checkpoint in WORKDIR."""
+    try:
+        find_checkpoint(workdir / "checkpoints")
+    except CheckpointError:
+        return False
+    return True
+
+
+def _stored(word_vectors: WordVectors) -> dict[str, jax.Array]:
+    # orbax can't write an array without elements: where there are no words, a row that reading cuts off.
+    vectors = word_vectors.vectors if word_vectors.words else np.zeros((1, word_vectors.vectors.shape[1]), np.float32)
+    return {"vectors": jnp.asarray(vectors)}
+
+
+def _described(config: ConfigDict, word_vectors: WordVectors) -> dict[str, Any]:
+    return {"config": json.loads(config.to_json()), "words": list(word_vectors.words)}
 
 
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:

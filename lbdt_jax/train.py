@@ -22,7 +22,8 @@ from input_pipeline.readers import DataError
 from input_pipeline.records import load_report
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer
-from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint
+from lbdt_jax.convert.initial import initialise
 from lbdt_jax.evaluate import pictures, write_json
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate, split
@@ -36,7 +37,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     first frames of the evaluation's split.
 
     Raises:
-      DataError: data or word vectors are missing.
+      DataError: data, word vectors or config.initial_weights are missing, or don't fit.
       CheckpointError: WORKDIR holds a run of another configuration.
       NotFinite: training diverged; the checkpoints from before are kept.
     """
@@ -59,6 +60,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     model, optimizer = make_model(config), make_optimizer(config, steps)
     learning_rate = learning_rate_schedule(config, steps)
     variables = initial_variables(model, config, word_vectors.vectors.shape[1])
+    if config.initial_weights and not has_checkpoint(workdir):
+        variables = initialise(variables, config.initial_weights)
     state = replicate(initial_state(variables, optimizer), mesh)
     parameters = sum(array.size for array in jax.tree.leaves(state.params))
     print(

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from published import GOLDEN, torch_state
 
-from lbdt_jax.convert.names import DEAD, from_torch, recognise, shapes, to_torch
+from lbdt_jax.convert.names import complete, from_torch, recognise, shapes, to_torch, torch_shapes, unused
 
 
 @pytest.fixture
@@ -23,10 +23,11 @@ def test_there_and_back_gives_the_same_bytes(state) -> None:
     flat = flatten_dict(variables)
     assert {path: array.shape for path, array in flat.items()} == shapes(50, 1, 300)
     back = to_torch(variables)
-    living = {key for key in state if not DEAD.search(key)}
-    assert back.keys() == living and len(living) < len(state)
-    for key in living:
+    kept = unused(state)
+    assert len(kept) == 46 + 135 and kept.keys() | back.keys() == state.keys() and not kept.keys() & back.keys()
+    for key in back:
         assert back[key].dtype == state[key].dtype and back[key].tobytes() == state[key].tobytes(), key
+    assert list(complete(back, kept)) == list(state)
     again = flatten_dict(from_torch(back))
     assert again.keys() == flat.keys()
     assert all(np.array_equal(again[path], flat[path]) for path in flat)
@@ -38,6 +39,38 @@ def test_there_and_back_gives_the_same_bytes(state) -> None:
 def test_the_published_networks_are_recognised(variant: str, expected: tuple[int, int]) -> None:
     manifest = json.loads((GOLDEN / f"manifest_{variant}.json").read_text())
     assert recognise(name for name, _, _ in manifest) == expected
+
+
+@pytest.mark.parametrize("variant", ["lbdt1_r50", "lbdt4_r50", "lbdt4_r101"])
+def test_order_and_shapes_are_the_published_ones(variant: str) -> None:
+    manifest = json.loads((GOLDEN / f"manifest_{variant}.json").read_text())
+    found = torch_shapes(*recognise(name for name, _, _ in manifest), 300)
+    assert list(found.items()) == [(name, tuple(shape)) for name, shape, _ in manifest]
+
+
+def test_what_is_never_used_may_be_missing_but_not_another(state) -> None:
+    for key in unused(state):
+        del state[key]
+    from_torch(state)
+    state["decoder.mask_head.bias"] = np.zeros(2, np.float32)
+    state["bn1_1.num_batches_tracked"] = np.zeros((), np.float32)
+    with pytest.raises(ValueError) as raised:
+        from_torch(state)
+    assert "bn1_1.num_batches_tracked: expected int64, found float32" in str(raised.value)
+    assert "decoder.mask_head.bias: expected (1,), found (2,)" in str(raised.value)
+
+
+def test_another_type_is_named(state) -> None:
+    state["bn1_1.bias"] = state["bn1_1.bias"].astype(np.float16)
+    with pytest.raises(ValueError, match="bn1_1.bias: expected float32, found float16"):
+        from_torch(state)
+
+
+def test_other_widths_are_not_the_published_network(state) -> None:
+    variables = from_torch(state)
+    variables["params"]["head"]["project"]["bias"] = np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match=r"params/head/project/bias: expected \(1,\), found \(2,\)"):
+        to_torch(variables)
 
 
 def test_missing_and_unexpected_names_are_all_listed(state) -> None:

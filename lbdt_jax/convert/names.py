@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
@@ -16,11 +15,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from input_pipeline.batch import MODEL_FIELDS, random_batch
+from input_pipeline.readers import DataError
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.resnet import DEPTHS
 
-#: Towers that the published code builds and never runs, and torch's counters of batches: accepted, not kept.
-DEAD = re.compile(r"^decoder\.(spa_tower|tem_tower|mask_head)\.|\.num_batches_tracked$")
+#: Torch's counter of the batches that a BatchNorm has seen; nothing depends on it.
+COUNTER = ".num_batches_tracked"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Entry:
     """One of our arrays and where torch keeps it.
 
     Attributes:
-      path: collection and path among our variables.
+      path: collection and path among our variables; () for what the published code keeps and never uses: three
+        towers of its decoder, and the counters of batches.
       key: torch's name.
       layout: "conv" (torch OIHW, ours HWIO), "dense" (torch (out, in), ours (in, out)) or "same".
       third: for torch's packed attention projections, which third of the rows: 0 query, 1 key, 2 value.
@@ -69,6 +70,7 @@ def norm(key: str, *path: str) -> Iterator[Entry]:
     yield Entry(("params", *path, "bias"), f"{key}.bias")
     yield Entry(("batch_stats", *path, "mean"), f"{key}.running_mean")
     yield Entry(("batch_stats", *path, "variance"), f"{key}.running_var")
+    yield Entry((), key + COUNTER)
 
 
 def conv_norm(conv_key: str, norm_key: str, *path: str) -> Iterator[Entry]:
@@ -102,13 +104,13 @@ def layer_norm(key: str, *path: str) -> Iterator[Entry]:
     yield Entry(("params", *path, "bias"), f"{key}.bias")
 
 
-def resnet(number: int, stream: str, depth: int) -> Iterator[Entry]:
-    """One stream; torch numbers them, 1 spatial, 2 temporal."""
+def resnet(stream: str, depth: int, suffix: str, stages: Iterable[str]) -> Iterator[Entry]:
+    """One stream; torchvision and LBDT differ in a suffix to the stem's names and in the names of the four stages."""
     lengths, bottleneck = DEPTHS[depth]
-    yield from conv_norm(f"conv1_{number}", f"bn1_{number}", stream, "stem")
-    for stage, length in zip(("res2", "res3", "res4", "res5"), lengths, strict=True):
+    yield from conv_norm(f"conv1{suffix}", f"bn1{suffix}", stream, "stem")
+    for stage, torch_stage, length in zip(("res2", "res3", "res4", "res5"), stages, lengths, strict=True):
         for block in range(length):
-            key, path = f"{stage}_{number}.{block}", (stream, stage, f"blocks_{block}")
+            key, path = f"{torch_stage}.{block}", (stream, stage, f"blocks_{block}")
             for conv in range(1, 4 if bottleneck else 3):
                 yield from conv_norm(f"{key}.conv{conv}", f"{key}.bn{conv}", *path, f"conv{conv}")
             if block == 0 and (stage != "res2" or bottleneck):
@@ -118,47 +120,62 @@ def resnet(number: int, stream: str, depth: int) -> Iterator[Entry]:
 def bridge(key: str, *path: str) -> Iterator[Entry]:
     """One layer of a transfer."""
     yield from attention(f"{key}.self_attn_words", *path, "words_to_words")
-    yield from layer_norm(f"{key}.norm_words_1", *path, "words_norm")
     yield from attention(f"{key}.cross_attn_img", *path, "words_from_source")
-    yield from layer_norm(f"{key}.norm_words_2", *path, "source_norm")
     yield from attention(f"{key}.cross_attn_flo", *path, "target_from_words")
-    yield from layer_norm(f"{key}.norm_flo", *path, "target_norm")
     yield from dense(f"{key}.linear1", *path, "feed_forward1")
     yield from dense(f"{key}.linear2", *path, "feed_forward2")
+    yield from layer_norm(f"{key}.norm_words_1", *path, "words_norm")
+    yield from layer_norm(f"{key}.norm_words_2", *path, "source_norm")
+    yield from layer_norm(f"{key}.norm_flo", *path, "target_norm")
     yield from layer_norm(f"{key}.norm_flo2", *path, "feed_forward_norm")
 
 
+def tower(key: str, *path: str) -> Iterator[Entry]:
+    """The head: four ConvNorms and a convolution to one logit."""
+    for index in range(4):
+        yield from sequential(f"{key}.{index}", *path, f"tower_{index}")
+    yield Entry(("params", *path, "project", "kernel"), f"{key}.4.weight", "conv")
+    yield Entry(("params", *path, "project", "bias"), f"{key}.4.bias")
+
+
 def table(depth: int, layers: int) -> list[Entry]:
-    """The whole table of LBDT with ResNets of that depth and that many transfer layers."""
+    """The whole table of LBDT with ResNets of that depth and that many transfer layers, in torch's order."""
     streams = {1: "spatial", 2: "temporal"}
     rows: list[Entry] = []
     for number, stream in streams.items():
-        rows += resnet(number, f"{stream}_stream", depth)
-    for stage in (4, 5):
-        transfer = f"duplex_transfer{stage}"
-        for number, stream in streams.items():
-            rows += sequential(f"conv_r{stage}_{number}_reduce", transfer, f"{stream}_reduce")
-            rows += sequential(f"conv_r{stage}_{number}_up", transfer, f"{stream}_expand")
-        for layer in range(layers):
-            rows += bridge(f"transformer.stage{stage}.layers.{layer}", transfer, f"bridges_{layer}")
+        rows += resnet(f"{stream}_stream", depth, f"_{number}", [f"res{stage}_{number}" for stage in (2, 3, 4, 5)])
+    for kind in ("kernel", "bias"):
+        for ours, theirs in (("input", "ih"), ("hidden", "hh")):
+            key, layout = ("weight", "dense") if kind == "kernel" else ("bias", "same")
+            rows.append(
+                Entry(("params", "text_encoder", f"{ours}_{kind}"), f"text_encoder.lstm.{key}_{theirs}_l0", layout)
+            )
     for torch_name, stream in (("spa", "spatial"), ("tem", "temporal")):
         for index in range(4):
             rows += sequential(f"decoder.refine_{torch_name}.{index}", f"{stream}_decoder", f"res{index + 2}_branch")
+    for torch_name in ("spa", "tem"):
+        rows += [Entry((), row.key) for row in tower(f"decoder.{torch_name}_tower")]
     activation = "bilateral_channel_activation"
-    for torch_name, stream in (("img", "spatial"), ("flo", "temporal")):
-        rows += dense(f"decoder.fusion.{torch_name}_txt_fc", activation, f"{stream}_language")
-        rows += dense(f"decoder.fusion.{torch_name}_enhance_fc", activation, f"{stream}_enhance")
     rows += dense("decoder.fusion.img_flo_fc.0", activation, "joint")
+    for role, ours in (("txt", "language"), ("enhance", "enhance")):
+        for torch_name, stream in (("img", "spatial"), ("flo", "temporal")):
+            rows += dense(f"decoder.fusion.{torch_name}_{role}_fc", activation, f"{stream}_{ours}")
     rows += sequential("decoder.fusion.fusion_cat_conv", activation, "fuse")
-    for index in range(4):
-        rows += sequential(f"decoder.fuse_tower.{index}", "head", f"tower_{index}")
-    rows.append(Entry(("params", "head", "project", "kernel"), "decoder.fuse_tower.4.weight", "conv"))
-    rows.append(Entry(("params", "head", "project", "bias"), "decoder.fuse_tower.4.bias"))
-    for ours, theirs in (("input", "ih"), ("hidden", "hh")):
-        rows.append(
-            Entry(("params", "text_encoder", f"{ours}_kernel"), f"text_encoder.lstm.weight_{theirs}_l0", "dense")
-        )
-        rows.append(Entry(("params", "text_encoder", f"{ours}_bias"), f"text_encoder.lstm.bias_{theirs}_l0"))
+    rows += tower("decoder.fuse_tower", "head")
+    rows += [Entry((), "decoder.mask_head.weight"), Entry((), "decoder.mask_head.bias")]
+
+    def around(stage: int, torch_name: str, ours: str) -> Iterator[Entry]:
+        for number, stream in streams.items():
+            key = f"conv_r{stage}_{number}_{torch_name}"
+            yield from sequential(key, f"duplex_transfer{stage}", f"{stream}_{ours}")
+
+    rows += around(5, "reduce", "reduce")
+    for stage in (4, 5):
+        for layer in range(layers):
+            rows += bridge(f"transformer.stage{stage}.layers.{layer}", f"duplex_transfer{stage}", f"bridges_{layer}")
+    rows += around(4, "reduce", "reduce")
+    rows += around(4, "up", "expand")
+    rows += around(5, "up", "expand")
     return rows
 
 
@@ -168,75 +185,145 @@ def shapes(depth: int, layers: int, word_vector_size: int) -> dict[tuple[str, ..
     batch = random_batch(1, (32, 32), 1, word_vector_size)
     model = LBDT(resnet_depth=depth, transfer_layers=layers)
     init = functools.partial(model.init, mutable=("params", "batch_stats"))
-    variables = jax.eval_shape(init, jax.random.key(0), *(batch[name] for name in MODEL_FIELDS))
+    inputs = [batch[name] for name in MODEL_FIELDS]
+    variables = jax.eval_shape(lambda: init(jax.random.key(0), *inputs))
     return {path: array.shape for path, array in flatten_dict(variables).items()}
+
+
+@functools.cache
+def torch_shapes(depth: int, layers: int, word_vector_size: int) -> dict[str, tuple[int, ...]]:
+    """Torch name -> shape of the whole published state dict, in its order."""
+    ours = shapes(depth, layers, word_vector_size)
+    rows = table(depth, layers)
+    found = {row.key: row.torch_shape(ours[row.path]) for row in rows if row.path}
+    found |= {"decoder.mask_head.weight": (1, 3, 3, 3), "decoder.mask_head.bias": (1,)}
+    # The unused towers are as the one that is used.
+    alike = {row.key: row.key.replace("spa_tower", "fuse_tower").replace("tem_tower", "fuse_tower") for row in rows}
+    return {key: () if key.endswith(COUNTER) else found[model] for key, model in alike.items()}
 
 
 def recognise(keys: Iterable[str]) -> tuple[int, int]:
     """ResNet depth and number of transfer layers, read from the names of a state dict.
 
     Raises:
-      ValueError: the names are not those of an LBDT.
+      DataError: the names are not those of an LBDT.
     """
     keys = set(keys)
     layers = len({k.split(".")[3] for k in keys if k.startswith("transformer.stage4.layers.")})
     blocks = len({k.split(".")[1] for k in keys if k.startswith("res4_1.")})
-    bottleneck = "res4_1.0.conv3.weight" in keys
-    for depth, (lengths, has_bottleneck) in DEPTHS.items():
-        if (lengths[2], has_bottleneck) == (blocks, bottleneck) and layers:
-            # ResNet-34 and -18 differ in res4 as well, so the first fit is the only one.
-            return depth, layers
-    raise ValueError(
-        f"This is no state dict of LBDT: it has {blocks} blocks named res4_1.* and {layers} layers named "
-        "transformer.stage4.layers.*; expected a ResNet of depth 18, 34, 50 or 101 and at least one layer."
-    )
+    depth = _depth(blocks, any(k.startswith("res4_1.") and ".conv3." in k for k in keys))
+    if depth is None or not layers:
+        raise DataError(
+            f"This is no state dict of LBDT: it has {blocks} blocks named res4_1.* and {layers} layers named "
+            "transformer.stage4.layers.*; expected a ResNet of depth 18, 34, 50 or 101 and at least one layer."
+        )
+    return depth, layers
+
+
+def describe(variables: Mapping[str, Mapping]) -> tuple[int | None, int]:
+    """ResNet depth (None if it is none of ours) and number of transfer layers of our variables."""
+    params = variables.get("params", {})
+    layers = sum(name.startswith("bridges_") for name in params.get("duplex_transfer4", {}))
+    blocks = params.get("spatial_stream", {}).get("res4", {})
+    return _depth(len(blocks), "conv3" in blocks.get("blocks_0", {})), layers
+
+
+def _depth(res4_blocks: int, bottleneck: bool) -> int | None:
+    # Every ResNet has another res4.
+    fits = (depth for depth, (lengths, b) in DEPTHS.items() if (lengths[2], b) == (res4_blocks, bottleneck))
+    return next(fits, None)
+
+
+def check(
+    state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()
+) -> None:
+    """Compares a state dict with the names and shapes that it should have.
+
+    Args:
+      state: torch name -> array.
+      expected: torch name -> shape; float32, counters int64.
+      optional: the expected names that need not be there.
+
+    Raises:
+      DataError: lists all names that are missing or unexpected, or else all arrays of another shape or type.
+    """
+    missing = sorted(expected.keys() - set(optional) - state.keys())
+    unexpected = sorted(state.keys() - expected.keys())
+    if missing or unexpected:
+        raise DataError(f"The state dict does not fit.\n  missing: {missing}\n  unexpected: {unexpected}")
+    wrong = []
+    for key in sorted(state):
+        dtype = "int64" if key.endswith(COUNTER) else "float32"
+        if np.shape(state[key]) != expected[key]:
+            wrong.append(f"  {key}: expected {expected[key]}, found {np.shape(state[key])}")
+        elif state[key].dtype != dtype:
+            wrong.append(f"  {key}: expected {dtype}, found {state[key].dtype}")
+    if wrong:
+        raise DataError("\n".join(["The state dict does not fit, arrays have other shapes or types.", *wrong]))
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """Our variables {"params", "batch_stats"} of a state dict of the published code.
+    """Our variables {"params", "batch_stats"} of a state dict of the published code, as views of its arrays.
 
     Args:
-      state: torch name -> array; the dead towers and the batch counters may be there or not.
+      state: torch name -> array, float32; what the published code never uses may be there or not.
 
     Raises:
-      ValueError: names are missing or unexpected, or arrays have another shape than the published ones (all are
-        listed). Only the size of the word vectors is free.
+      DataError: names are missing or unexpected, or arrays have another shape or type than the published ones (all
+        are listed). Only the size of the word vectors is free.
     """
     depth, layers = recognise(state)
     rows = table(depth, layers)
-    expected = {row.key for row in rows}
-    missing = sorted(expected - state.keys())
-    unexpected = sorted(key for key in state.keys() - expected if not DEAD.search(key))
-    if missing or unexpected:
-        raise ValueError(f"The state dict does not fit.\n  missing: {missing}\n  unexpected: {unexpected}")
-    *_, word_vector_size = np.shape(state["text_encoder.lstm.weight_ih_l0"]) or (1,)
-    ours = shapes(depth, layers, word_vector_size)
-    wrong = {}
-    for row in rows:
-        wanted, found = row.torch_shape(ours[row.path]), np.shape(state[row.key])
-        if wanted != found:
-            wrong[row.key] = f"  {row.key}: expected {wanted}, found {found}"
-    if wrong:
-        raise ValueError("\n".join(["The state dict does not fit, arrays have other shapes.", *sorted(wrong.values())]))
-    return unflatten_dict({row.path: row.from_torch(state[row.key]) for row in rows})
+    *_, word_vector_size = np.shape(state.get("text_encoder.lstm.weight_ih_l0", ())) or (1,)
+    check(state, torch_shapes(depth, layers, word_vector_size), [row.key for row in rows if not row.path])
+    return unflatten_dict({row.path: row.from_torch(state[row.key]) for row in rows if row.path})
+
+
+def unused(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a state dict that the published code never uses: three towers and the counters of batches."""
+    return {row.key: state[row.key] for row in table(*recognise(state)) if not row.path and row.key in state}
 
 
 def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
-    """The state dict of our variables, without the dead towers and the batch counters.
+    """The state dict of our variables, in torch's order, without what the published code never uses.
 
     Raises:
-      ValueError: the variables are not those of an LBDT.
+      DataError: the variables are not those of an LBDT of the published widths.
     """
     flat = flatten_dict(dict(variables))
-    layers = len({path[2] for path in flat if path[1] == "duplex_transfer4" and path[2].startswith("bridges_")})
-    blocks = {path[3] for path in flat if path[1:3] == ("spatial_stream", "res4")}
-    bottleneck = ("params", "spatial_stream", "res4", "blocks_0", "conv3", "conv", "kernel") in flat
-    depths = [d for d, (lengths, b) in DEPTHS.items() if (lengths[2], b) == (len(blocks), bottleneck)]
-    rows = table(depths[0], layers) if depths else []
+    depth, layers = describe(variables)
+    rows = [row for row in table(depth, layers) if row.path] if depth else []
     if {row.path for row in rows} != flat.keys():
         wrong = sorted("/".join(path) for path in {row.path for row in rows} ^ flat.keys())
-        raise ValueError(f"These variables are not a complete LBDT; missing or unexpected: {wrong}")
+        raise DataError(f"These variables are not a complete LBDT; missing or unexpected: {wrong}")
+    word_vector_size = flat["params", "text_encoder", "input_kernel"].shape[0]
+    wrong = [
+        f"  {'/'.join(path)}: expected {shape}, found {flat[path].shape}"
+        for path, shape in sorted(shapes(depth, layers, word_vector_size).items())
+        if flat[path].shape != shape
+    ]
+    if wrong:
+        raise DataError("\n".join(["The published code has this network in other widths only.", *wrong]))
     state: dict[str, list[np.ndarray]] = {}
-    for row in sorted(rows, key=lambda row: row.third or 0):
+    for row in rows:  # of packed projections the query comes first, then the key, then the value
         state.setdefault(row.key, []).append(row.to_torch(np.asarray(flat[row.path])))
     return {key: np.concatenate(parts) if len(parts) > 1 else parts[0] for key, parts in state.items()}
+
+
+def complete(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict that the published code loads with strict=True: names and order are its own.
+
+    Args:
+      state: what `to_torch` gives.
+      kept: what `unused` gave, if anything. What isn't there is filled in plainly: norms of scale and variance 1,
+        everything else 0.
+    """
+    size = state["text_encoder.lstm.weight_ih_l0"].shape[1]
+    known = {**kept, **state}
+
+    def filled(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        value = 1 if key.endswith((".1.weight", ".running_var")) else 0
+        return np.full(shape, value, np.int64 if key.endswith(COUNTER) else np.float32)
+
+    expected = torch_shapes(*recognise(state), size)
+    return {key: known[key] if key in known else filled(key, shape) for key, shape in expected.items()}

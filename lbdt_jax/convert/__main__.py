@@ -1,0 +1,141 @@
+"""Converts a state dict of the published PyTorch code to our checkpoint, and back.
+
+    python -m lbdt_jax.convert --from=released.ckpt --to=DIR      python -m lbdt_jax.convert --from=DIR --to=new.ckpt
+
+A folder on the side of --from is ours, a file is PyTorch's. Nothing that exists is overwritten. Both ways are bit for
+bit: what the published code never uses is kept in the checkpoint and comes back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+
+USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2].split("      "))
+FROM = flags.DEFINE_string("from", None, "A .ckpt file of the published code, or a folder with our checkpoint.")
+TO = flags.DEFINE_string("to", None, "The new folder or the new file.")
+
+
+def to_ours(source: Path, target: Path) -> None:
+    """Writes TARGET/checkpoints/0 of a file of torch.save.
+
+    It has the published configuration and no word vectors: evaluation looks words up in config.word_vectors.
+
+    Raises:
+      DataError: the file is no complete state dict of LBDT; see `read_torch` and `from_torch`.
+    """
+    import jax
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    from configs import base
+    from input_pipeline.glove import WordVectors
+    from lbdt_jax.checkpoint import save_weights
+    from lbdt_jax.convert.files import read_torch, whole_or_not_at_all
+    from lbdt_jax.convert.names import describe, from_torch, unused
+
+    state = read_torch(source)
+    flat, kept = flatten_dict(from_torch(state)), unused(state)
+    report(state, kept)
+    del state
+    # One by one, each given up once it is copied: memory never holds all arrays twice.
+    for path in flat:
+        flat[path] = jax.device_put(np.ascontiguousarray(flat[path]))
+    variables = unflatten_dict(flat)
+    config = base.get_config()
+    config.model.resnet_depth, config.model.transfer_layers = describe(variables)
+    size = flat["params", "text_encoder", "input_kernel"].shape[0]
+    word_vectors = WordVectors((), np.zeros((0, size), np.float32))
+    with whole_or_not_at_all(target) as unfinished:
+        save_weights(unfinished, variables, config, word_vectors, kept)
+    print(
+        f"LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth}, "
+        f"{sum(array.size for array in flat.values()) / 1e6:.2f} million numbers: {target}"
+    )
+
+
+def to_published(source: Path, target: Path) -> None:
+    """Writes the state dict that the published code loads with strict=True.
+
+    What it never uses is what the checkpoint was converted with; of one that we trained, `complete` fills it in.
+
+    Raises:
+      CheckpointError: there is no sound checkpoint in the folder.
+      DataError: the network is not one that the published code has.
+    """
+    from lbdt_jax.checkpoint import load_checkpoint, load_unused
+    from lbdt_jax.convert.files import write_torch
+    from lbdt_jax.convert.names import complete, to_torch
+
+    # The checkpoint itself is not held, so that its arrays can go one by one.
+    state = complete(to_torch(load_checkpoint(source).variables), load_unused(source))
+    names = len(state)
+    write_torch(state, target)
+    print(f"{names} arrays, as the published code names them: {target}")
+
+
+def return_freed_memory() -> None:
+    """Has Linux's malloc give arrays back to the system as they are freed, instead of keeping them for itself."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # glibc
+            libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, in bytes; set by hand it doesn't grow
+
+
+def report(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> None:
+    """Says what of a state dict plays no part."""
+    counters = sum(array.ndim == 0 for array in kept.values())
+    numbers = sum(array.size for array in kept.values()) - counters
+    print(
+        f"{len(state)} arrays. The published code never uses {len(kept) - counters} of them, {numbers:,} numbers of "
+        f"decoder.spa_tower, decoder.tem_tower and decoder.mask_head, and {counters} counters of batches: kept for the "
+        "way back, no part of the network."
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line and converts; exits with status 2 and one message for what the user must mend."""
+    try:
+        flags.FLAGS(arguments)
+        if not FROM.value or not TO.value:
+            raise flags.Error("Both --from and --to are needed.")
+    except flags.Error as error:
+        fail(f"{error}\n{USAGE}")
+    source, target = Path(FROM.value), Path(TO.value)
+    logging.set_verbosity(logging.ERROR)
+    return_freed_memory()
+
+    import jax
+
+    from input_pipeline.readers import DataError
+    from lbdt_jax.checkpoint import CheckpointError
+
+    # Converting needs no accelerator, and should take none from others.
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        if not source.exists():
+            raise DataError(f"--from: there is no {source}.")
+        if os.path.lexists(target) and not (source.is_file() and target.is_dir() and not any(target.iterdir())):
+            raise DataError(f"--to: {target} exists already. Nothing is overwritten; choose another name.")
+        (to_published if source.is_dir() else to_ours)(source, target)
+    except (DataError, CheckpointError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{target} can't be written: {error}")
+    except KeyboardInterrupt:
+        fail("\nStopped; nothing was converted.", status=130)
+
+
+def fail(message: str, status: int = 2) -> None:
+    """Prints the message and exits."""
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
