@@ -48,6 +48,17 @@ def test_order_and_shapes_are_the_published_ones(variant: str) -> None:
     assert list(found.items()) == [(name, tuple(shape)) for name, shape, _ in manifest]
 
 
+def test_what_is_never_used_is_filled_in_plainly(state) -> None:
+    filled = complete(to_torch(from_torch(state)), {})
+    assert list(filled) == list(state)
+    for key, value in filled.items():
+        assert (value.dtype, value.shape) == (state[key].dtype, state[key].shape), key
+        if key in unused(state):
+            assert (value == (1 if key.endswith((".1.weight", ".running_var")) else 0)).all(), key
+        else:
+            assert value.tobytes() == state[key].tobytes(), key
+
+
 def test_what_is_never_used_may_be_missing_but_not_another(state) -> None:
     for key in unused(state):
         del state[key]

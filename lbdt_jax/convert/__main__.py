@@ -69,9 +69,10 @@ def to_published(source: Path, target: Path) -> None:
       DataError: the network is not one that the published code has.
     """
     from lbdt_jax.checkpoint import load_checkpoint, load_unused
-    from lbdt_jax.convert.files import write_torch
+    from lbdt_jax.convert.files import import_torch, write_torch
     from lbdt_jax.convert.names import complete, to_torch
 
+    import_torch()  # before anything that takes long
     # The checkpoint itself is not held, so that its arrays can go one by one.
     state = complete(to_torch(load_checkpoint(source).variables), load_unused(source))
     names = len(state)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
+import pickletools
 import re
 import shutil
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -44,12 +48,15 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"There is no file {path}.")
     torch = import_torch()
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a pickle is newer than torch writes; what follows is the error
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes torch raise anything, from EOFError to KeyError
-        wanted = isinstance(error, pickle.UnpicklingError) and re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
-        if wanted:
+        named = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
+        wanted = [named[1]] if named else called(path)
+        if isinstance(error, pickle.UnpicklingError) and wanted:
             raise DataError(
-                f"{path} is refused: it wants to call {wanted[1]}, and a state dict has no need of that. "
+                f"{path} is refused: it wants to call {wanted[0]}, and a state dict has no need of that. "
                 "Nothing of it was executed."
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -77,6 +84,28 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         )
     state = {name: value.detach().numpy() for name, value in loaded.items()}
     return without_prefix(state, "module.")
+
+
+def called(path: Path) -> list[str]:
+    """What the pickles of a file would call, beside PyTorch's own; read without unpickling."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            content = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".pkl"))
+    else:
+        content = path.read_bytes()
+    strings, names = [""], []
+    stream = io.BytesIO(content)
+    # A file may hold several pickles; at the first thing that is none, the search ends.
+    with contextlib.suppress(ValueError):
+        while stream.tell() < len(content):
+            for instruction, argument, _ in pickletools.genops(stream):
+                if instruction.name == "GLOBAL":
+                    names.append(argument.replace(" ", "."))
+                elif instruction.name == "STACK_GLOBAL":
+                    names.append(".".join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    return [name for name in names if not name.startswith(("torch.", "collections."))]
 
 
 def write_torch(state: dict[str, np.ndarray], path: Path) -> None:
