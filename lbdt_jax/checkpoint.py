@@ -210,9 +210,8 @@ def _described(config: ConfigDict, word_vectors: WordVectors) -> dict[str, Any]:
 
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     try:
-        stored = ocp.checkpointables_metadata(folder).metadata
-        stored = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(dict(stored))}
-        wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(abstract)}
+        stored = _shapes(dict(ocp.checkpointables_metadata(folder).metadata))
+        wanted = _shapes(abstract)
         for name, shape in wanted.items():
             if stored.get(name) != shape:
                 raise ValueError(f"{name}: {shape} is wanted, {stored.get(name, 'nothing')} is there")
@@ -223,6 +222,12 @@ def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
             f"The checkpoint {folder} is broken or of another model. Use an earlier one, or delete that folder to go "
             f"on from the one before.\n{_first_line(error)}"
         ) from error
+
+
+def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    # Names alone: orbax describes optax's named tuples as dictionaries.
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
 def _silence_abandoned_reads() -> None:

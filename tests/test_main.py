@@ -141,6 +141,7 @@ def test_evaluating_an_unknown_split(config: ConfigDict, workdir: Path) -> None:
         ("model.attention_heads", 3, "attention_heads, 3"),
         ("batch_size", 1000, "don't fill a batch"),
         ("word_vectors", "no/such/file.txt", "no/such/file.txt"),
+        ("initial_weights", "no/such.pth", "resnet18-f37072fd.pth and save it as no/such.pth"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(config, field, value, message, tmp_path: Path) -> None:
