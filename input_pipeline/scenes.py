@@ -1,8 +1,8 @@
 """The scenes of Moving Shapes: what is in them, where it moves, and how they are drawn.
 
 A scene holds three or four shapes over a textured background that stands still. Every shape stands still or moves
-with constant velocity along one axis. At least two shapes are doubles: of the same kind, mostly of the same colour
-too, so that only how they move, compare or relate to the others tells them apart.
+with constant velocity along one axis. At least two shapes are doubles: of the same kind, in about half of the scenes
+of the same colour too, so that only how they move, compare or relate to the others tells them apart.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SPLITS = ("train", "test", "validation", "unseen_words")  # the order is part of
 WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's size is exercised
 FRAMES = 16
 ANNOTATED = (8, 15)  # counted from 1, as A2D-Sentences counts; both have a frame 6 before them
-SHAPES = (3, 3, 4)  # in one scene, each as likely
-SIZES = (18.0, 28.0)  # square roots of areas, in pixels
-SEPARATION = 0.75  # least distance of two middles, as a share of the sum of their sizes: all but corners stay apart
+SHAPES = (3, 3, 3, 4)  # in one scene, each as likely
+SIZES = (20.0, 31.0)  # square roots of areas, in pixels, where there are three; all together cover when there are four
+SEPARATION = 0.7  # least distance of two middles, as a share of the sum of their sizes: all but corners stay apart
 SPEEDS = {"slow": (0.8, 0.95), "fast": (1.6, 1.8)}  # pixels per frame: at least 1.5 times apart
 LEAST_VISIBLE = 0.6  # share of a shape that no other shape covers, in every annotated frame
 
@@ -116,7 +116,8 @@ def _choose_shapes(rng: np.random.Generator) -> list[Shape]:
     """Three or four shapes without a place, in random order: two doubles, a landmark, and what else may be there."""
     kinds, colours = list(HALF_EXTENTS), list(COLOURS)
     shapes: list[Shape] = []
-    for i in range(rng.choice(SHAPES)):
+    count = int(rng.choice(SHAPES))
+    for i in range(count):
         kind, colour = str(rng.choice(kinds)), str(rng.choice(colours))
         direction = str(rng.choice(list(DIRECTIONS)))
         if i == 1:  # the double of the first shape, rarely in another colour
@@ -128,7 +129,7 @@ def _choose_shapes(rng: np.random.Generator) -> list[Shape]:
             other = shapes[rng.integers(i)]
             kind, colour = (other.kind, colour) if rng.random() < 0.5 else (kind, other.colour)
         speed = 0.0 if direction == "still" else rng.uniform(*SPEEDS[str(rng.choice(list(SPEEDS)))])
-        shapes.append(Shape(kind, colour, rng.uniform(*SIZES), direction, speed))
+        shapes.append(Shape(kind, colour, (3 / count) ** 0.5 * rng.uniform(*SIZES), direction, speed))
     return [shapes[i] for i in rng.permutation(len(shapes))]
 
 
@@ -141,19 +142,16 @@ def _place(shapes: list[Shape], rng: np.random.Generator) -> tuple[Shape, ...] |
         way = np.array(DIRECTIONS[shape.direction]) * shape.speed * (FRAMES - 1)
         lowest = half + 2 + np.maximum(-way, 0)
         highest = np.array([WIDTH, HEIGHT]) - half - 2 - np.maximum(way, 0)
-        for start in rng.uniform(lowest, highest, (20, 2)):
-            candidate = dataclasses.replace(shape, start=(float(start[0]), float(start[1])))
-            x, y = candidate.position(times)
-            clear = True
-            for other in placed:
-                other_x, other_y = other.position(times)
-                distance = np.hypot(x - other_x, y - other_y).min()
-                clear &= distance > SEPARATION * (shape.size + other.size)
-            if clear:
-                placed.append(candidate)
-                break
-        else:
+        starts = lowest + rng.random((300, 2)) * (highest - lowest)
+        clear = np.full(len(starts), np.all(highest > lowest))
+        for other in placed:
+            apart = np.stack(shape.position(times)) - np.stack(other.position(times))  # (2, times), from a start at 0
+            distance = np.linalg.norm(starts[..., None] + apart, axis=1).min(axis=1)
+            clear &= distance > SEPARATION * (shape.size + other.size)
+        if not clear.any():
             return None
+        start = starts[np.argmax(clear)]
+        placed.append(dataclasses.replace(shape, start=(float(start[0]), float(start[1]))))
     return tuple(placed)
 
 

@@ -47,10 +47,17 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       as fractions; "groups" has the samples, "paper" and "standard" of each group of sentences (Moving Shapes: tiers).
 
     Raises:
-      DataError: the data set is not there, has no such split, or words of it have no fitting vectors.
+      DataError: the data set is not there, has no such split, or words of it have no fitting vectors; or the published
+        scores to compare with are those of another network.
     """
     prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
     config, split = config.copy_and_resolve_references(), config.evaluation_split
+    layers = checkpoint.config.model.transfer_layers
+    if config.published and layers != config.model.transfer_layers:
+        raise DataError(
+            f"{checkpoint.path} is an LBDT-{layers}, but the published scores to stand beside it would be those of "
+            f"LBDT-{config.model.transfer_layers}. Choose another --config, such as configs/a2d.py:lbdt{layers}."
+        )
     config.update({name: checkpoint.config[name] for name in ("model", "image_size", "max_words")})
     words = words_for(checkpoint, config)
     model = make_model(config)
@@ -89,7 +96,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     for number, sample in enumerate(chosen["random"][: config.evaluation_attention_sheets], start=1):
         sheet = attention_sheet(model, checkpoint.variables, sample, f"{title}: attention, step {checkpoint.step}")
         render.save(sheet, folder / f"{name}-attention-{number}.png")
-    print(format_table({"all": result, **result["groups"]}))
+    print(format_table({"all": result, **result["groups"]}, config.published))
     print(f"Scores: {folder}/{name}.json; pictures: {name}-*.png beside it.")
     return result
 

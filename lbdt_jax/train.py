@@ -184,6 +184,7 @@ FREE_TO_CHANGE = (
     "keep_checkpoints",
     "evaluation",
     "contact_sheet",
+    "published",
 )
 
 

@@ -241,3 +241,14 @@ def test_the_table_keeps_the_protocols_apart(pairs):
     assert {len(line) for line in lines[1:4]} == {len(lines[1])} and {len(line) for line in lines[6:]} == {
         len(lines[6])
     }
+
+
+def test_the_published_scores_stand_below_ours(pairs):
+    group = {"samples": 40, "paper": score_paper(pairs).compute(), "standard": score_standard(pairs, False).compute()}
+    lines = format_table({"all": group, "attribute": group}, {"precision@0.5": 0.7, "mean_iou": 0.6}).splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["all", "published", "difference", "attribute"]
+    assert lines[3].split() == ["published", "70.0", "60.0"] and lines[4].split() == ["difference", "-2.5", "+5.8"]
+    for line, measure in ((lines[3], "P@.5"), (lines[3], "mean IoU")):
+        end = lines[1].index(measure) + len(measure)
+        assert line[:end].rstrip() and line[end - 1].isdigit()
+    assert "published" not in "".join(lines[6:])

@@ -144,9 +144,10 @@ def test_tiers_are_balanced_and_wordings_varied(scenes):
     assert {"scarlet", "ball", "box", "leftward", "motionless"} <= spoken
 
 
-def test_most_scenes_hold_doubles(scenes):
+def test_all_scenes_hold_doubles_and_many_of_the_same_colour_too(scenes):
     doubles = [len({(s.kind, s.colour) for s in scene.shapes}) < len(scene.shapes) for scene in scenes["train"]]
-    assert np.mean(doubles) > 0.5
+    assert np.mean(doubles) > 0.4
+    assert all(len({s.kind for s in scene.shapes}) < len(scene.shapes) for scene in scenes["train"])
 
 
 def test_unseen_words_come_in_pairs_that_differ_in_one_word(scenes):

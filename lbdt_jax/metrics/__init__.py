@@ -39,26 +39,36 @@ _COLUMNS = {
 }
 
 
-def format_table(groups: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def format_table(
+    groups: Mapping[str, Mapping[str, Mapping[str, float]]], published: Mapping[str, float] | None = None
+) -> str:
     """The scores as text for the screen, one table per protocol.
 
     Args:
       groups: name of a group of samples ("all", then each tier) -> {"samples": how many, "paper": what
         `PaperScores.compute` gives, "standard": what `StandardScores.compute` gives}. A protocol may be left out.
+      published: scores of protocol "paper" to print below the first group, with what the first group is above them.
 
     Returns:
       Lines of at most 120 characters, for names of up to 14: a row per group, a column per measure, in percent.
     """
     first = next(iter(groups.values()))
-    label = max(map(len, groups))
+    label = max(map(len, [*groups, *(["difference"] if published else [])]))
     lines = []
     for protocol, title in PROTOCOLS.items():
         if protocol not in first:
             continue
         heads = [_COLUMNS[measure].rjust(5) for measure in first[protocol]]
         lines += ["", title, "  ".join([" " * label, "samples", *heads])]
-        for name, group in groups.items():
-            values = [f"{100 * group[protocol][measure]:.1f}" for measure in first[protocol]]
-            cells = [value.rjust(len(head)) for value, head in zip(values, heads, strict=True)]
-            lines.append("  ".join([name.ljust(label), f"{group['samples']:7d}", *cells]))
+        rows = [
+            (name, f"{group['samples']}", {m: f"{100 * group[protocol][m]:.1f}" for m in first[protocol]})
+            for name, group in groups.items()
+        ]
+        if published and protocol == "paper":
+            differences = {m: f"{100 * (first[protocol][m] - score):+.1f}" for m, score in published.items()}
+            rows.insert(1, ("published", "", {m: f"{100 * score:.1f}" for m, score in published.items()}))
+            rows.insert(2, ("difference", "", differences))
+        for name, samples, scores in rows:
+            cells = [scores.get(m, "").rjust(len(head)) for m, head in zip(first[protocol], heads, strict=True)]
+            lines.append("  ".join([name.ljust(label), samples.rjust(7), *cells]).rstrip())
     return "\n".join(lines[1:])
