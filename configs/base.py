@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     config.evaluation_split = "test"
     config.evaluation_frames = 8  # frame pairs encoded at once, on each device
     config.evaluation_sentences = 16  # sentences answered at once, on each device
-    config.published = ConfigDict()  # scores to print beside ours in protocol "paper", by their names in the json
+    config.published = ()  # (name in the json, score) of protocol "paper", to print below ours
     config.contact_sheet_samples = 8  # best, worst and random samples on each sheet
     config.evaluation_attention_sheets = 3  # of the random samples, those whose attention is drawn
     return config

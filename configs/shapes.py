@@ -30,10 +30,10 @@ def get_config() -> ConfigDict:
     config.batch_size = 32
     config.sentences_per_frame = 2
     config.cpu_devices = 2
-    config.epochs = 3.5
+    config.epochs = 2.7
     config.learning_rate = 2e-3
     config.warmup_steps = 100
-    config.learning_rate_drops = (2.3, 2.7, 3.0, 3.3)
+    config.learning_rate_drops = (1.85, 2.15, 2.4, 2.55)
     config.shuffle_buffer = 16384
     config.decoded_cache = 16384  # all of them, 200 MB
     config.evaluation_frames = 16

@@ -1,7 +1,7 @@
 """The scenes of Moving Shapes: what is in them, where it moves, and how they are drawn.
 
-A scene holds three or four shapes over a textured background that stands still. Every shape stands still or moves
-with constant velocity along one axis. At least two shapes are doubles: of the same kind, in about half of the scenes
+A scene holds three shapes over a textured background that stands still. Every shape stands still or moves
+with constant velocity along one axis. At least two of them are doubles: of the same kind, in about half of the scenes
 of the same colour too, so that only how they move, compare or relate to the others tells them apart.
 """
 
@@ -21,9 +21,9 @@ SPLITS = ("train", "test", "validation", "unseen_words")  # the order is part of
 WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's size is exercised
 FRAMES = 16
 ANNOTATED = (8, 15)  # counted from 1, as A2D-Sentences counts; both have a frame 6 before them
-SHAPES = (3, 3, 3, 4)  # in one scene, each as likely
-SIZES = (20.0, 31.0)  # square roots of areas, in pixels, where there are three; all together cover when there are four
-SEPARATION = 0.7  # least distance of two middles, as a share of the sum of their sizes: all but corners stay apart
+SHAPES = 3  # in one scene
+SIZES = (18.0, 28.0)  # square roots of areas, in pixels
+SEPARATION = 0.75  # least distance of two middles, as a share of the sum of their sizes: all but corners stay apart
 SPEEDS = {"slow": (0.8, 0.95), "fast": (1.6, 1.8)}  # pixels per frame: at least 1.5 times apart
 LEAST_VISIBLE = 0.6  # share of a shape that no other shape covers, in every annotated frame
 
@@ -108,16 +108,15 @@ def make_scene(seed: int, split: str, number: int) -> Scene:
         frames, masks, visible = _draw(shapes, rng)
         if visible >= LEAST_VISIBLE:
             break
-    sentences = refer_in_pairs(expressions, rng) if split == "unseen_words" else refer(expressions, rng)
+    sentences = refer_in_pairs(expressions, rng) if split == "unseen_words" else refer(expressions, rng, split)
     return Scene(shapes, frames, masks, sentences)
 
 
 def _choose_shapes(rng: np.random.Generator) -> list[Shape]:
-    """Three or four shapes without a place, in random order: two doubles, a landmark, and what else may be there."""
+    """The shapes without a place, in random order: two doubles and a landmark."""
     kinds, colours = list(HALF_EXTENTS), list(COLOURS)
     shapes: list[Shape] = []
-    count = int(rng.choice(SHAPES))
-    for i in range(count):
+    for i in range(SHAPES):
         kind, colour = str(rng.choice(kinds)), str(rng.choice(colours))
         direction = str(rng.choice(list(DIRECTIONS)))
         if i == 1:  # the double of the first shape, rarely in another colour
@@ -125,11 +124,8 @@ def _choose_shapes(rng: np.random.Generator) -> list[Shape]:
             colour = shapes[0].colour if rng.random() < 0.5 else colour
         elif i == 2 and rng.random() < 0.5:  # the landmark moves like one of the doubles
             direction = shapes[rng.integers(2)].direction
-        elif i > 2 and rng.random() < 0.5:  # shares a colour or a kind with an earlier shape
-            other = shapes[rng.integers(i)]
-            kind, colour = (other.kind, colour) if rng.random() < 0.5 else (kind, other.colour)
         speed = 0.0 if direction == "still" else rng.uniform(*SPEEDS[str(rng.choice(list(SPEEDS)))])
-        shapes.append(Shape(kind, colour, (3 / count) ** 0.5 * rng.uniform(*SIZES), direction, speed))
+        shapes.append(Shape(kind, colour, rng.uniform(*SIZES), direction, speed))
     return [shapes[i] for i in rng.permutation(len(shapes))]
 
 

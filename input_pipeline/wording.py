@@ -104,13 +104,15 @@ WORDINGS = {
 }
 
 
-def refer(expressions: Sequence[Expression], rng: np.random.Generator, per_tier: int = 2) -> tuple[Sentence, ...]:
-    """Sentences for one scene, the same number from every tier; their group is the tier.
+def refer(expressions: Sequence[Expression], rng: np.random.Generator, split: str) -> tuple[Sentence, ...]:
+    """Sentences for one scene; their group is the tier. Two of every tier, but up to four attributes in training.
 
-    Half of them, where there are such, could do with their noun alone: from these the nouns are learnt in all tiers.
+    Half of them, where there are such, could do with their noun alone: from these, and from the attributes, the nouns
+    are learnt.
     """
     sentences = []
     for tier in TIERS:
+        per_tier = 4 if (split, tier) == ("train", "attribute") else 2
         of_tier = [e for e in expressions if e.tier == tier]
         decided_by_noun = _pick([e for e in of_tier if not e.ambiguous], rng, per_tier)
         chosen = _pick([e for e in of_tier if e.ambiguous], rng, per_tier - len(decided_by_noun) // 2) + decided_by_noun

@@ -96,7 +96,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     for number, sample in enumerate(chosen["random"][: config.evaluation_attention_sheets], start=1):
         sheet = attention_sheet(model, checkpoint.variables, sample, f"{title}: attention, step {checkpoint.step}")
         render.save(sheet, folder / f"{name}-attention-{number}.png")
-    print(format_table({"all": result, **result["groups"]}, config.published))
+    print(format_table({"all": result, **result["groups"]}, dict(config.published)))
     print(f"Scores: {folder}/{name}.json; pictures: {name}-*.png beside it.")
     return result
 

@@ -20,3 +20,11 @@ def float64() -> Iterator[None]:
     """JAX with 64 bits, for comparisons down to rounding."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def fast_compilation() -> Iterator[None]:
+    """For steps that run only a few times: compiling takes longer than computing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from inputs_rule import checksum, make_picture
 
 from input_pipeline.images import decode_frame, decode_mask, encode_frame, encode_mask, resize_frame, resize_target
 
 GOLDEN = Path(__file__).parent / "golden"
 PICTURES = json.loads((GOLDEN / "preprocess.json").read_text())["pictures"]
-sys.path.insert(0, str(GOLDEN))
-from inputs_rule import checksum, make_picture  # noqa: E402
 
 SIZE = (320, 320)
 MASKS = np.load(GOLDEN / "preprocess.npz")

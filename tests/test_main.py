@@ -17,6 +17,8 @@ from tiny import tiny_config
 
 from input_pipeline.batch import random_batch
 from input_pipeline.moving_shapes import write_raw
+from input_pipeline.pipeline import steps_per_epoch
+from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
 from lbdt_jax import train as train_module
 from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
@@ -24,11 +26,13 @@ from lbdt_jax.evaluate import evaluate
 from lbdt_jax.step import NotFinite
 from lbdt_jax.train import keep_config, train
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 SCENES = {"train": 3, "validation": 1, "test": 3, "unseen_words": 2}
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     """A few scenes, prepared, and a run of four steps."""
     data = tmp_path_factory.mktemp("data")
     write_raw(data / "raw" / "moving_shapes", scenes=SCENES, workers=1)
@@ -37,11 +41,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     config.data_dir = str(data)
     config.word_vectors = "random:8"
     config.batch_size = 8
-    config.epochs = 4 / (3 * 2 * 8 // 8)  # scenes x frames x sentences / batch: four steps
     config.log_every_steps = 1
     config.picture_every_steps = 4
     config.checkpoint_every_steps = 2
     config.contact_sheet_samples = 2
+    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    config.epochs = 4 / steps_per_epoch(config)  # four steps
     return config
 
 

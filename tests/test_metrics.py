@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from inputs_rule import checksum
 from scipy import ndimage
 
 from lbdt_jax.metrics import (
@@ -25,8 +25,6 @@ from lbdt_jax.metrics import (
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())
 PAIRS = EXPECTED["pairs"]
-sys.path.insert(0, str(GOLDEN))
-from inputs_rule import checksum  # noqa: E402
 
 
 @pytest.fixture(scope="module")

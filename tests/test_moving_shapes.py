@@ -136,8 +136,14 @@ def test_every_sentence_is_true_of_its_shape_alone_and_many_need_their_deciding_
 
 
 def test_tiers_are_balanced_and_wordings_varied(scenes):
+    for split in ("train", "test"):
+        sentences = [sentence for scene in scenes[split] for sentence in scene.sentences]
+        counts = Counter(sentence.group for sentence in sentences)
+        attributes = counts.pop("attribute")
+        assert counts == dict.fromkeys(TIERS[1:], 2 * len(scenes[split]))
+        per_scene = attributes / len(scenes[split])
+        assert per_scene == 2 if split == "test" else 3 < per_scene <= 4
     sentences = [sentence for scene in scenes["train"] for sentence in scene.sentences]
-    assert Counter(sentence.group for sentence in sentences) == dict.fromkeys(TIERS, 120)
     patterns = {" ".join(w for w in plainly(s.text).split() if w not in COLOURS) for s in sentences}
     assert len(patterns) > 80
     spoken = {word for sentence in sentences for word in tokenize(sentence.text, 25)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,13 +19,7 @@ from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
 from lbdt_jax.step import Metrics, TrainState, loss_function, make_model, make_train_step
 
-
-@pytest.fixture(autouse=True)
-def fast_compilation() -> Iterator[None]:
-    """Every step runs only a few times: compiling takes longer than computing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 def make_config(**fields: Any) -> ConfigDict:
