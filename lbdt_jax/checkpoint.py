@@ -2,15 +2,16 @@
 
 A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the word vectors of every
 known word and, as json, the words and the configuration: prediction needs nothing else. orbax writes arrays and
-json, no pickles; a checkpoint that was not finished is never listed.
+json, no pickles; a checkpoint that was not finished is never listed. SHA256SUMS, in the format of the program
+sha256sum, is checked before anything is read: orbax alone would not notice a flipped byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import sys
-import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from lbdt_jax.step import TrainState
 
 #: Bytes of a conversion that are in the hands of the disk at once; a little more than the largest array.
 WRITTEN_AT_ONCE = 16 << 20
+
+CHECKSUMS = "SHA256SUMS"
 
 
 class CheckpointError(ValueError):
@@ -63,13 +66,19 @@ class CheckpointWriter:
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
         )
+        self._background = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
 
     def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
         # Waits for the save in progress, so that leaving never loses one.
-        self._checkpointer.close()
+        try:
+            self._wait()
+        finally:
+            self._background.shutdown()
+            self._checkpointer.close()
 
     def save(self, state: TrainState, config: ConfigDict, word_vectors: WordVectors) -> None:
         """Saves a state under its step, in the background; does nothing if that step is there already."""
@@ -77,11 +86,12 @@ class CheckpointWriter:
         latest = self._checkpointer.latest
         if latest is not None and latest.step == step:
             return
+        self._wait()
         context = ocp.Context()
         # Else every array is cut into a piece per device, which for hundreds of small ones takes longer than writing.
         context.array.saving.use_replica_parallel = False
         with context:
-            self._checkpointer.save_checkpointables_async(
+            saving = self._checkpointer.save_checkpointables_async(
                 step,
                 {
                     "variables": state.variables,
@@ -91,6 +101,18 @@ class CheckpointWriter:
                 custom_metadata=_described(config, word_vectors),
                 force=True,
             )
+        folder = Path(self._checkpointer.directory) / str(step)
+
+        def finish() -> None:
+            saving.result()
+            _write_checksums(folder)
+
+        self._last = self._background.submit(finish)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest state, on the devices of `state`; `state` itself if there is none.
@@ -104,6 +126,7 @@ class CheckpointWriter:
         wanted = {"variables": state.variables, "optimizer_state": state.optimizer_state}
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
         folder = Path(self._checkpointer.directory) / str(latest.step)
+        _check(folder)
         if (folder / "variables").is_dir() and not (folder / "optimizer_state").is_dir():
             raise CheckpointError(
                 f"{folder} holds weights only, no optimizer's state to go on from. Train in another --workdir, from "
@@ -132,12 +155,14 @@ def save_weights(
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = WRITTEN_AT_ONCE
     saved = {"variables": variables, "word_vectors": _stored(word_vectors)}
+    folder = (workdir / "checkpoints" / "0").absolute()
     with context:
         ocp.save_checkpointables(
-            (workdir / "checkpoints" / "0").absolute(),
+            folder,
             {**saved, "unused": unused} if unused else saved,
             custom_metadata=_described(config, word_vectors),
         )
+    _write_checksums(folder)
 
 
 def load_unused(path: str | Path) -> dict[str, np.ndarray]:
@@ -147,6 +172,7 @@ def load_unused(path: str | Path) -> dict[str, np.ndarray]:
       CheckpointError: there is no checkpoint, or it is broken.
     """
     folder = find_checkpoint(Path(path))
+    _check(folder, without="optimizer_state")
     if not (folder / "unused").is_dir():
         return {}
     return _load(folder, {"unused": ocp.checkpointables_metadata(folder).metadata["unused"]})["unused"]
@@ -162,6 +188,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
       CheckpointError: there is none, or it is broken.
     """
     folder = find_checkpoint(Path(path))
+    _check(folder, without="optimizer_state")
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         metadata = ocp.checkpointables_metadata(folder)
@@ -221,11 +248,14 @@ def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}: {shape} is wanted, {stored.get(name, 'nothing')} is there")
         return ocp.load_checkpointables(folder, abstract)
     except Exception as error:  # orbax passes on whatever its storage layers raise
-        _silence_abandoned_reads()
-        raise CheckpointError(
-            f"The checkpoint {folder} is broken or of another model. Use an earlier one, or delete that folder to go "
-            f"on from the one before.\n{_first_line(error)}"
-        ) from error
+        raise CheckpointError(_broken(folder, _first_line(error))) from error
+
+
+def _broken(folder: Path, reason: str) -> str:
+    return (
+        f"The checkpoint {folder} is broken or of another model. Use an earlier one, or delete that folder to go on "
+        f"from the one before.\n{reason}"
+    )
 
 
 def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -234,16 +264,37 @@ def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
-def _silence_abandoned_reads() -> None:
-    """When one read fails, orbax leaves the others; each of them would print a traceback as it ends, later."""
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    show = sys.unraisablehook
+def _write_checksums(folder: Path) -> None:
+    """Writes SHA256SUMS into a finished checkpoint."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    unfinished = folder / f"{CHECKSUMS}.unfinished"
+    unfinished.write_text("".join(f"{_checksum(folder / name)}  {name}\n" for name in names))
+    unfinished.replace(folder / CHECKSUMS)
 
-    def show_others(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            show(unraisable)
 
-    sys.unraisablehook = show_others
+def _check(folder: Path, without: str | None = None) -> None:
+    """Compares the files with their checksums, those of the part `without` left out.
+
+    A run that was killed may have left no checksums for its newest checkpoint, which is whole nevertheless.
+
+    Raises:
+      CheckpointError: a file is missing or was changed.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        return
+    for line in (folder / CHECKSUMS).read_text(errors="replace").splitlines():
+        expected, _, name = line.partition("  ")
+        if name.split("/")[0] == without:
+            continue
+        if not (folder / name).is_file():
+            raise CheckpointError(_broken(folder, f"{name} is missing."))
+        if _checksum(folder / name) != expected:
+            raise CheckpointError(_broken(folder, f"{name} was changed since it was written."))
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +151,44 @@ def flip(file: Path) -> None:
 
 
 @pytest.mark.parametrize("breakage", [truncate, flip, Path.unlink])
-def test_a_broken_array_file(workdir: Path, breakage: Any) -> None:
+@pytest.mark.parametrize("part", ["variables", "optimizer_state", "word_vectors", "."])
+def test_a_broken_file(workdir: Path, part: str, breakage: Any) -> None:
     folder = workdir / "checkpoints" / "12"
-    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    breakage(largest)
+    files = (folder / part).glob("*") if part == "." else (folder / part).rglob("*")
+    files = [path for path in files if path.is_file() and path.name != "SHA256SUMS"]
+    file = max(files, key=lambda path: path.stat().st_size)
+    breakage(file)
+    reason = "is missing" if breakage is Path.unlink else "was changed"
+    told = rf"{folder} is broken[^\n]*\n{file.relative_to(folder)} {reason}"
     before = contents(workdir)
-    with pytest.raises(CheckpointError, match=f"{folder} is broken"):
+    with pytest.raises(CheckpointError, match=told):
         restore(workdir, state_at(0))
-    with pytest.raises(CheckpointError, match=f"{folder} is broken"):
-        load_checkpoint(workdir)
-        # The largest file may be the optimizer's, which is not read here.
-        restore(workdir, state_at(0))
+    if part == "optimizer_state":  # evaluation and prediction do without
+        assert load_checkpoint(workdir).step == 12
+    else:
+        with pytest.raises(CheckpointError, match=told):
+            load_checkpoint(workdir)
     assert contents(workdir) == before
     assert load_checkpoint(workdir / "checkpoints" / "3").step == 3
+
+
+def test_the_checksums_are_those_of_the_program_sha256sum(kept: Path) -> None:
+    for step in (3, 12):
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=kept / "checkpoints" / str(step), check=True
+        )
+
+
+@pytest.mark.parametrize("breakage", [truncate, flip])
+def test_broken_checksums(workdir: Path, breakage: Any) -> None:
+    breakage(workdir / "checkpoints" / "12" / "SHA256SUMS")
+    with pytest.raises(CheckpointError, match=f"{workdir / 'checkpoints' / '12'} is broken"):
+        restore(workdir, state_at(0))
+
+
+def test_a_run_that_was_killed_before_its_checksums(workdir: Path) -> None:
+    (workdir / "checkpoints" / "12" / "SHA256SUMS").unlink()
+    assert_same_bytes(restore(workdir, state_at(0)), state_at(12))
 
 
 def test_a_checkpoint_of_another_model(workdir: Path) -> None:
