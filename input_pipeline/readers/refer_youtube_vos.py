@@ -1,0 +1,240 @@
+"""Reader of Refer-YouTube-VOS: videos with a mask at every 5th frame, several expressions per object.
+
+    train/JPEGImages/<video>/<%05d>.jpg               frames, from 00000
+    train/Annotations/<video>/<%05d>.png              masks; the value of a pixel is its object's id
+    valid/JPEGImages, valid/Annotations               the same; the masks of valid were published in 2026
+    meta_expressions/{train,valid,test}/meta_expressions.json
+        {"videos": {video: {"expressions": {id: {"exp": sentence, "obj_id": object}}, "frames": [name, ...]}}}
+        and an older form, where a video is
+        {"objects": {object: {"frames": [name, ...], "expressions": [sentence, ...]}}}
+
+The file of valid also lists the videos of test: those of valid are what remains without them. A split is read where its
+folder and its masks are there and its expressions name their objects.
+
+Source: Seo et al., ECCV 2020 (https://github.com/skynbe/Refer-Youtube-VOS); frames and masks of YouTube-VOS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name
+from input_pipeline.readers.video_folders import frame_numbers, read_video
+
+FRAMES = "JPEGImages"
+MASKS = "Annotations"
+EXPRESSIONS = "meta_expressions/{split}/meta_expressions.json"
+
+HOW_TO_GET = f"""\
+Refer-YouTube-VOS lies in one folder, with {FRAMES} and {MASKS} in train/ and valid/:
+  train/, valid/, meta_expressions/    from https://youtube-vos.org/dataset/rvos/
+  valid/{MASKS}/                   and the expressions of valid with their objects, from
+                                       https://github.com/skynbe/Refer-Youtube-VOS, issue 7
+Unpack all into DIR and run
+  python -m input_pipeline.prepare --dataset=refer_youtube_vos --raw=DIR --data_dir=DATA_DIR --interval=5"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferYouTubeVOS:
+    """Refer-YouTube-VOS as unpacked; see `input_pipeline.readers` for what every reader offers.
+
+    Attributes:
+      raw: folder that holds `train`, `valid` and `meta_expressions`.
+      interval: frames from the earlier frame to the annotated frame; 5 in the published runs. Every 5th frame has a
+        file, so it is a multiple of 5.
+    """
+
+    raw: Path
+    interval: int = 5
+
+    #: What the full data set holds, to show beside what was found: (videos, sentences) of each split.
+    FULL: ClassVar[dict[str, tuple[int, int | None]]] = {"train": (3471, 12913), "valid": (202, None)}
+
+    def splits(self) -> tuple[str, ...]:
+        """Those of "train" and "valid" that can be read. Raises DataError if there is none, or if one lacks a part."""
+        return tuple(self.tables.videos)
+
+    def videos(self, split: str) -> list[str]:
+        """The videos of `split` that have a sentence, sorted. Raises DataError as `splits` does."""
+        return sorted(self.tables.videos[split])
+
+    def skipped(self) -> tuple[Skipped, ...]:
+        """What was left out of the json files: videos, frames and expressions."""
+        return self.tables.skipped
+
+    def inventory(self) -> dict[str, tuple[int, int | None]]:
+        """What is there: thing -> (number found, number in the full data set or None where its source gives none)."""
+        found = {}
+        for split, (in_full, sentences_in_full) in self.FULL.items():
+            videos = self.tables.videos.get(split, {})
+            found[f"{split} videos"] = len(videos), in_full
+            for kind in (FRAMES, MASKS):
+                folders = sum((self.raw / split / kind / video).is_dir() for video in videos)
+                found[f"{split} folders of {kind}"] = folders, in_full
+            found[f"{split} sentences"] = sum(len(video.sentences) for video in videos.values()), sentences_in_full
+        return found
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        """The json files, read once. Raises DataError if part of the tree is missing or a file is no such json."""
+        skipped: list[Skipped] = []
+        videos = {split: self._videos_of(split, skipped) for split in self.FULL if (self.raw / split).is_dir()}
+        for name in sorted(videos.get("train", {}).keys() & videos.get("valid", {}).keys()):
+            skipped.append(
+                Skipped(f"{self.raw / EXPRESSIONS.format(split='valid')}: video {name}", "video of two splits")
+            )
+            del videos["valid"][name]
+        if not videos.get("valid"):  # the reasons are in `skipped`; training data are of use without it
+            videos.pop("valid", None)
+        if not videos:
+            reasons = "".join(f"  {item.where}: {item.reason}\n" for item in skipped[:3])
+            raise DataError(
+                f"{self.raw} has no split with masks to train on or to compare with.\n{reasons}{HOW_TO_GET}"
+            )
+        return Tables(videos, tuple(skipped))
+
+    def _videos_of(self, split: str, skipped: list[Skipped]) -> dict[str, Video]:
+        """The videos of a split whose folder is there: name -> video."""
+        frames, masks = self.raw / split / FRAMES, self.raw / split / MASKS
+        expressions, expressions_of_test = (self.raw / EXPRESSIONS.format(split=name) for name in (split, "test"))
+        needed = (frames, expressions) if split == "valid" else (frames, masks, expressions)
+        if missing := [str(path.relative_to(self.raw)) for path in needed if not path.exists()]:
+            raise DataError(f"{self.raw} lacks {', '.join(missing)}.\n{HOW_TO_GET}")
+        entries = _read_json(expressions)
+        if split == "valid":
+            if not masks.exists():
+                skipped.append(Skipped(str(masks), "split valid is left out: it has no masks"))
+                return {}
+            if expressions_of_test.exists():
+                test = _read_json(expressions_of_test)
+                entries = {name: entry for name, entry in entries.items() if name not in test}
+            else:
+                reason = "the videos of test can't be told from those of valid: all are taken"
+                skipped.append(Skipped(str(expressions_of_test), reason))
+        videos = {}
+        for name, entry in entries.items():
+            where = f"{expressions}: video {name!r}"
+            if not is_plain_name(name):
+                skipped.append(Skipped(where, "the video's name is not a plain file name"))
+                continue
+            video = _parse_video(where, entry, skipped)
+            if video.sentences and video.numbers:
+                videos[name] = video
+            else:
+                skipped.append(Skipped(where, "video without a readable sentence or frame"))
+        return videos
+
+    def earlier(self, number: int, known: Collection[int]) -> tuple[int, str]:
+        """The number of the earlier frame among those that the video has, and the rule that found it.
+
+        Published: `interval` before, else the video's first frame; that is the frame itself at a video's start.
+        """
+        return (number - self.interval, "interval") if number - self.interval in known else (min(known), "first frame")
+
+    def read(self, video: str) -> Iterator[FramePair | Skipped]:
+        """Every listed frame of `video` with its sentences, and what had to be left out.
+
+        Where an object is not in a frame, the frame is no sample for it in train; in valid it is one with an empty
+        mask, since scores are means over all listed frames.
+        """
+        split = next(split for split, videos in self.tables.videos.items() if video in videos)
+        entry = self.tables.videos[split][video]
+        frames = self.raw / split / FRAMES / video
+        known = frame_numbers(frames, ".jpg").union(entry.numbers)  # a listed frame that is lost has no substitute
+        yield from read_video(
+            video,
+            frames,
+            self.raw / split / MASKS / video,
+            entry.numbers,
+            lambda number: self.earlier(number, known),
+            entry.sentences,
+            keep_absent=split == "valid",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A video's annotated frames, in order, and its sentences, in the order of the file."""
+
+    numbers: tuple[int, ...]
+    sentences: tuple[Sentence, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """The json files: split -> name -> video, and what was left out."""
+
+    videos: dict[str, dict[str, Video]]
+    skipped: tuple[Skipped, ...]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Video -> its entry. Raises DataError that names the file, and the line where the json is broken."""
+    try:
+        match json.loads(path.read_bytes().decode("utf-8-sig")):
+            case {"videos": dict(videos)}:
+                return videos
+        raise ValueError('it has no "videos"')
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} holds no expressions ({error}). Unpack the file again.") from error
+
+
+def _parse_video(where: str, entry: object, skipped: list[Skipped]) -> Video:
+    """An entry of either form -> its frames and sentences; what is wrong in it is left out, maybe everything."""
+    names: list[object] = []
+    expressions: list[tuple[str, object, object]] = []  # name, sentence, object
+    match entry:
+        case {"expressions": dict(found), "frames": list(names)}:
+            for name, expression in found.items():
+                match expression:
+                    case {"exp": text}:
+                        expressions.append((name, text, expression.get("obj_id")))
+                    case _:
+                        expressions.append((name, None, None))
+        case {"objects": dict(objects)}:
+            for instance, content in objects.items():
+                match content:
+                    case {"frames": list(of_object), "expressions": list(texts)}:
+                        names += [name for name in of_object if name not in names]
+                        expressions += [(f"{instance}-{number}", text, instance) for number, text in enumerate(texts)]
+                    case _:
+                        skipped.append(Skipped(f"{where}: object {instance!r}", "malformed object"))
+    sentences = []
+    for name, text, instance in expressions:
+        reason = _fault(name, text, instance)
+        if reason:
+            skipped.append(Skipped(f"{where}: expression {name!r}", reason))
+        else:
+            sentences.append(Sentence(text.strip(), int(str(instance))))
+    numbers: set[int] = set()
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[0-9]{5}", name):
+            skipped.append(
+                Skipped(f"{where}: frame {str(name)[:60]!r}", "the frame's name is not a number of five digits")
+            )
+        elif int(name) in numbers:
+            skipped.append(Skipped(f"{where}: frame {name}", "frame listed twice"))
+        else:
+            numbers.add(int(name))
+    return Video(tuple(sorted(numbers)), tuple(sentences))
+
+
+def _fault(name: str, text: object, instance: object) -> str:
+    """Why an expression has to be left out, "" if it is good."""
+    if not is_plain_name(name):  # it becomes a folder of the submission
+        return "the expression's name is not a plain file name"
+    if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+        return "the expression is no text"
+    if not text.strip():
+        return "empty sentence"
+    if instance is None:
+        return "the expression does not name its object"
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", str(instance)) or int(str(instance)) > 255:
+        return "the object is not a number from 1 to 255"
+    return ""

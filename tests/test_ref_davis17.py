@@ -1,0 +1,338 @@
+"""The Ref-DAVIS17 reader: four annotators, two encodings, names that differ, earlier frames, void, broken files."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fabricate import HEIGHT, WIDTH, box, frame
+from fabricate_video_folders import picture_of, walking, write_frame, write_labels
+from PIL import Image
+
+from input_pipeline.prepare import prepare
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
+from input_pipeline.readers.ref_davis17 import RefDAVIS17
+
+FRAMES, MASKS, TEXTS = "DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p", "davis_text_annotations"
+FILES = ("Davis17_annot1", "Davis17_annot1_full_video", "Davis17_annot2", "Davis17_annot2_full_video")
+GROUPS = ("annot1 first", "annot1 full", "annot2 first", "annot2 full")
+CAR, DOGS = "classic-car", "dogs-scale"
+VOID = box(44, 40, height=4)
+
+
+def sentences(described: str) -> tuple[Sentence, ...]:
+    """The four of an object, e.g. "2 dog"."""
+    instance, text = described.split()
+    return tuple(Sentence(f'a "{text}" n\u00ba {number}', int(instance), group) for number, group in enumerate(GROUPS))
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A training and a validation video; the latter's object 2 is absent in frame 1; void pixels in every mask."""
+    raw = tmp_path / "davis"
+    present = {CAR: [[1, 2], [1], [1, 2], [1, 2]], DOGS: [[1, 2], [1], [1, 2]]}
+    for video, objects in present.items():
+        for number, instances in enumerate(objects):
+            write_frame(raw / FRAMES / video / f"{number:05d}.jpg", number)
+            masks = {instance: walking(instance, number) for instance in instances}
+            write_labels(raw / MASKS / video / f"{number:05d}.png", {255: VOID, **masks})
+        (raw / MASKS / video / "._00000.png").write_bytes(b"\0")
+    lists = raw / "DAVIS/ImageSets/2017"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f"{CAR}\n")
+    (lists / "val.txt").write_text(DOGS)
+    (raw / TEXTS).mkdir()
+    for number, file in enumerate(FILES):
+        lines = ["clasic-car 1 car", "clasic-car 2 driver", "dog-scale 1 dog", "dog-scale 2 scale"]
+        lines = [" ".join(line.split()[:2]) + f' "a "{line.split()[2]}" n\u00ba {number}"\r\n' for line in lines]
+        (raw / TEXTS / f"{file}.txt").write_bytes("".join(lines).encode("latin-1" if number > 1 else "utf-8"))
+    return raw
+
+
+def read(raw: Path, video: str = CAR, interval: int = 2) -> tuple[list[FramePair], list[Skipped]]:
+    items = list(RefDAVIS17(raw, interval).read(video))
+    return [x for x in items if isinstance(x, FramePair)], [x for x in items if isinstance(x, Skipped)]
+
+
+def check(raw: Path, pair: FramePair, earlier: int) -> None:
+    """The pictures and the masks of a pair are those of its frames."""
+    folder = raw / FRAMES / pair.video
+    np.testing.assert_array_equal(pair.frame, picture_of(folder / f"{pair.frame_index:05d}.jpg"))
+    np.testing.assert_array_equal(pair.earlier_frame, picture_of(folder / f"{earlier:05d}.jpg"))
+    assert {sentence.instance for sentence in pair.sentences} == pair.masks.keys()
+    for instance, mask in pair.masks.items():
+        assert mask.dtype == bool
+        if mask.any():
+            np.testing.assert_array_equal(mask, walking(instance, pair.frame_index))
+
+
+def add_line(raw: Path, file: str, line: bytes) -> str:
+    """Appends a line, and gives its place."""
+    path = raw / TEXTS / f"{file}.txt"
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    return f"{path}:5"
+
+
+def test_splits_videos_and_inventory(raw: Path):
+    reader = RefDAVIS17(raw)
+    assert reader.splits() == ("train", "val")
+    assert reader.videos("train") == [CAR] and reader.videos("val") == [DOGS]
+    assert reader.skipped() == ()
+    assert reader.inventory() == {
+        "train videos": (1, 60),
+        "train folders of DAVIS/JPEGImages/480p": (1, 60),
+        "train folders of DAVIS/Annotations/480p": (1, 60),
+        "train folders of DAVIS/Annotations_unsupervised/480p": (0, 60),
+        "train sentences": (8, None),
+        "val videos": (1, 30),
+        "val folders of DAVIS/JPEGImages/480p": (1, 30),
+        "val folders of DAVIS/Annotations/480p": (1, 30),
+        "val folders of DAVIS/Annotations_unsupervised/480p": (0, 30),
+        "val sentences": (8, None),
+    }
+
+
+def test_training_frames_hold_the_sentences_whose_object_is_there(raw: Path):
+    pairs, skipped = read(raw)
+    car, driver = sentences("1 car"), sentences("2 driver")
+    assert [(pair.video, pair.frame_index, pair.sentences) for pair in pairs] == [
+        (CAR, 0, car + driver),
+        (CAR, 1, car),
+        (CAR, 2, car + driver),
+        (CAR, 3, car + driver),
+    ]
+    assert skipped == [Skipped(f"{raw / MASKS / CAR / '00001.png'}: instance 2", "the instance is not in the frame")]
+    for pair, earlier in zip(pairs, (2, 3, 0, 1), strict=True):
+        check(raw, pair, earlier)
+        assert not any((mask & VOID).any() for mask in pair.masks.values())
+
+
+def test_validation_keeps_every_frame_of_every_sentence(raw: Path):
+    pairs, skipped = read(raw, DOGS)
+    assert [pair.frame_index for pair in pairs] == [0, 2]  # frame 1 + 2 is not there
+    assert skipped == [Skipped(str(raw / FRAMES / DOGS / "00001.jpg"), "earlier frame missing")]
+    write_frame(raw / FRAMES / DOGS / "00003.jpg", 3)
+    write_labels(raw / MASKS / DOGS / "00003.png", {1: walking(1, 3)})
+    pairs, skipped = read(raw, DOGS)
+    assert skipped == []
+    assert [pair.sentences for pair in pairs] == [sentences("1 dog") + sentences("2 scale")] * 4
+    assert [pair.masks[2].any() for pair in pairs] == [True, False, True, False]
+    for pair, earlier in zip(pairs, (2, 3, 0, 1), strict=True):
+        check(raw, pair, earlier)
+
+
+@pytest.mark.parametrize(
+    "interval, earlier, rules",
+    [
+        (1, [1, 0, 1, 2], ["index + interval"] + ["interval"] * 3),
+        (2, [2, 3, 0, 1], ["index + interval"] * 2 + ["interval"] * 2),
+        (3, [3, 0], ["index + interval", "interval"]),
+    ],
+)
+def test_the_earlier_frame(raw: Path, interval: int, earlier: list[int], rules: list[str]):
+    pairs, skipped = read(raw, interval=interval)
+    assert [pair.earlier_rule for pair in pairs] == rules
+    assert [item.reason for item in skipped].count("earlier frame missing") == 4 - len(earlier)
+    for pair, number in zip(pairs, earlier, strict=True):
+        check(raw, pair, number)
+
+
+def test_objects_are_counted_as_text(raw: Path):
+    for file, number in zip(FILES, range(4), strict=True):
+        add_line(raw, file, f'dog-scale 10 "tenth {number}"'.encode())
+    pairs = RefDAVIS17(raw).tables.sentences[DOGS]
+    assert [sentence.instance for sentence in pairs] == [1] * 4 + [10] * 4 + [2] * 4
+    assert [sentence.group for sentence in pairs] == list(GROUPS) * 3
+
+
+def test_a_second_annotator_saved_as_utf8(raw: Path):
+    path = raw / TEXTS / "Davis17_annot2.txt"
+    path.write_text(path.read_bytes().decode("latin-1"), "utf-8")
+    assert read(raw)[0][1].sentences == sentences("1 car")
+
+
+def test_a_first_annotator_that_is_not_utf8(raw: Path):
+    add_line(raw, "Davis17_annot1", b'motor-bike 1 "caf\xe9"')
+    with pytest.raises(DataError, match="Davis17_annot1.txt:5: not UTF-8"):
+        RefDAVIS17(raw).videos("train")
+
+
+def test_the_third_name_that_differs(raw: Path):
+    (raw / "DAVIS/ImageSets/2017/train.txt").write_text(f"{CAR}\nmotorbike\n")
+    for file in FILES:
+        add_line(raw, file, b'motor-bike 1 "a bike"')
+    assert RefDAVIS17(raw).videos("train") == [CAR, "motorbike"]
+
+
+def test_a_reader_travels_to_another_process(raw: Path):
+    reader = RefDAVIS17(raw)
+    reader.videos("train")
+    shutil.rmtree(raw / TEXTS)  # the tables travel along and are not read again
+    assert len([x for x in pickle.loads(pickle.dumps(reader)).read(CAR) if isinstance(x, FramePair)]) == 4
+
+
+def test_nothing_there_says_what_to_download(tmp_path: Path):
+    with pytest.raises(DataError) as error:
+        RefDAVIS17(tmp_path / "nowhere").videos("train")
+    for part in (f"lacks {FRAMES}", "davischallenge.org", "mpi-inf.mpg.de", "--dataset=ref_davis17", "--interval=2"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "part", [FRAMES, MASKS, "DAVIS/ImageSets/2017/val.txt", f"{TEXTS}/Davis17_annot2_full_video.txt"]
+)
+def test_a_tree_that_lacks_a_part(raw: Path, part: str):
+    (raw / part).rename(raw / "elsewhere")
+    with pytest.raises(DataError, match=f"lacks {part}"):
+        RefDAVIS17(raw).videos("train")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("content", [b"", 'clasic-car 1 "a car"'.encode("utf-16")], ids=["empty", "UTF-16"])
+def test_a_file_without_expressions(raw: Path, file: str, content: bytes):
+    (raw / TEXTS / f"{file}.txt").write_bytes(content)
+    with pytest.raises(DataError, match=f"{file}.txt(:1: not UTF-8| has no expression)"):
+        RefDAVIS17(raw).videos("train")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ("dog-scale 3", 'the line is not: video object "expression"'),
+        ("dog-scale 3 a dog", 'the line is not: video object "expression"'),
+        ('dog-scale 3 "a do', 'the line is not: video object "expression"'),
+        ('dog-scale "a dog"', 'the line is not: video object "expression"'),
+        ('../../x 3 "a dog"', "the video's name is not a plain file name"),
+        ('/etc/x 3 "a dog"', "the video's name is not a plain file name"),
+        ('.. 3 "a dog"', "the video's name is not a plain file name"),
+        ('stranger 3 "a dog"', "video is neither in train.txt nor in val.txt"),
+        ('dog-scale 0 "a dog"', "the object is not a number from 1 to 254"),
+        ('dog-scale 255 "a dog"', "the object is not a number from 1 to 254"),
+        ('dog-scale ../../x "a dog"', "the object is not a number from 1 to 254"),
+        ('dog-scale 3 " "', "empty sentence"),
+        ('dogs-scale 2 "a dog"', "object described twice in one file"),
+    ],
+)
+def test_a_bad_line_is_skipped_with_its_number(raw: Path, file: str, line: str, reason: str):
+    where = add_line(raw, file, line.encode())
+    (skipped,) = RefDAVIS17(raw).skipped()
+    assert skipped.reason == reason and skipped.where.startswith(where)
+    assert RefDAVIS17(raw).tables.sentences[DOGS] == sentences("1 dog") + sentences("2 scale")
+
+
+def test_an_object_that_an_annotator_left_out(raw: Path):
+    path = raw / TEXTS / "Davis17_annot2.txt"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    reason = "object without an expression of one annotator"
+    assert RefDAVIS17(raw).skipped() == (Skipped(f"{path}: {DOGS} 2", reason),)
+    assert [sentence.group for sentence in RefDAVIS17(raw).tables.sentences[DOGS]] == [
+        *GROUPS,
+        "annot1 first",
+        "annot1 full",
+        "annot2 full",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ("../../x", "the video's name is not a plain file name"),
+        ("..", "the video's name is not a plain file name"),
+        (CAR, "video listed twice"),
+        ("silent", "video without a sentence"),
+    ],
+)
+def test_a_bad_line_of_a_list(raw: Path, line: str, reason: str):
+    (raw / "DAVIS/ImageSets/2017/val.txt").write_text(f"{DOGS}\n{line}\n")
+    assert [item.reason for item in RefDAVIS17(raw).skipped()] == [reason]
+    assert RefDAVIS17(raw).videos("train") == [CAR] and RefDAVIS17(raw).videos("val") == [DOGS]
+
+
+def test_a_list_that_is_not_utf8(raw: Path):
+    (raw / "DAVIS/ImageSets/2017/val.txt").write_bytes(b"bear\ncaf\xe9\n")
+    with pytest.raises(DataError, match="val.txt:2: not UTF-8"):
+        RefDAVIS17(raw).videos("val")
+
+
+@pytest.mark.parametrize("part, what", [(FRAMES, "frames"), (MASKS, "masks")])
+def test_a_video_without_its_folder(raw: Path, part: str, what: str):
+    shutil.rmtree(raw / part / CAR)
+    assert read(raw) == ([], [Skipped(str(raw / part / CAR), f"the video's folder of {what} is missing")])
+
+
+def test_an_object_that_is_in_no_mask_of_the_video(raw: Path):
+    for file in FILES:
+        add_line(raw, file, b'dog-scale 9 "a unicorn"')
+    pairs, skipped = read(raw, DOGS)
+    unicorn = Skipped(f"{raw / MASKS / DOGS}: instance 9 (a unicorn)", "the instance is in no mask of the video")
+    assert skipped[:4] == [unicorn] * 4
+    assert all(pair.masks.keys() == {1, 2} for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    "part, suffix, others", [(FRAMES, "jpg", ["earlier frame missing"]), (MASKS, "png", [])], ids=["frame", "mask"]
+)
+def test_a_missing_frame_or_mask(raw: Path, part: str, suffix: str, others: list[str]):
+    """Frame 2, which is the earlier frame of frame 0."""
+    path = raw / part / CAR / f"00002.{suffix}"
+    path.unlink()
+    pairs, skipped = read(raw)
+    what = "frame" if suffix == "jpg" else "mask"
+    assert Skipped(str(path), f"{what} missing") in skipped
+    assert [pair.frame_index for pair in pairs] == ([1, 3] if others else [0, 1, 3])
+    assert [item.reason for item in skipped if item.reason == "earlier frame missing"] == others
+
+
+def test_a_frame_that_is_missing_with_its_mask(raw: Path):
+    (raw / FRAMES / CAR / "00002.jpg").unlink()
+    path = raw / MASKS / CAR / "00002.png"
+    path.unlink()
+    pairs, skipped = read(raw)
+    assert [pair.frame_index for pair in pairs] == [1, 3]
+    assert skipped[0] == Skipped(str(path), "mask missing")
+
+
+@pytest.mark.parametrize(
+    "part, suffix, reason", [(FRAMES, "jpg", "the frame can't be read"), (MASKS, "png", "the mask can't be read")]
+)
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_a_truncated_picture(raw: Path, part: str, suffix: str, reason: str, kept: float):
+    path = raw / part / CAR / f"00003.{suffix}"
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    pairs, skipped = read(raw)
+    assert 3 not in [pair.frame_index for pair in pairs]
+    assert Skipped(str(path), reason) in skipped
+
+
+def test_a_mask_of_another_size(raw: Path):
+    Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(raw / MASKS / CAR / "00003.png")
+    pairs, skipped = read(raw)
+    assert [pair.frame_index for pair in pairs] == [0, 1, 2]
+    where = str(raw / FRAMES / CAR / "00003.jpg")
+    assert skipped[-1] == Skipped(where, "the mask has another size than the frame")
+
+
+def test_a_frame_of_another_size(raw: Path):
+    Image.fromarray(frame(0)[:, :32]).save(raw / FRAMES / CAR / "00003.jpg")
+    pairs, skipped = read(raw)
+    assert [pair.frame_index for pair in pairs] == [0, 2]
+    assert [item.reason for item in skipped if item.reason != "the instance is not in the frame"] == [
+        "the earlier frame has another size than the frame",
+        "the mask has another size than the frame",
+    ]
+
+
+def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}
+    report = prepare("ref_davis17", raw, tmp_path / "data", interval=2)
+    assert {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()} == before
+    train, val = report["splits"]["train"], report["splits"]["val"]
+    assert (train["videos"], train["frame_pairs"], train["sentences"]) == (1, 4, 28)
+    assert train["earlier_frames"] == {"index + interval": 2, "interval": 2}
+    assert train["groups"] == dict.fromkeys(GROUPS, 7)
+    assert (val["videos"], val["frame_pairs"], val["sentences"]) == (1, 2, 16)
+    assert "1 val videos of 30 in the full data set" in capsys.readouterr().out
