@@ -1,0 +1,122 @@
+"""Measures speed and memory; needs no data set and no TensorFlow.
+
+    python -m lbdt_jax.benchmark [--config=configs/a2d.py [--config.FIELD=VALUE]] [--output=FILE.json]
+    python -m lbdt_jax.benchmark --compare=A.json,B.json
+
+On noise, over all devices: a training step and the forward pass for every batch size, and the forward pass for several
+sentences about each frame pair, which is encoded once. Where TensorFlow and the records of config.dataset are there,
+also the input pipeline, and training fed by it. FILE.png, beside FILE.json, plots the throughput.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before TensorFlow and XLA are loaded: they greet with pages of log lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import flags  # noqa: E402
+from ml_collections import ConfigDict, config_flags  # noqa: E402
+
+from configs import a2d  # noqa: E402
+from lbdt_jax.command import fail  # noqa: E402
+
+USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:4])
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/; default: LBDT-4 as published.", lock_config=True
+)
+OUTPUT = flags.DEFINE_string("output", None, "A json file for the result, replaced if it is there.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", "8,16", "Samples at once, over all devices.")
+SENTENCES = flags.DEFINE_list("sentences", "1,2,4,8", "Sentences per frame, on as many frames as the first batch size.")
+MINUTES = flags.DEFINE_float("minutes", 10.0, "Nothing is begun that would end later than this.", lower_bound=0.0)
+COMPARE = flags.DEFINE_list("compare", None, "Two results; prints how many times as fast the second one is.")
+
+
+def run(
+    config: ConfigDict, batch_sizes: Sequence[int], sentences: Sequence[int], minutes: float, output: Path | None
+) -> None:
+    """Measures, prints a table row by row, and keeps OUTPUT up to date: stopped early, it holds what is done.
+
+    Raises:
+      DataError: as `benchmark` does.
+    """
+    from lbdt_jax import render
+    from lbdt_jax.benchmark.measure import benchmark
+    from lbdt_jax.benchmark.report import COLUMNS, chart, describe, table_line
+    from lbdt_jax.convert.files import whole_or_not_at_all
+
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)  # before anything that takes long
+    print("Measuring matrix products ...", flush=True)
+    for result in benchmark(config, batch_sizes, sentences, minutes):
+        if not result["rows"]:
+            print(f"{describe(result)}\n\n{COLUMNS}")
+            continue
+        print(table_line(result["rows"][-1]), flush=True)
+        if output:
+            with whole_or_not_at_all(output) as unfinished:
+                unfinished.write_text(json.dumps(result, indent=2) + "\n")
+    picture = chart(result)
+    if output and picture:
+        render.save(picture, output.with_suffix(".png"))
+        print(f"\nResult: {output}; plot: {output.with_suffix('.png')}")
+
+
+def positive(name: str, values: Sequence[str]) -> list[int]:
+    """The numbers of a flag. Raises flags.Error if one is none, or is below 1."""
+    if not values or not all(value.strip().isdecimal() and int(value) for value in values):
+        raise flags.Error(f"--{name}={','.join(values)}: give whole numbers from 1 on, such as 8,16.")
+    return [int(value) for value in values]
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line and measures or compares; exits with status 2 and one message for what is to mend."""
+    try:
+        rest = flags.FLAGS(arguments)[1:]
+        config = a2d.get_config() if CONFIG.value is None else CONFIG.value
+        config.to_dict()  # a file that can't be read complains here, not when it is parsed
+        if rest:
+            raise flags.Error(f"{rest[0]}: only flags are understood.")
+        batch_sizes, sentences = positive("batch_sizes", BATCH_SIZES.value), positive("sentences", SENTENCES.value)
+        if COMPARE.value is not None and len(COMPARE.value) != 2:
+            raise flags.Error("--compare takes two results: --compare=A.json,B.json.")
+        output = Path(OUTPUT.value) if OUTPUT.value else None
+        if output and output.suffix != ".json":
+            raise flags.Error(f"--output={output}: the name must end in .json.")
+    except AttributeError as error:
+        # ml_collections gives the name and, where it can, «Did you mean "..."», in one quoted string.
+        name, *hint = re.findall(r"\w+", str(error).replace("\\n", " ").partition(" instead of")[0])
+        meant = f" Did you mean '{hint[-1]}'?" if hint else ""
+        fail(f"The configuration has no field '{name}'.{meant} configs/base.py lists all of them.")
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        # ml_collections quotes the traceback of a configuration file; its last line says what is wrong.
+        fail(f"{str(error).strip().splitlines()[-1].strip()}\n{USAGE}")
+
+    # Imported late, so that a wrong flag is answered at once.
+    import jax
+
+    from input_pipeline.readers import DataError
+    from lbdt_jax.benchmark.report import compare, load
+
+    # Compiling is measured, too: what earlier runs have kept must not shorten it.
+    jax.config.update("jax_enable_compilation_cache", False)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    try:
+        if COMPARE.value:
+            print(compare(*(load(Path(name)) for name in COMPARE.value)))
+        else:
+            run(config, batch_sizes, sentences, MINUTES.value, output)
+    except (DataError, OSError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail(f"\nStopped.{f' What was measured until then is in {output}.' if output else ''}", status=130)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
