@@ -176,8 +176,9 @@ def test_other_errors_are_not_taken_for_too_little_memory() -> None:
 def test_a_table_lines_up(result: dict[str, Any]) -> None:
     lines = [table_line(row) for row in result["rows"]]
     asked = table_line(result["rows"][0] | {"cost_of_one": 1.5})
-    assert len(asked) == len(COLUMNS) and asked.endswith("   1.50")
-    assert len(lines[0]) == len(lines[2]) == len(COLUMNS) - len("   1.50")
+    assert len(asked) == len(COLUMNS) and asked.endswith("     1.50")
+    assert len(lines[0]) == len(lines[2]) == len(COLUMNS) - len("     1.50")
+    assert table_line({**result["rows"][1], "not_measured": "one\n  two"}).endswith("  not measured: one two")
     assert lines[1] == "training step      16         1  not measured: out of memory"
 
 
@@ -185,20 +186,21 @@ def test_two_results_are_compared(result: dict[str, Any], tmp_path: Path) -> Non
     (tmp_path / "a.json").write_text(json.dumps(result))
     first = load(tmp_path / "a.json")
     assert first == result
-    assert compare(first, first).startswith("Same device, JAX and configuration.")
+    same = compare(first, first)
+    assert same.startswith("Same device, JAX and configuration.")
+    assert same.count("1.00    1.00  within the spread") == 2
 
     second = copy.deepcopy(first)
     second["config"]["model"]["dtype"] = "bfloat16"
     step = second["rows"][0]
     step["samples_per_second"] *= 3
     step["seconds"] = {name: value / 3 for name, value in step["seconds"].items()}
-    del second["rows"][3]
+    del second["rows"][2]
     lines = compare(first, second).splitlines()
     assert lines[0] == "config.model.dtype: float32 -> bfloat16"
     assert lines[3].split()[-2:] == ["3.00", "1.00"]
-    assert lines[4].endswith("not compared, A: out of memory; B: out of memory")
-    assert lines[5].endswith("1.00    1.00  within the spread")
-    assert lines[6].endswith("not compared, A: out of memory; B: no such row")
+    assert lines[4].endswith("not measured in the first and the second")
+    assert lines[5].endswith("not measured in the second")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": [{"program": "forward"}]}'])

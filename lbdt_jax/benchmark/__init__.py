@@ -1,0 +1,1 @@
+"""How fast, how much memory, and what share of what the device can do: python -m lbdt_jax.benchmark."""

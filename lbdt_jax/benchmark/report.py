@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 COLUMNS = (
     f"{'':14} {'batch':>6} {'sentences':>9} {'ms (quartiles)':>25} {'samples/s':>10} {'TFLOP/s':>8} {'ceiling':>8} "
-    f"{'GB':>6} {'compiled in':>11} {'of one':>6}"
+    f"{'GB':>6} {'compiled in':>11} {'of one':>8}"
 )
 
 
@@ -36,14 +36,14 @@ def table_line(row: Row) -> str:
     """A row of the table under COLUMNS; "of one" is its time relative to that for one sentence on as many frames."""
     line = f"{row['program']:14} {row['batch_size']:6} {row['sentences_per_frame']:9} "
     if "not_measured" in row:
-        return f"{line} not measured: {row['not_measured']}"
+        return f"{line} not measured: {' '.join(row['not_measured'].split())}"
     lower, median, upper = (1000 * row["seconds"][name] for name in ("lower_quartile", "median", "upper_quartile"))
     line += f"{f'{median:.1f} ({lower:.1f} to {upper:.1f})':>25} {row['samples_per_second']:10.1f}"
     if "flop" not in row:
         return f"{line}   {row['samples_per_second_and_core']:.1f} for each core"
-    line += f" {row['tflops_per_second']:8.2f} {row['share_of_ceiling']:8.1%} {row['memory_bytes'] / 1e9:6.2f}"
+    line += f" {row['tflops_per_second']:8.3g} {row['share_of_ceiling']:8.1%} {row['memory_bytes'] / 1e9:6.2f}"
     line += f" {row['compile_seconds']:9.0f} s"
-    return f"{line} {row['cost_of_one']:6.2f}" if "cost_of_one" in row else line
+    return f"{line} {row['cost_of_one']:8.2f}" if "cost_of_one" in row else line
 
 
 def load(path: Path) -> Row:
@@ -73,9 +73,9 @@ def compare(first: Row, second: Row) -> str:
     for row in first["rows"]:
         line = f"{row['program']:14} {row['batch_size']:6} {row['sentences_per_frame']:9} "
         other = others.get(identity(row), {"not_measured": "no such row"})
-        reasons = [f"{which}: {r['not_measured']}" for which, r in (("A", row), ("B", other)) if "not_measured" in r]
-        if reasons:
-            lines.append(f"{line} not compared, {'; '.join(reasons)}")
+        missing = [name for name, either in (("first", row), ("second", other)) if "not_measured" in either]
+        if missing:
+            lines.append(f"{line} not measured in the {' and the '.join(missing)}")
             continue
         line += f"{row['samples_per_second']:10.1f} {other['samples_per_second']:10.1f} "
         line += f"{other['samples_per_second'] / row['samples_per_second']:7.2f}"
