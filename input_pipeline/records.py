@@ -29,11 +29,19 @@ from input_pipeline.readers import DataError, FramePair, Skipped
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
 from input_pipeline.readers.moving_shapes import MovingShapes
+from input_pipeline.readers.ref_davis17 import RefDAVIS17
+from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
 from input_pipeline.text import tokenize
 from input_pipeline.workers import cores, worker_pool
 
 #: Data set -> its reader.
-READERS = {"a2d_sentences": A2DSentences, "jhmdb_sentences": JHMDBSentences, "moving_shapes": MovingShapes}
+READERS = {
+    "a2d_sentences": A2DSentences,
+    "jhmdb_sentences": JHMDBSentences,
+    "moving_shapes": MovingShapes,
+    "ref_davis17": RefDAVIS17,
+    "refer_youtube_vos": ReferYouTubeVOS,
+}
 
 #: Of the records' layout; a new one is written beside the old.
 VERSION = "1.0.0"

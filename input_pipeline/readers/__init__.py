@@ -16,6 +16,8 @@ A new data set is one such class and its line in `records.READERS`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -77,3 +79,21 @@ class Skipped:
 
     where: str
     reason: str
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("file:line", text) of every line that is not blank. Raises DataError where the file is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason}). Unpack the file again.") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", line
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name from an annotation file stays inside its folder when it becomes a path."""
+    return name not in ("", ".", "..") and PurePath(name).name == name and "\\" not in name and name.isprintable()

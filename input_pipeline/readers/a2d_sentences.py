@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import ClassVar
 
 import av
@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines
 
 VIDEOSET = "Release/videoset.csv"
 CLIPS = "Release/clips320H"
@@ -99,7 +99,7 @@ class A2DSentences:
         for video, instance, text in rows:
             sentences.setdefault(video, []).append(Sentence(text, instance, self.group(video, instance, text)))
         missed = self.raw / MISSED_VIDEOS
-        expected = {line.strip() for _, line in _lines(missed)} if missed.exists() else set()
+        expected = {line.strip() for _, line in numbered_lines(missed)} if missed.exists() else set()
         for video in subset:
             if video not in sentences and video not in expected:
                 skipped.append(Skipped(f"{self.raw / VIDEOSET}: video {video}", "video without a sentence"))
@@ -225,11 +225,11 @@ def read_masks(path: Path, size: tuple[int, int], wanted: set[int]) -> dict[int,
 def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped]) -> dict[str, str]:
     """Video -> subset, from videoset.csv."""
     subset: dict[str, str] = {}
-    for where, line in _lines(path):
+    for where, line in numbered_lines(path):
         fields = [field.strip() for field in line.split(",")]
         if len(fields) < 9:
             skipped.append(Skipped(where, "malformed line of videoset.csv"))
-        elif not _is_plain_name(fields[0]):
+        elif not is_plain_name(fields[0]):
             skipped.append(Skipped(f"{where}: {fields[0]!r}", "the video's name is not a plain file name"))
         elif fields[8] not in subsets:
             skipped.append(Skipped(f"{where}: {fields[8]!r}", "unknown subset"))
@@ -242,13 +242,13 @@ def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped])
 
 def _read_sentences(path: Path, subset: dict[str, str], skipped: list[Skipped]) -> Iterator[tuple[str, int, str]]:
     """(video, instance, sentence) of every good line of a2d_annotation.txt."""
-    for where, line in _lines(path):
+    for where, line in numbered_lines(path):
         fields = [field.strip() for field in line.split(",", maxsplit=2)]
         if fields[:2] == ["video_id", "instance_id"]:
             continue
         if len(fields) < 3:
             skipped.append(Skipped(where, "malformed line of a2d_annotation.txt"))
-        elif not _is_plain_name(fields[0]):
+        elif not is_plain_name(fields[0]):
             skipped.append(Skipped(f"{where}: {fields[0]!r}", "the video's name is not a plain file name"))
         elif fields[0] not in subset:
             skipped.append(Skipped(f"{where}: {fields[0]}", "video is not in videoset.csv"))
@@ -258,21 +258,3 @@ def _read_sentences(path: Path, subset: dict[str, str], skipped: list[Skipped]) 
             skipped.append(Skipped(where, "empty sentence"))
         else:
             yield fields[0], int(fields[1]), fields[2]
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file:line", text) of every line that is not blank. Raises DataError where the file is not UTF-8."""
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason}). Unpack the file again.") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", line
-
-
-def _is_plain_name(name: str) -> bool:
-    """Whether a name from an annotation file stays inside its folder when it becomes a path."""
-    return name not in ("", ".", "..") and PurePath(name).name == name and "\\" not in name and name.isprintable()

@@ -30,8 +30,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from input_pipeline.images import decode_frame
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
-from input_pipeline.readers.a2d_sentences import _is_plain_name, _lines
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines
 
 FRAMES = "Rename_Images"
 MASKS = "puppet_mask"
@@ -259,7 +258,7 @@ def _find_videos(folder: Path, skipped: list[Skipped]) -> dict[str, str]:
 def _read_sentences(path: Path, actions: dict[str, str], skipped: list[Skipped]) -> dict[str, Sentence]:
     """Video -> sentence, from jhmdb_annotation.txt. A query may be quoted; commas belong to it either way."""
     sentences: dict[str, Sentence] = {}
-    for where, line in _lines(path):
+    for where, line in numbered_lines(path):
         try:
             video, *query = next(csv.reader([line]))
         except csv.Error:
@@ -269,7 +268,7 @@ def _read_sentences(path: Path, actions: dict[str, str], skipped: list[Skipped])
             continue
         if not query:
             skipped.append(Skipped(where, f"malformed line of {SENTENCES}"))
-        elif not _is_plain_name(video):
+        elif not is_plain_name(video):
             skipped.append(Skipped(f"{where}: {video!r}", "the video's name is not a plain file name"))
         elif video not in actions:
             skipped.append(Skipped(f"{where}: {video}", f"video is not in {FRAMES}"))
