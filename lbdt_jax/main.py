@@ -19,6 +19,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import flags, logging  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
 
+from lbdt_jax.command import fail  # noqa: E402
+
 USAGE = __doc__.splitlines()[2].strip()
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; default: runs/<name of the config>.")
@@ -72,12 +74,6 @@ def main(arguments: list[str]) -> None:
         fail(str(error))
     except KeyboardInterrupt:
         fail(f"\nStopped. The same command goes on from the newest checkpoint in {workdir}.", status=130)
-
-
-def fail(message: str, status: int = 2) -> None:
-    """Prints the message and exits."""
-    print(message, file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags, logging
 
+from lbdt_jax.command import fail
+
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2].split("      "))
 FROM = flags.DEFINE_string("from", None, "A .ckpt file of the published code, or a folder with our checkpoint.")
 TO = flags.DEFINE_string("to", None, "The new folder or the new file.")
@@ -130,12 +132,6 @@ def main(arguments: list[str]) -> None:
         fail(f"{target} can't be written: {error}")
     except KeyboardInterrupt:
         fail("\nStopped; nothing was converted.", status=130)
-
-
-def fail(message: str, status: int = 2) -> None:
-    """Prints the message and exits."""
-    print(message, file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":
