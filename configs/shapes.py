@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model.decoder_width = 32
 
     config.batch_size = 32
-    config.sentences_per_frame = 2
+    config.sentences_per_frame = 4
     config.cpu_devices = 2
     config.epochs = 2.7
     config.learning_rate = 2e-3
