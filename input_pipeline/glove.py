@@ -100,6 +100,32 @@ def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
     return WordVectors(words, np.stack([found[word] for word in words]).astype(np.float32))
 
 
+def extend(own: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVectors:
+    """The words of a model and, of a vocabulary's other words, those that a source knows.
+
+    Args:
+      own: what the model was trained with; may be empty.
+      source: as for `load_word_vectors`.
+      vocabulary: the tokens that will be asked for.
+
+    Raises:
+      DataError: the source is missing or malformed, or its vectors are not those that the model was trained with.
+    """
+    found = load_word_vectors(source, {*vocabulary, *own.words})
+    vectors = dict(zip(found.words, found.vectors, strict=True))
+    size, found_size = own.vectors.shape[1], found.vectors.shape[1]
+    if found_size != size or any(
+        not np.allclose(vector, vectors.get(word, vector)) for word, vector in zip(own.words, own.vectors, strict=True)
+    ):
+        raise DataError(
+            f"The model was trained with other word vectors ({size} numbers for each word) than those of {source} "
+            f"({found_size} numbers). It finds nothing by them; give the source that it was trained with."
+        )
+    vectors.update(zip(own.words, own.vectors, strict=True))
+    words = tuple(sorted(vectors))
+    return WordVectors(words, np.stack([vectors[word] for word in words]))
+
+
 def _random_vectors(source: str, vocabulary: set[str]) -> dict[str, np.ndarray]:
     size = source.removeprefix("random:")
     if not size.isdecimal() or int(size) == 0:

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.special import expit
 from tqdm import tqdm
 
-from input_pipeline.glove import WordVectors, load_word_vectors
+from input_pipeline.glove import WordVectors, extend
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
@@ -110,19 +110,7 @@ def words_for(checkpoint: Checkpoint, config: ConfigDict) -> WordVectors:
     own = checkpoint.word_vectors
     if own.words and checkpoint.config.dataset == config.dataset:
         return own
-    found = load_word_vectors(config.word_vectors, load_report(config.data_dir, config.dataset)["tokens"])
-    size = checkpoint.variables["params"]["text_encoder"]["input_kernel"].shape[0]
-    known = dict(zip(own.words, own.vectors, strict=True))
-    if found.vectors.shape[1] != size or any(
-        not np.allclose(vector, known.get(word, vector))
-        for word, vector in zip(found.words, found.vectors, strict=True)
-    ):
-        raise DataError(
-            f"The model of {checkpoint.path} was trained with other word vectors ({size} numbers for each word) than "
-            f"those of config.word_vectors, {config.word_vectors} ({found.vectors.shape[1]} numbers). It finds nothing "
-            "by them; give the source that it was trained with."
-        )
-    return found
+    return extend(own, config.word_vectors, load_report(config.data_dir, config.dataset)["tokens"])
 
 
 def compute(paper: PaperScores, standard: StandardScores) -> dict[str, Any]:
