@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.data_dir = "data"  # TFRecords go to DATA_DIR/<dataset>/
     config.raw = ""  # the unpacked data set; "" means DATA_DIR/raw/<dataset>
     config.frame_interval = 6  # frames from the earlier frame to the frame [R]
+    config.frame_rate = 30.0  # of the data set's videos, frames per second; prediction keeps the interval in seconds
     config.image_size = (320, 320)  # height and width in pixels, multiples of 32 [P 4.1]
     config.max_words = 25  # tokens kept of a sentence [R]
     # Word vectors: a GloVe text file, or the name of an installed package that holds some.

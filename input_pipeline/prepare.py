@@ -1,6 +1,6 @@
 """Makes the TFRecords of a data set from its raw files.
 
-    python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=6]
+    python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=FRAMES]
 
 Nothing under --raw is changed; the records go to DATA_DIR/<dataset>/. When they are there already, it says so. Moving
 Shapes is drawn first where --raw does not exist.
@@ -17,14 +17,14 @@ from input_pipeline.readers import DataError
 from input_pipeline.records import READERS, is_prepared, load_report, records_dir, write_records
 
 
-def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int = 6) -> dict[str, Any]:
+def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int | None = None) -> dict[str, Any]:
     """Makes the records of a data set unless they are there, and prints what was found and what was left out.
 
     Args:
       dataset: a key of `input_pipeline.records.READERS`.
       raw: the unpacked data set; "" means DATA_DIR/raw/<dataset>. Moving Shapes is drawn there if it does not exist.
       data_dir: where the records of all data sets lie.
-      interval: frames from the earlier frame to the frame.
+      interval: frames from the earlier frame to the frame; None means the published one of the data set.
 
     Returns:
       The report, see `input_pipeline.records.load_report`.
@@ -34,6 +34,8 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int =
     """
     if dataset not in READERS:
         raise DataError(f"Unknown data set {dataset!r}; known are {', '.join(sorted(READERS))}.")
+    if interval is None:
+        interval = READERS[dataset].interval
     if interval < 1:
         raise DataError(f"The interval must be at least 1 frame, and not {interval}.")
     folder = records_dir(data_dir, dataset)
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="one of " + ", ".join(sorted(READERS)))
     parser.add_argument("--raw", default="", help="folder of the unpacked data set (default: DATA_DIR/raw/DATASET)")
     parser.add_argument("--data_dir", default="data", help="records go to DATA_DIR/<dataset>/ (default: data)")
-    parser.add_argument("--interval", type=int, default=6, help="frames from earlier frame to frame (default: 6)")
+    parser.add_argument("--interval", type=int, help="frames from earlier frame to frame (default: as published)")
     arguments = parser.parse_args()
     try:
         prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval)

@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from configs import base
 from input_pipeline.glove import WordVectors
 from lbdt_jax.step import TrainState
 
@@ -193,7 +194,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         metadata = ocp.checkpointables_metadata(folder)
         described = metadata.custom_metadata
-        config, words = ConfigDict(described["config"]), tuple(described["words"])
+        # A field that came after the checkpoint has its usual value.
+        config = ConfigDict({**base.get_config().to_dict(), **described["config"]})
+        words = tuple(described["words"])
         abstract = {
             name: jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata.metadata[name]

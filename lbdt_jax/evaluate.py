@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import heapq
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from input_pipeline.text import tokenize
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer
 from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.command import write_json
 from lbdt_jax.explain import explain
 from lbdt_jax.metrics import PaperScores, StandardScores, foreground_score, format_table, resize_logits
 from lbdt_jax.models.lbdt import LBDT
@@ -187,10 +186,3 @@ def pictures(answerer: Answerer, examples: Iterable[EvaluationExample]) -> list[
         iou = StandardScores().add(prediction, example.masks[0], foreground_score(logits[0]))
         rows.append(to_picture(example, 0, prediction, iou))
     return rows
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Writes json whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)

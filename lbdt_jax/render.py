@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from lbdt_jax.command import whole_or_not_at_all
+
 if TYPE_CHECKING:
     from lbdt_jax.explain import BridgeAttention, ChannelGates, Explanation
 
@@ -41,7 +43,7 @@ _CHANNEL_DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
 
 _COLUMNS = ("frame", "frame difference", "ground truth", "prediction")
 _PANEL, _GAP, _MARGIN = 256, 12, 36  # pixels: a panel's longer side, between panels, around the sheet
-_PAPER, _INK, _QUIET, _RULE = (255, 255, 255), (28, 30, 34), (128, 132, 140), (226, 228, 232)
+PAPER, INK, QUIET, _RULE = (255, 255, 255), (28, 30, 34), (128, 132, 140), (226, 228, 232)
 _HEAT = np.array([(38, 24, 92), (160, 32, 110), (236, 92, 50), (255, 226, 96)])  # attention, from none to the most
 _LABEL, _CELL_GAP, _LINE = 190, 4, 24  # pixels: the labels' column, between attention maps, one line of text
 
@@ -137,11 +139,11 @@ def contact_sheet(examples: Sequence[Example], title: str) -> Image.Image:
         raise ValueError(f'the contact sheet "{title}" has no examples')
     rows = [_row(example) for example in examples]
     width, header = rows[0].width + 2 * _MARGIN, _MARGIN + 70
-    sheet = Image.new("RGB", (width, header + sum(row.height + _MARGIN for row in rows)), _PAPER)
+    sheet = Image.new("RGB", (width, header + sum(row.height + _MARGIN for row in rows)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (_MARGIN, _MARGIN), title, 26, _INK, rows[0].width)
+    write(draw, (_MARGIN, _MARGIN), title, 26, INK, rows[0].width)
     for column, heading in enumerate(_COLUMNS):
-        _write(draw, (_MARGIN + column * (_PANEL + _GAP), header - 26), heading, 14, _QUIET, _PANEL)
+        write(draw, (_MARGIN + column * (_PANEL + _GAP), header - 26), heading, 14, QUIET, _PANEL)
     top = header
     for row in rows:
         draw.line((_MARGIN, top, width - _MARGIN, top), _RULE)
@@ -176,7 +178,7 @@ def attention_sheet(example: Example, tokens: Sequence[str], explanation: Explan
     for _, directions in itertools.groupby(explanation.bridges, lambda bridge: (bridge.stage, bridge.layer)):
         parts.append(_bridges_block(example.frame, tokens, list(directions)))
     width = max(part.width for part in parts)
-    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), _PAPER)
+    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), PAPER)
     draw, top = ImageDraw.Draw(sheet), 0
     for part in parts:
         sheet.paste(part, (0, top))
@@ -196,14 +198,9 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     Raises:
       ValueError: Pillow knows no format of that ending.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        image.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    kind = Image.registered_extensions().get(pathlib.Path(path).suffix.lower())  # the unfinished file has no ending
+    with whole_or_not_at_all(pathlib.Path(path)) as unfinished:
+        image.save(unfinished, kind)
 
 
 def _row(example: Example) -> Image.Image:
@@ -226,12 +223,12 @@ def _row(example: Example) -> Image.Image:
         truth,
         overlay(frame, _resize_mask(example.prediction, double), PREDICTION_COLOR),
     ]
-    row = Image.new("RGB", (width, size[1] + 80), _PAPER)
+    row = Image.new("RGB", (width, size[1] + 80), PAPER)
     draw = ImageDraw.Draw(row)
-    bottom = _write(draw, (0, 0), example.sentence.strip() or "(empty sentence)", 19, _INK, width, lines=2)
-    _write(draw, (0, bottom + 4), example.name, 14, _QUIET, width - _PANEL - _GAP)
+    bottom = write(draw, (0, 0), example.sentence.strip() or "(empty sentence)", 19, INK, width, lines=2)
+    write(draw, (0, bottom + 4), example.name, 14, QUIET, width - _PANEL - _GAP)
     if example.iou is not None:
-        _write(draw, (width - _PANEL, bottom + 4), f"IoU {example.iou:.3f}", 14, _QUIET, _PANEL)
+        write(draw, (width - _PANEL, bottom + 4), f"IoU {example.iou:.3f}", 14, QUIET, _PANEL)
     top = bottom + 30
     for column, panel in enumerate(panels):
         picture = Image.fromarray(panel).resize(size, Image.Resampling.BICUBIC)
@@ -256,17 +253,17 @@ def _bridges_block(frame: np.ndarray, tokens: Sequence[str], directions: Sequenc
     beside, top = left + count * step + _MARGIN, _GAP + 2 * _LINE
     matrix = _words_matrix(words, directions[0].words_to_words[:count, :count], 4 * pitch)
     below = max(4 * pitch + _GAP, matrix.height - _LINE)
-    block = Image.new("RGB", (beside + matrix.width + _MARGIN, top + below + _GAP), _PAPER)
+    block = Image.new("RGB", (beside + matrix.width + _MARGIN, top + below + _GAP), PAPER)
     block.paste(matrix, (beside, top - _LINE))
     draw = ImageDraw.Draw(block)
     across, down = strips[0][1].shape[:0:-1]
     name = f"Stage {directions[0].stage}, layer {directions[0].layer}: {across} x {down} cells"
-    _write(draw, (_MARGIN, _GAP), name, 16, _INK, beside - _MARGIN)
+    write(draw, (_MARGIN, _GAP), name, 16, INK, beside - _MARGIN)
     for column, word in enumerate(words):
-        _write(draw, (left + column * step, _GAP + _LINE), word, 13, _INK, size[0])
+        write(draw, (left + column * step, _GAP + _LINE), word, 13, INK, size[0])
     for row, (label, maps) in enumerate(strips):
         upper = top + row * pitch + row // 2 * _GAP
-        _write(draw, (_MARGIN, upper), label, 14, _INK, _LABEL)
+        write(draw, (_MARGIN, upper), label, 14, INK, _LABEL)
         _write_scale(block, (_MARGIN, upper + 20), maps.max())
         for column, weights in enumerate(maps):
             block.paste(_heat_over(gray, weights / maps.max()), (left + column * step, upper))
@@ -277,15 +274,15 @@ def _words_matrix(words: Sequence[str], weights: np.ndarray, side: int) -> Image
     """What each word (row) takes from each (column); about as wide as `side` below its heading, words at the right."""
     tile = min(24, max(10, side // len(words)))
     side = tile * len(words)
-    picture = Image.new("RGB", (max(side + 90, 240), _LINE + side), _PAPER)
+    picture = Image.new("RGB", (max(side + 90, 240), _LINE + side), PAPER)
     draw = ImageDraw.Draw(picture)
-    _write(draw, (0, 0), "words from words", 14, _INK, 120)
+    write(draw, (0, 0), "words from words", 14, INK, 120)
     _write_scale(picture, (130, 0), weights.max())
     tiles = Image.fromarray(_heat(weights / weights.max()))
     picture.paste(tiles.resize((side, side), Image.Resampling.NEAREST), (0, _LINE))
     for row, word in enumerate(words):
         size = min(13, tile)
-        _write(draw, (side + 6, _LINE + row * tile + (tile - size) // 2 - 1), word, size, _INK, 84)
+        write(draw, (side + 6, _LINE + row * tile + (tile - size) // 2 - 1), word, size, INK, 84)
     return picture
 
 
@@ -293,24 +290,24 @@ def _write_scale(picture: Image.Image, corner: tuple[int, int], most: float) -> 
     """The colours of attention between the two numbers that they stand for."""
     left, top = corner
     draw = ImageDraw.Draw(picture)
-    _write(draw, (left, top), "0", 13, _QUIET, 12)
+    write(draw, (left, top), "0", 13, QUIET, 12)
     picture.paste(Image.fromarray(_heat(np.tile(np.linspace(0, 1, 44), (8, 1)))), (left + 12, top + 5))
-    _write(draw, (left + 62, top), f"{most:.2g}", 13, _QUIET, 60)
+    write(draw, (left + 62, top), f"{most:.2g}", 13, QUIET, 60)
 
 
 def _gates_block(gates: dict[str, ChannelGates]) -> Image.Image:
     """The gates of both streams, side by side: a bar for each channel, a full one for 1."""
     half, label, height = 2 * _PANEL + _GAP, 90, 26
     size = 2 * (half + _MARGIN) + _GAP, 2 * _GAP + _LINE + 3 * (height + _CELL_GAP)
-    block = Image.new("RGB", size, _PAPER)
+    block = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(block)
     for column, (stream, both) in enumerate(gates.items()):
         left = _MARGIN + column * (half + _GAP)
-        _write(draw, (left, _GAP), f"Bilateral Channel Activation, {stream} stream", 14, _INK, half)
+        write(draw, (left, _GAP), f"Bilateral Channel Activation, {stream} stream", 14, INK, half)
         rows = {"language": both.language, "enhance": both.enhance, "both": both.language * both.enhance}
         for row, (name, gate) in enumerate(rows.items()):
             top = _GAP + _LINE + row * (height + _CELL_GAP)
-            _write(draw, (left, top + 5), name, 13, _QUIET, label)
+            write(draw, (left, top + 5), name, 13, QUIET, label)
             bars = gate[np.arange(half - label) * len(gate) // (half - label)]
             filled = np.arange(height)[::-1, None] + 0.5 < height * bars
             strip = np.where(filled[..., None], PALETTE[-1], _RULE).astype(np.uint8)
@@ -338,7 +335,7 @@ def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return (coverage > 0) & (coverage >= min(0.5, coverage.max()))
 
 
-def _write(
+def write(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, color: Color, width: int, lines: int = 1
 ) -> int:
     """Writes from the upper left corner, wrapped to a width and cut with an ellipsis; returns the lower edge."""

@@ -23,8 +23,9 @@ from input_pipeline.records import load_report
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint
+from lbdt_jax.command import write_json
 from lbdt_jax.convert.initial import initialise
-from lbdt_jax.evaluate import pictures, write_json
+from lbdt_jax.evaluate import pictures
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate, split
 from lbdt_jax.step import NotFinite, initial_state, initial_variables, make_model, make_train_step
@@ -33,8 +34,9 @@ from lbdt_jax.step import NotFinite, initial_state, initial_variables, make_mode
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains as the configuration says, from the newest checkpoint in WORKDIR or from the start.
 
-    Writes WORKDIR/config.json, checkpoints/, TensorBoard's event files and pictures/ of what the model finds in the
-    first frames of the evaluation's split.
+    Writes WORKDIR/config.json, words_without_vector.json (the data set's words that are read as blanks, commonest
+    first), checkpoints/, TensorBoard's event files and pictures/ of what the model finds in the first frames of the
+    evaluation's split.
 
     Raises:
       DataError: data, word vectors or config.initial_weights are missing, or don't fit.
@@ -43,6 +45,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     # -- the data
     prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    steps = steps_per_epoch(config)
     vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
     word_vectors = load_word_vectors(config.word_vectors, vocabulary)
     share, missing = word_vectors.coverage(vocabulary)
@@ -55,7 +58,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
             f"config.batch_size {config.batch_size} can't be divided among {mesh.size} devices, with "
             f"{config.sentences_per_frame} sentences for each frame."
         )
-    steps = steps_per_epoch(config)
     total_steps = round(config.epochs * steps)
     model, optimizer = make_model(config), make_optimizer(config, steps)
     learning_rate = learning_rate_schedule(config, steps)
@@ -71,6 +73,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # -- resume where the last run stopped; a configuration that was refused above leaves nothing in the way
     keep_config(config, workdir / "config.json")
+    write_json(missing, workdir / "words_without_vector.json")
     writer = metric_writers.SummaryWriter(str(workdir))
     with CheckpointWriter(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
         state = checkpoints.restore(state)
@@ -177,6 +180,7 @@ def keep_config(config: ConfigDict, path: Path) -> None:
 FREE_TO_CHANGE = (
     "data_dir",
     "raw",
+    "frame_rate",
     "word_vectors",
     "log_every",
     "picture_every",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -76,5 +78,13 @@ def test_cut_bytes_are_an_oserror(cut):
 def test_broken_png_header_is_an_oserror():
     data = bytearray(encode_mask(np.eye(9, dtype=bool)))
     data[11] = 5  # the header's length
+    with pytest.raises(OSError, match="broken picture"):
+        decode_mask(bytes(data))
+
+
+def test_a_picture_that_claims_to_be_immense_is_an_oserror():
+    data = bytearray(encode_mask(np.eye(9, dtype=bool)))
+    data[16:24] = struct.pack(">2I", 60_000, 60_000)  # the header's width and height
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     with pytest.raises(OSError, match="broken picture"):
         decode_mask(bytes(data))

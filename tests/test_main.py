@@ -60,6 +60,7 @@ def workdir(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_training_leaves_what_it_promises(config: ConfigDict, workdir: Path) -> None:
     assert json.loads((workdir / "config.json").read_text())["dataset"] == "moving_shapes"
+    assert json.loads((workdir / "words_without_vector.json").read_text()) == []
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
     assert list(workdir.glob("events.out.tfevents.*"))
     with Image.open(workdir / "pictures" / "step_000004.png") as picture:

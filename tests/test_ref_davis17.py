@@ -177,7 +177,7 @@ def test_a_reader_travels_to_another_process(raw: Path):
 def test_nothing_there_says_what_to_download(tmp_path: Path):
     with pytest.raises(DataError) as error:
         RefDAVIS17(tmp_path / "nowhere").videos("train")
-    for part in (f"lacks {FRAMES}", "davischallenge.org", "mpi-inf.mpg.de", "--dataset=ref_davis17", "--interval=2"):
+    for part in (f"lacks {FRAMES}", "davischallenge.org", "mpi-inf.mpg.de", "--dataset=ref_davis17"):
         assert part in str(error.value)
 
 
@@ -328,7 +328,7 @@ def test_a_frame_of_another_size(raw: Path):
 
 def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}
-    report = prepare("ref_davis17", raw, tmp_path / "data", interval=2)
+    report = prepare("ref_davis17", raw, tmp_path / "data")
     assert {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()} == before
     train, val = report["splits"]["train"], report["splits"]["val"]
     assert (train["videos"], train["frame_pairs"], train["sentences"]) == (1, 4, 28)

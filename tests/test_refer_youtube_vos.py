@@ -188,7 +188,7 @@ def test_a_reader_travels_to_another_process(raw: Path):
 def test_nothing_there_says_what_to_download(tmp_path: Path):
     with pytest.raises(DataError) as error:
         ReferYouTubeVOS(tmp_path / "nowhere").splits()
-    for part in ("no split with masks", "youtube-vos.org", "--dataset=refer_youtube_vos", "--interval=5"):
+    for part in ("no split with masks", "youtube-vos.org", "--dataset=refer_youtube_vos"):
         assert part in str(error.value)
 
 
@@ -421,7 +421,7 @@ def test_an_earlier_frame_of_another_size(raw: Path):
 
 def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}
-    report = prepare("refer_youtube_vos", raw, tmp_path / "data", interval=5)
+    report = prepare("refer_youtube_vos", raw, tmp_path / "data")
     assert {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()} == before
     train, valid = report["splits"]["train"], report["splits"]["valid"]
     assert (train["videos"], train["frame_pairs"], train["sentences"]) == (2, 6, 14)

@@ -84,6 +84,8 @@ def at(state: dict[str, np.ndarray], names: np.ndarray, places: np.ndarray) -> n
     [
         ("lbdt1_r50", "train_small"),
         pytest.param("lbdt4_r50", "train_small", marks=pytest.mark.slow),
+        pytest.param("lbdt1_r50", "train", marks=pytest.mark.slow),
+        pytest.param("lbdt4_r50", "train", marks=pytest.mark.slow),
     ],
 )
 def test_three_steps_equal_published_in_float64(variant: str, case: str, float64: None) -> None:

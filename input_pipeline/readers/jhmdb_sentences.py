@@ -46,7 +46,7 @@ J-HMDB-Sentences comes from three places and lies together in one folder:
                                  from https://github.com/mttr2021/MTTR, datasets/jhmdb_sentences/: the frames that
                                  published scores are computed on
 Unpack all into DIR and run
-  python -m input_pipeline.prepare --dataset=jhmdb_sentences --raw=DIR --data_dir=DATA_DIR --interval=5"""
+  python -m input_pipeline.prepare --dataset=jhmdb_sentences --raw=DIR --data_dir=DATA_DIR"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ Ref-DAVIS17 comes from two places and lies together in one folder:
   {SENTENCES}/                from https://www.mpi-inf.mpg.de: Khoreva et al., Video Object Segmentation
                                          with Language Referring Expressions
 Unpack all into DIR and run
-  python -m input_pipeline.prepare --dataset=ref_davis17 --raw=DIR --data_dir=DATA_DIR --interval=2"""
+  python -m input_pipeline.prepare --dataset=ref_davis17 --raw=DIR --data_dir=DATA_DIR"""
 
 
 @dataclasses.dataclass(frozen=True)

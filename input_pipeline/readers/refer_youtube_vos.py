@@ -37,7 +37,7 @@ Refer-YouTube-VOS lies in one folder, with {FRAMES} and {MASKS} in train/ and va
   valid/{MASKS}/                   and the expressions of valid with their objects, from
                                        https://github.com/skynbe/Refer-Youtube-VOS, issue 7
 Unpack all into DIR and run
-  python -m input_pipeline.prepare --dataset=refer_youtube_vos --raw=DIR --data_dir=DATA_DIR --interval=5"""
+  python -m input_pipeline.prepare --dataset=refer_youtube_vos --raw=DIR --data_dir=DATA_DIR"""
 
 
 @dataclasses.dataclass(frozen=True)

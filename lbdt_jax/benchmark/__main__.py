@@ -11,7 +11,6 @@ also the input pipeline, and training fed by it. FILE.png, beside FILE.json, plo
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -26,7 +25,7 @@ from absl import flags  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
 
 from configs import a2d  # noqa: E402
-from lbdt_jax.command import fail  # noqa: E402
+from lbdt_jax.command import fail, write_json  # noqa: E402
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:4])
 CONFIG = config_flags.DEFINE_config_file(
@@ -52,7 +51,6 @@ def run(
     from lbdt_jax import render
     from lbdt_jax.benchmark.measure import benchmark
     from lbdt_jax.benchmark.report import COLUMNS, chart, describe, table_line
-    from lbdt_jax.convert.files import whole_or_not_at_all
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)  # before anything that takes long
@@ -63,8 +61,7 @@ def run(
             continue
         print(table_line(result["rows"][-1]), flush=True)
         if output:
-            with whole_or_not_at_all(output) as unfinished:
-                unfinished.write_text(json.dumps(result, indent=2) + "\n")
+            write_json(result, output)
     picture = chart(result)
     if output and picture:
         render.save(picture, output.with_suffix(".png"))

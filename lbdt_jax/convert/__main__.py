@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags, logging
 
-from lbdt_jax.command import fail
+from lbdt_jax.command import fail, whole_or_not_at_all
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2].split("      "))
 FROM = flags.DEFINE_string("from", None, "A .ckpt file of the published code, or a folder with our checkpoint.")
@@ -38,7 +38,7 @@ def to_ours(source: Path, target: Path) -> None:
     from configs import base
     from input_pipeline.glove import WordVectors
     from lbdt_jax.checkpoint import save_weights
-    from lbdt_jax.convert.files import read_torch, whole_or_not_at_all
+    from lbdt_jax.convert.files import read_torch
     from lbdt_jax.convert.names import describe, from_torch, unused
 
     state = read_torch(source)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import pickle
 import pickletools
 import re
-import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from input_pipeline.readers import DataError
+from lbdt_jax.command import whole_or_not_at_all
 
 
 def import_torch() -> ModuleType:
@@ -120,23 +119,6 @@ def write_torch(state: dict[str, np.ndarray], path: Path) -> None:
         tensors[name] = torch.from_numpy(np.require(state.pop(name), requirements=("C", "W")))
     with whole_or_not_at_all(path) as unfinished:
         torch.save(tensors, unfinished)
-
-
-@contextlib.contextmanager
-def whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """A name in the same folder to write a file or folder under: it becomes `path`, or is gone if that fails."""
-    path = Path(os.path.abspath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    except BaseException:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        else:
-            unfinished.unlink(missing_ok=True)
-        raise
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

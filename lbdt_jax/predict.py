@@ -1,0 +1,315 @@
+"""Segments your own video.
+
+    python -m lbdt_jax.predict --checkpoint=DIR --video=clip.mp4 --text="the dog" [--text="the cat"] --output=DIR
+
+--video is any clip that FFmpeg reads, or a folder of pictures. All sentences are asked about each frame together. In
+--output then are
+
+    overlay.mp4             the masks over the video, a colour for each sentence; size, rate and times are the video's
+    masks/1/000012.png      sentence 1 in frame 12, both as counted in masks.jsonl; one bit a pixel, white is the object
+    masks.jsonl             a line for each frame and sentence: {"frame": from 0, "time": seconds, "sentence": from 1,
+                            "confidence": mean probability of the pixels found, 0 where none are,
+                            "segmentation": {"size": [h, w], "counts": ...}, COCO's compressed run-length encoding}
+    contact_sheet.png       frames from all over the video
+    explain/000012-1.png    with --explain=12: the inputs and all attention of frame 12, sentence 1
+    settings.json           what was asked
+
+Memory does not grow with the video. A run that was killed leaves what it had found; --resume goes on after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pycocotools import mask as run_length
+from tqdm import tqdm
+
+import lbdt_jax
+from input_pipeline.images import encode_mask
+from input_pipeline.readers import DataError
+from lbdt_jax import film, render
+from lbdt_jax.checkpoint import CheckpointError
+from lbdt_jax.command import fail, whole_or_not_at_all, write_json
+from lbdt_jax.segmenter import Answer, Moment, Segmenter
+from lbdt_jax.video import Clip, ClipWriter, open_clip
+
+SHEET_FRAMES = 12  # at most, on the contact sheet
+
+Timed = TypeVar("Timed")
+Number = TypeVar("Number", int, float)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is asked; a run can only be resumed with the same."""
+
+    checkpoint: str
+    video: str
+    text: tuple[str, ...]
+    every: int = 1
+    start: float = 0.0
+    end: float | None = None
+    rate: float = 30.0
+
+
+@dataclasses.dataclass
+class Stopwatch:
+    """Seconds spent in each part of the work."""
+
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, part: str, since: float) -> None:
+        """Counts the time since a value of time.monotonic()."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - since
+
+    def each(self, part: str, items: Iterable[Timed]) -> Iterator[Timed]:
+        """The items, the time that it takes to make them counted."""
+        iterator = iter(items)
+        while True:
+            since = time.monotonic()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.add(part, since)
+            yield item
+
+
+def predict(
+    segmenter: Segmenter, settings: Settings, output: Path, explained: Iterable[int] = (), resume: bool = False
+) -> None:
+    """Segments a video and writes everything that the head of this file lists.
+
+    Args:
+      segmenter: the model.
+      settings: the video and the sentences.
+      output: a new or empty folder; with `resume`, one that a run with the same settings has left.
+      explained: frames whose attention is drawn.
+      resume: go on after the frames that are there.
+
+    Raises:
+      DataError: the video or a sentence can't be used, or the folder holds something else.
+    """
+    clip = open_clip(settings.video, settings.rate)
+    unknown = segmenter.unknown_words(settings.text)
+    segmenter.embed(settings.text)  # complains before anything is written
+    if unknown:
+        print(f"Words without a vector, read as blanks: {' '.join(map(repr, unknown))}")
+    watch = Stopwatch()
+    moments = watch.each("decoding", selected(segmenter, clip, settings))
+    first = next(moments, None)
+    if first is None:
+        raise DataError(f"{settings.video} has no frame between --start and --end.")
+    begin(settings, output, resume)
+
+    strip, confidence, frames = film.Strip(SHEET_FRAMES), np.zeros(len(settings.text)), 0
+    moments = itertools.chain([first], moments)
+    answers = answered(segmenter, moments, settings.text, output / "masks.jsonl", watch)
+    total = clip.frames // settings.every or None
+    started = time.monotonic()
+    with (
+        ClipWriter(output / "overlay.mp4", first.original_frame.shape[:2], clip) as writer,
+        tqdm(total=total, desc=Path(settings.video).name, unit="frame") as progress,
+    ):
+        for answer in answers:
+            since = time.monotonic()
+            picture = film.answered_frame(answer.moment.original_frame, answer.masks, settings.text)
+            writer.write(round(answer.moment.time / clip.time_base), picture)
+            for number, mask in enumerate(answer.masks, start=1):
+                with whole_or_not_at_all(
+                    output / "masks" / str(number) / f"{answer.moment.index:06d}.png"
+                ) as unfinished:
+                    unfinished.write_bytes(encode_mask(mask))
+            strip.add(picture, f"frame {answer.moment.index}, {answer.moment.time:.2f} s")
+            confidence += answer.scores
+            frames += 1
+            progress.update()
+            watch.add("drawing", since)
+    seconds = time.monotonic() - started
+    render.save(strip.sheet(settings.text), output / "contact_sheet.png")
+    explain(segmenter, clip, settings, output / "explain", set(explained))
+
+    for sentence, mean in zip(settings.text, confidence / frames, strict=True):
+        print(f"{sentence!r}: mean confidence {mean:.2f}")
+    whole_time = sum(watch.seconds.values())
+    shares = ", ".join(f"{part} {spent / whole_time:.0%}" for part, spent in watch.seconds.items())
+    print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s ({shares}): {output}")
+
+
+def selected(segmenter: Segmenter, clip: Clip, settings: Settings) -> Iterator[Moment]:
+    """The moments of a clip that are asked about; those before --start are decoded too, as earlier frames."""
+    origin = None
+    timed = ((float(units * clip.time_base), picture) for units, picture in clip)
+    for moment in segmenter.moments(timed):
+        origin = moment.time if origin is None else origin
+        if settings.end is not None and moment.time - origin > settings.end:
+            return
+        if moment.time - origin >= settings.start and moment.index % settings.every == 0:
+            yield moment
+
+
+def answered(
+    segmenter: Segmenter, moments: Iterator[Moment], text: tuple[str, ...], path: Path, watch: Stopwatch
+) -> Iterator[Answer]:
+    """Every moment's answer: those that the file holds are read, and the others found and added to it."""
+    good = 0  # bytes
+    for offset, lines in stored(path, len(text)):
+        moment = next(moments, None)
+        if moment is None or any(line["frame"] != moment.index for line in lines):
+            raise DataError(f"{path} is not about the frames of this video. Choose another --output.")
+        masks = np.stack([run_length.decode(line["segmentation"]).astype(bool) for line in lines])
+        yield Answer(moment, masks, np.array([line["confidence"] for line in lines], np.float32))
+        good = offset
+    with path.open("ab") as file:
+        file.truncate(good)  # a line that was cut short
+        for answer in watch.each("model", segmenter.answers(moments, text)):
+            lines = [to_line(answer, number) for number in range(len(text))]
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.flush()
+            yield answer
+
+
+def stored(path: Path, sentences: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """(offset after them, the lines of one frame) of every frame that is there whole."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        while True:
+            lines = [file.readline() for _ in range(sentences)]
+            if not all(line.endswith(b"\n") for line in lines):
+                return
+            try:
+                yield file.tell(), [json.loads(line) for line in lines]
+            except ValueError as error:
+                raise DataError(f"{path} is broken near byte {file.tell()}: {error}. Begin again.") from error
+
+
+def to_line(answer: Answer, number: int) -> dict[str, Any]:
+    """What masks.jsonl holds of a sentence at a moment."""
+    encoded = run_length.encode(np.asfortranarray(answer.masks[number], np.uint8))
+    return {
+        "frame": answer.moment.index,
+        "time": round(answer.moment.time, 6),
+        "sentence": number + 1,
+        "confidence": round(float(answer.scores[number]), 6),
+        "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")},
+    }
+
+
+def explain(segmenter: Segmenter, clip: Clip, settings: Settings, folder: Path, frames: set[int]) -> None:
+    """Draws the attention of some frames, for every sentence."""
+    everything = dataclasses.replace(settings, every=1, start=0.0, end=None)
+    for moment in selected(segmenter, clip, everything) if frames else ():
+        if moment.index in frames:
+            frames = frames - {moment.index}
+            for number, sentence in enumerate(settings.text, start=1):
+                example = render.Example(
+                    frame=moment.original_frame,
+                    earlier_frame=moment.original_earlier_frame,
+                    mask=None,
+                    prediction=next(segmenter.answers([moment], [sentence])).masks[0],
+                    sentence=sentence,
+                    iou=None,
+                    name=f"{clip.path.name}, frame {moment.index}",
+                )
+                explanation = segmenter.explain(moment, sentence)
+                sheet = render.attention_sheet(
+                    example, segmenter.tokens(sentence), explanation, "What the model attends to"
+                )
+                render.save(sheet, folder / f"{moment.index:06d}-{number}.png")
+        if not frames:
+            return
+    if frames:
+        raise DataError(f"--explain: {clip.path} has no frame {', '.join(map(str, sorted(frames)))}.")
+
+
+def begin(settings: Settings, output: Path, resume: bool) -> None:
+    """Makes the folder, or checks that a run with the same settings left it. Raises DataError."""
+    path = output / "settings.json"
+    new = json.loads(json.dumps(dataclasses.asdict(settings)))
+    if resume:
+        try:
+            old = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"--resume: no run to go on with in {output} ({error}).") from error
+        different = [
+            f"{name}: {old.get(name)} there, {value} asked for" for name, value in new.items() if old.get(name) != value
+        ]
+        if different:
+            raise DataError(f"--resume: {output} was asked something else.\n  " + "\n  ".join(different))
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(
+            f"{output} is not empty. Nothing is overwritten: choose another --output, or go on with --resume."
+        )
+    for number in range(1, len(settings.text) + 1):
+        (output / "masks" / str(number)).mkdir(parents=True, exist_ok=True)
+    write_json(new, path)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lbdt_jax.predict", description="Segments your own video.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a checkpoint's folder, or WORKDIR for its newest one")
+    add("--video", required=True, help="a clip, or a folder of pictures")
+    add("--text", required=True, action="append", help="a sentence; may be given several times")
+    add("--output", required=True, type=Path, help="a new folder for the results")
+    add("--every", type=at_least(int, 1), default=1, help="ask about each so-manieth frame (default: every frame)")
+    add("--start", type=at_least(float, 0), default=0.0, help="seconds to leave out at the video's beginning")
+    add("--end", type=at_least(float, 0), help="seconds after which to stop")
+    add("--rate", type=at_least(float, 0.1), default=30.0, help="frames per second of a folder (default: 30)")
+    add("--word_vectors", default="", help="where to look up words that the checkpoint does not hold")
+    add("--explain", type=at_least(int, 0), action="append", default=[], metavar="FRAME", help="draw its attention")
+    add("--resume", action="store_true", help="go on in an --output that a killed run has left")
+    return parser
+
+
+def at_least(kind: Callable[[str], Number], least: Number) -> Callable[[str], Number]:
+    """A parser of numbers that are not below `least`."""
+
+    def parse(text: str) -> Number:
+        number = kind(text)
+        if not number >= least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return number
+
+    parse.__name__ = kind.__name__  # argparse names it where a text is no number
+    return parse
+
+
+def main() -> None:
+    """Parses the command line and predicts; exits with status 2 and one message for what the user must mend."""
+    asked = arguments().parse_args()
+    try:
+        segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
+        settings = Settings(
+            str(segmenter.checkpoint.path),
+            asked.video,
+            tuple(asked.text),
+            asked.every,
+            asked.start,
+            asked.end,
+            asked.rate,
+        )
+        predict(segmenter, settings, asked.output, asked.explain, asked.resume)
+    except (DataError, CheckpointError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{asked.output} can't be written: {error}")
+    except KeyboardInterrupt:
+        fail(f"\nStopped. What was found is in {asked.output}; the same command with --resume goes on.", status=130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""A trained model as a library: any frames, any sentences; numpy in and out, neither TensorFlow nor torch.
+
+Every frame is looked at once, however many sentences ask about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from input_pipeline.glove import WordVectors, extend
+from input_pipeline.images import resize_frame
+from input_pipeline.readers import DataError
+from input_pipeline.text import tokenize
+from lbdt_jax.ask import Answerer
+from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.explain import Explanation, explain
+from lbdt_jax.metrics import foreground_score, resize_logits
+from lbdt_jax.step import make_model
+
+#: Frames encoded, and sentences answered, at once on each device.
+AT_ONCE = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moment:
+    """A frame of a video and its earlier frame.
+
+    Attributes:
+      index: of the frame in the video, from 0.
+      time: of the frame, seconds.
+      original_frame, original_earlier_frame: (h, w, 3) uint8 RGB.
+      frame, earlier_frame: (H, W, 3) uint8 RGB, at the model's size.
+    """
+
+    index: int
+    time: float
+    original_frame: np.ndarray
+    original_earlier_frame: np.ndarray
+    frame: np.ndarray
+    earlier_frame: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model finds at a moment for each of S sentences.
+
+    Attributes:
+      moment: the frames it was asked about.
+      masks: (S, h, w) bool, at the frame's own size.
+      scores: (S,) float32 in [0, 1], the mean probability of the pixels found; 0 where nothing was found. It ranks the
+        answers of a model; it is no promise that one of them is right.
+    """
+
+    moment: Moment
+    masks: np.ndarray
+    scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Question:
+    """A moment and all its sentences, as `Answerer` asks them."""
+
+    moment: Moment
+    words: np.ndarray
+    word_mask: np.ndarray
+
+    @property
+    def frame(self) -> np.ndarray:
+        return self.moment.frame
+
+    @property
+    def earlier_frame(self) -> np.ndarray:
+        return self.moment.earlier_frame
+
+
+class Segmenter:
+    """A checkpoint, ready to segment. Compiled once, at the first question, for any video and number of sentences.
+
+    Args:
+      checkpoint: the model.
+      word_vectors: see `lbdt_jax.load`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, word_vectors: str = "") -> None:
+        self.checkpoint = checkpoint
+        self._source = word_vectors
+        self._word_vectors = checkpoint.word_vectors
+        self._model = make_model(checkpoint.config)
+
+    @functools.cached_property
+    def _answerer(self) -> Answerer:
+        return Answerer(self._model, self.checkpoint.variables, AT_ONCE, AT_ONCE)
+
+    @property
+    def seconds_between(self) -> float:
+        """From an earlier frame to its frame, as in the data that the model was trained with."""
+        config = self.checkpoint.config
+        return config.frame_interval / config.frame_rate
+
+    def tokens(self, sentence: str) -> list[str]:
+        """The words that the model reads of a sentence: its first max_words."""
+        return tokenize(sentence, self.checkpoint.config.max_words)
+
+    def unknown_words(self, sentences: Iterable[str]) -> list[str]:
+        """The distinct words that have no vector, so that the model reads them as blanks; commonest first.
+
+        Raises:
+          DataError: the given word vectors are missing, malformed or not those that the model was trained with.
+        """
+        tokens = [token for sentence in sentences for token in self.tokens(sentence)]
+        return self._vectors(tokens).coverage(tokens)[1]
+
+    def embed(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What the model reads of S sentences.
+
+        Returns:
+          words: (S, N, D) float32 word vectors; unknown words are zero.
+          word_mask: (S, N) bool, True for a token.
+
+        Raises:
+          DataError: there is no sentence, or one has no word that the model knows.
+        """
+        if isinstance(sentences, str) or not len(sentences):
+            raise DataError(f"Expected a list of sentences, and not {sentences!r}.")
+        vectors = self._vectors([token for sentence in sentences for token in self.tokens(sentence)])
+        for number, sentence in enumerate(sentences, start=1):
+            tokens = self.tokens(sentence)
+            if tokens == [""]:
+                raise DataError(f"Sentence {number} is empty.")
+            if len(vectors.unknown(tokens)) == len(tokens):
+                known = self.checkpoint.word_vectors.words
+                raise DataError(
+                    f"The model knows no word of sentence {number}, {sentence.strip()[:80]!r}. Its checkpoint holds "
+                    f"{len(known)} words ({', '.join(known[:: max(1, len(known) // 8)][:8])} ...); others are looked "
+                    "up in the word vectors that it was trained with, "
+                    f"{self._source or self.checkpoint.config.word_vectors}: --word_vectors says where they are."
+                )
+        limit = self.checkpoint.config.max_words
+        words, word_mask = zip(*(vectors.embed(sentence, limit) for sentence in sentences), strict=True)
+        return np.stack(words), np.stack(word_mask)
+
+    def segment(
+        self, frames: Sequence[np.ndarray] | np.ndarray, sentences: Sequence[str], rate: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Finds what each sentence means in every frame of a clip that fits into memory.
+
+        Args:
+          frames: T frames (h, w, 3) uint8 RGB, or one array of them, in the order of the video.
+          sentences: S of them, at least one.
+          rate: frames per second; None means that of the data that the model was trained with.
+
+        Returns:
+          masks: (T, S, h, w) bool.
+          scores: (T, S) float32 in [0, 1], see `Answer`.
+
+        Raises:
+          DataError: a frame is not of that kind, or a sentence has no word that the model knows.
+        """
+        rate = rate or self.checkpoint.config.frame_rate
+        answers = list(
+            self.answers(self.moments((index / rate, frame) for index, frame in enumerate(frames)), sentences)
+        )
+        if not answers:
+            raise DataError("There is no frame to segment.")
+        return np.stack([answer.masks for answer in answers]), np.stack([answer.scores for answer in answers])
+
+    def moments(self, frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[Moment]:
+        """Finds the earlier frame of every frame: the one nearest to `seconds_between` before it.
+
+        That holds for any and for changing frame rates. Where a video begins, it is the first frame; the first
+        frame's earlier frame is itself, so that nothing seems to move there.
+
+        Args:
+          frames: (time in seconds, (h, w, 3) uint8 RGB), times rising.
+
+        Raises:
+          DataError: a frame is not of that kind, or differs in size from those before it.
+        """
+        size = tuple(self.checkpoint.config.image_size)
+        recent: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
+        for index, (time, original) in enumerate(frames):
+            if original.dtype != np.uint8 or original.ndim != 3 or original.shape[2] != 3 or not original.size:
+                raise DataError(
+                    f"Frame {index} is {original.dtype} of shape {original.shape}; expected uint8 (height, width, 3)."
+                )
+            if recent and recent[-1][1].shape != original.shape:
+                raise DataError(f"Frame {index} has shape {original.shape}, those before it {recent[-1][1].shape}.")
+            recent.append((time, original, resize_frame(original, size)))
+            wanted = time - self.seconds_between
+            while len(recent) > 1 and abs(recent[1][0] - wanted) <= abs(recent[0][0] - wanted):
+                recent.popleft()
+            yield Moment(index, time, original, recent[0][1], recent[-1][2], recent[0][2])
+
+    def answers(self, moments: Iterable[Moment], sentences: Sequence[str]) -> Iterator[Answer]:
+        """Answers all sentences about each moment, in order; holds a few moments at a time.
+
+        Raises:
+          DataError: there is no sentence, or one has no word that the model knows.
+        """
+        words, word_mask = self.embed(sentences)
+        questions = (_Question(moment, words, word_mask) for moment in moments)
+        for question, logits in self._answerer(questions):
+            size = question.moment.original_frame.shape[:2]
+            masks = np.stack([resize_logits(each, size) > 0 for each in logits])
+            yield Answer(question.moment, masks, np.array([foreground_score(each) for each in logits], np.float32))
+
+    def explain(self, moment: Moment, sentence: str) -> Explanation:
+        """What the model attends to when it answers a sentence; `render.attention_sheet` draws it."""
+        words, word_mask = self.embed([sentence])
+        frames = moment.frame, moment.earlier_frame
+        return explain(self._model, self.checkpoint.variables, *frames, words[0], word_mask[0])
+
+    def _vectors(self, tokens: Sequence[str]) -> WordVectors:
+        """Vectors of every word known so far, those of new tokens looked up."""
+        if self._word_vectors.unknown(set(tokens) - {""}):
+            if self._source:
+                self._word_vectors = extend(self._word_vectors, self._source, tokens)
+            else:
+                # A source that happens to be there helps; without it the checkpoint's own words must do.
+                with contextlib.suppress(DataError):
+                    self._word_vectors = extend(self._word_vectors, self.checkpoint.config.word_vectors, tokens)
+        return self._word_vectors

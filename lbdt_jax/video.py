@@ -1,0 +1,169 @@
+"""Clips in and out, one frame at a time: whatever FFmpeg reads, or a folder of pictures; H.264 out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+from input_pipeline.readers import DataError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A video file, or a folder of pictures in the order of their names, numbers in them counted as numbers.
+
+    Attributes:
+      path: the file or folder.
+      rate: frames per second, for a file their average.
+      time_base: seconds; frames' times are multiples of it.
+      frames: how many the file says it has; 0 where it does not say.
+    """
+
+    path: Path
+    rate: Fraction
+    time_base: Fraction
+    frames: int
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(time in units of time_base, (h, w, 3) uint8 RGB) of every frame, upright, in the order they are shown.
+
+        Raises:
+          DataError: there is no frame, or a frame is broken; it is named. Those before it were given out.
+        """
+        pictures = _pictures(self.path) if self.path.is_dir() else _frames(self.path)
+        count, size = 0, None
+        for time, picture in pictures:
+            size = size or picture.shape
+            if picture.shape != size:
+                raise DataError(
+                    f"{self.path}: frame {count} is {picture.shape[1]} x {picture.shape[0]} pixels, those before it "
+                    f"{size[1]} x {size[0]}."
+                )
+            yield time, picture
+            count += 1
+        if not count:
+            raise DataError(f"{self.path} holds no frame that can be read. Is it cut short?")
+        if count < self.frames:
+            print(f"{self.path} says that it has {self.frames} frames, and holds {count}. Is it cut short?")
+
+
+def open_clip(path: str | Path, rate: float = 30.0) -> Clip:
+    """Looks at a video file or a folder of pictures.
+
+    Args:
+      path: of the file or folder.
+      rate: frames per second of a folder; a file has its own.
+
+    Raises:
+      DataError: there is nothing of that name, or it is no video.
+    """
+    path = Path(path)
+    if path.is_dir():
+        frames = len(_names(path))
+        if not frames:
+            raise DataError(f"{path} holds no picture ({', '.join(PICTURES)}).")
+        exact = Fraction(rate).limit_denominator(1001)
+        return Clip(path, exact, 1 / exact, frames)
+    if not path.is_file():
+        raise DataError(f"There is no video {path}.")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(
+                    f"{path} has no pictures, only {', '.join(s.type for s in container.streams) or 'nothing'}."
+                )
+            stream = container.streams.video[0]
+            rate = stream.average_rate or stream.guessed_rate or Fraction(rate).limit_denominator(1001)
+            return Clip(path, Fraction(rate), Fraction(stream.time_base), stream.frames)
+    except av.FFmpegError as error:
+        raise DataError(f"{path} is no video, or cut short: {error.strerror}.") from error
+
+
+def _frames(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    count, last = 0, None
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                # Some containers give no time to some frames; they follow at the average rate.
+                step = max(1, round(1 / (stream.average_rate or 30) / stream.time_base))
+                time = frame.pts if frame.pts is not None else 0 if last is None else last + step
+                if last is not None and time <= last:
+                    time = last + 1
+                # The flag of a telephone held upright; rot90 and the flag both count against the clock.
+                yield time, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+                count, last = count + 1, time
+    except av.FFmpegError as error:
+        raise DataError(f"{path}: frame {count} can't be read ({error.strerror}). Is the file cut short?") from error
+
+
+def _names(folder: Path) -> list[Path]:
+    def by_number(path: Path) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+    names = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith("."))
+    return sorted(names, key=by_number)
+
+
+def _pictures(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
+    for time, path in enumerate(_names(folder)):
+        try:
+            with Image.open(path) as picture:
+                yield time, np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} can't be read: {error}") from error
+
+
+class ClipWriter:
+    """Writes frames as H.264 into an mp4 that is valid up to its last second even if the writing is killed.
+
+    Frames keep their times and size. Where both sides are even the colours are stored at half resolution, as every
+    player expects; H.264 has odd sizes only with full colours, which some players refuse.
+
+    Args:
+      path: of the new file.
+      size: (h, w) in pixels.
+      clip: has the rate and the unit of time.
+
+    Raises:
+      OSError: the file can't be written.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], clip: Clip) -> None:
+        # Without frames that wait for later ones ("bf"), else such a file would shift all times.
+        movable = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+        self._container = av.open(str(path), "w", container_options=movable)
+        self._stream = self._container.add_stream(
+            "libx264", rate=clip.rate, options={"crf": "18", "preset": "veryfast", "bf": "0"}
+        )
+        self._stream.height, self._stream.width = size
+        self._stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
+        self._stream.codec_context.time_base = self._stream.time_base = clip.time_base
+        self._stream.codec_context.gop_size = max(1, round(clip.rate))
+        self._time_base = clip.time_base
+
+    def __enter__(self) -> ClipWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def write(self, time: int, picture: np.ndarray) -> None:
+        """Adds a frame (h, w, 3) uint8 RGB; times, in units of the clip's time_base, rise."""
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = time, self._time_base
+        self._container.mux(self._stream.encode(frame))
