@@ -28,7 +28,8 @@ def answered_frame(frame: np.ndarray, masks: np.ndarray, sentences: Sequence[str
     Args:
       frame: (h, w, 3) uint8 RGB.
       masks: (S, h, w) bool; where they overlap, later ones lie above.
-      sentences: S of them. Those that don't fit into the lower third of the frame are counted only.
+      sentences: S of them. Those that don't fit into the lower third of the frame are counted only; a frame of less
+        than 160 pixels in either direction has room for none.
 
     Returns:
       (h, w, 3) uint8 RGB.
@@ -36,6 +37,8 @@ def answered_frame(frame: np.ndarray, masks: np.ndarray, sentences: Sequence[str
     for number, mask in enumerate(masks):
         frame = overlay(frame, mask, color_of(number))
     picture = Image.fromarray(frame)
+    if min(picture.size) < 160:
+        return frame
     size = max(10, round(min(picture.size) / 24))
     line, margin = round(1.5 * size), size // 2
     lines = max(1, picture.height // 3 // line)

@@ -399,11 +399,14 @@ def test_the_command(workdir: Path, tmp_path: Path) -> None:
 
 
 def test_many_sentences_fit_below_a_frame() -> None:
-    masks = np.zeros((200, 90, 120), bool)
+    masks = np.zeros((200, 180, 240), bool)
     masks[0, 10:40, 10:40] = True
-    few = film.answered_frame(np.full((90, 120, 3), 200, np.uint8), masks[:1], ["the dog"])
-    many = film.answered_frame(np.full((90, 120, 3), 200, np.uint8), masks, ["the dog " * 50] * 200)
+    blank = np.full((180, 240, 3), 200, np.uint8)
+    few = film.answered_frame(blank, masks[:1], ["the dog"])
+    many = film.answered_frame(blank, masks, ["the dog " * 50] * 200)
     for drawn in (few, many):
-        assert drawn.shape == (90, 120, 3)
-        assert (drawn[:5] == 200).all()  # the upper part stays free
-        assert (drawn[85:] < 190).any()
+        assert drawn.shape == (180, 240, 3)
+        assert (drawn[41:110] == 200).all()  # the text keeps to the lower third
+        assert (drawn[170:] < 190).any()
+    assert (many[130:] != 200).sum() > 2 * (few[130:] != 200).sum()
+    np.testing.assert_array_equal(film.answered_frame(blank[:150], masks[1:2, :150], ["the dog"]), blank[:150])

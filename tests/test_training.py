@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -13,7 +14,11 @@ import pytest
 from flax import linen as nn
 from published import GOLDEN, look_and_answer, published_inputs, published_model
 
-from configs import a2d
+from configs import a2d, shapes
+from input_pipeline.batch import MODEL_FIELDS
+from input_pipeline.glove import load_word_vectors
+from input_pipeline.images import resize_frame, resize_target
+from input_pipeline.scenes import ANNOTATED, make_scene
 from lbdt_jax import losses
 from lbdt_jax.convert.names import to_torch
 from lbdt_jax.models.duplex_transfer import MultiHeadAttention
@@ -22,7 +27,8 @@ from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.resize import aligned_bilinear
 from lbdt_jax.models.text_encoder import TextEncoder
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
-from lbdt_jax.step import score
+from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.step import initial_state, initial_variables, make_model, make_train_step, score
 
 UNITS = np.load(GOLDEN / "units.npz")
 
@@ -141,6 +147,39 @@ def test_three_steps_equal_published_in_float32() -> None:
     change = at(steps[0]["state"], names, golden["param:idx"]) - at(start, names, golden["param:idx"])
     sure = real[:, None] & (np.abs(golden["param:delta1"]) > 9e-5)
     assert np.abs(change - golden["param:delta1"])[sure].max() < 1e-6
+
+
+# -- learning
+
+
+@pytest.mark.slow
+def test_eight_samples_are_learnt_by_heart() -> None:
+    config = shapes.get_config()
+    config.batch_size, config.sentences_per_frame = 8, 1
+    samples = []
+    for number in range(4):
+        scene = make_scene(0, "train", number)
+        frame, earlier = (resize_frame(scene.frames[at - 1], (64, 64)) for at in (ANNOTATED[0], ANNOTATED[0] - 6))
+        of_instance = {sentence.instance: sentence for sentence in scene.sentences}
+        for instance, sentence in itertools.islice(of_instance.items(), 2):
+            words = load_word_vectors("random:50", sentence.text.split()).embed(sentence.text, config.max_words)
+            samples.append((frame, earlier, *words, resize_target(scene.masks[ANNOTATED[0]][instance], (64, 64))))
+    batch = dict(zip((*MODEL_FIELDS, "target"), map(np.stack, zip(*samples, strict=True)), strict=True))
+
+    assert len(batch["target"]) == config.batch_size
+    mesh = make_mesh(jax.devices()[:1])
+    model, optimizer = make_model(config), make_optimizer(config, steps_per_epoch=10_000)
+    state = replicate(initial_state(initial_variables(model, config, 50), optimizer), mesh)
+    step = make_train_step(model, optimizer, config, mesh)
+    course = []
+    for _ in range(400):
+        state, metrics = step(state, split(batch, mesh))
+        course.append(float(metrics["loss"]))
+    assert course[-1] < 0.1 * course[0]
+    logits = model.apply(state.variables, *(batch[name] for name in MODEL_FIELDS))
+    found, target = np.asarray(logits) > 0, batch["target"] > 0
+    iou = (found & target).sum((1, 2)) / (found | target).sum((1, 2))
+    assert iou.mean() > 0.95, iou
 
 
 # -- small parts
