@@ -195,7 +195,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         metadata = ocp.checkpointables_metadata(folder)
         described = metadata.custom_metadata
         # A field that came after the checkpoint has its usual value.
-        config = ConfigDict({**base.get_config().to_dict(), **described["config"]})
+        usual = base.get_config().to_dict()
+        model = {**usual["model"], **described["config"]["model"]}
+        config = ConfigDict({**usual, **described["config"], "model": model})
         words = tuple(described["words"])
         abstract = {
             name: jax.tree.map(
@@ -212,12 +214,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def find_checkpoint(path: Path) -> Path:
     """The folder of the checkpoint that `path` means. Raises CheckpointError if there is none."""
-    if path.name.isdigit() and path.is_dir():
+    if path.name.isdecimal() and path.is_dir() and not (path / "checkpoints").is_dir():
         return path.absolute()
     for folder in (path / "checkpoints", path):
         if folder.is_dir():
             # A finished checkpoint's folder is named by its step alone.
-            steps = [entry for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()]
+            steps = [entry for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir()]
             if steps:
                 return max(steps, key=lambda entry: int(entry.name)).absolute()
     raise CheckpointError(f"No checkpoint in {path}. Train first, or point to a folder that holds one.")

@@ -1,10 +1,11 @@
-"""What the commands share: how they write, and how they end."""
+"""What the commands share: how they write, what they say of wrong flags, and how they end."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,18 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """Prints the message and exits; status 2 stands for what the user must mend."""
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def explain_flags(error: Exception, usage: str) -> str:
+    """What is wrong with a command line that absl or ml_collections has refused, for people."""
+    if isinstance(error, AttributeError):
+        # ml_collections gives the name and, where it can, «Did you mean "..."», in one quoted string.
+        name, *hint = re.findall(r"\w+", str(error).replace("\\n", " ").partition(" instead of")[0])
+        meant = f" Did you mean '{hint[-1]}'?" if hint else ""
+        return f"The configuration has no field '{name}'.{meant} configs/base.py lists all of them."
+    # ml_collections quotes the traceback of a configuration file; its last line says what is wrong.
+    message = str(error).strip()
+    return f"{message.splitlines()[-1].strip() if 'Traceback' in message else message}\n{usage}"
 
 
 @contextlib.contextmanager

@@ -9,12 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lbdt_jax.render import INK, PALETTE, PAPER, QUIET, Color, overlay, write
 
-_WIDTH, _GAP, _MARGIN, _COLUMNS = (
-    360,
-    12,
-    36,
-    3,
-)  # pixels: a frame on the sheet, between frames, around; frames in a row
+_WIDTH = 360  # pixels of a frame on the sheet
+_GAP, _MARGIN = 12, 36  # pixels between frames, and around all
+_COLUMNS = 3  # frames in a row
 
 
 def color_of(sentence: int) -> Color:

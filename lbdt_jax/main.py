@@ -8,7 +8,6 @@ Training ends with an evaluation. A run that was stopped goes on where its newes
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import flags, logging  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
 
-from lbdt_jax.command import fail  # noqa: E402
+from lbdt_jax.command import explain_flags, fail  # noqa: E402
 
 USAGE = __doc__.splitlines()[2].strip()
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
@@ -51,15 +50,8 @@ def main(arguments: list[str]) -> None:
         if CONFIG.value is None:
             raise flags.Error("--config is missing. Begin with --config=configs/shapes.py.")
         CONFIG.value.to_dict()  # a file that can't be read complains here, not when it is parsed
-    except AttributeError as error:
-        # ml_collections gives the name and, where it can, «Did you mean "..."», in one quoted string.
-        name, *hint = re.findall(r"\w+", str(error).replace("\\n", " ").partition(" instead of")[0])
-        meant = f" Did you mean '{hint[-1]}'?" if hint else ""
-        fail(f"The configuration has no field '{name}'.{meant} configs/base.py lists all of them.")
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        # ml_collections quotes the traceback of a configuration file; its last line says what is wrong.
-        message = str(error).strip()
-        fail(f"{message.splitlines()[-1] if 'Traceback' in message else message}\n{USAGE}")
+    except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
+        fail(explain_flags(error, USAGE))
     config_file = Path(flags.FLAGS["config"].config_filename)
     workdir = Path(WORKDIR.value or Path("runs") / config_file.name.replace(".py", "").replace(":", "-"))
     logging.set_verbosity(logging.WARNING)

@@ -23,6 +23,8 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -74,13 +76,14 @@ class Stopwatch:
         """The items, the time that it takes to make them counted."""
         iterator = iter(items)
         while True:
-            since = time.monotonic()
+            since, counted = time.monotonic(), sum(self.seconds.values())
             try:
                 item = next(iterator)
             except StopIteration:
                 return
             finally:
-                self.add(part, since)
+                # Less what other parts have counted meanwhile.
+                self.add(part, since + sum(self.seconds.values()) - counted)
             yield item
 
 
@@ -109,12 +112,18 @@ def predict(
     first = next(moments, None)
     if first is None:
         raise DataError(f"{settings.video} has no frame between --start and --end.")
-    begin(settings, output, resume)
+    absent = [frame for frame in explained if 0 < clip.frames <= frame]
+    if absent:
+        raise DataError(f"--explain: {clip.path} has no frame {', '.join(map(str, absent))}.")
+    begin(settings, unknown, clip, output, resume)
 
     strip, confidence, frames = film.Strip(SHEET_FRAMES), np.zeros(len(settings.text)), 0
     moments = itertools.chain([first], moments)
     answers = answered(segmenter, moments, settings.text, output / "masks.jsonl", watch)
-    total = clip.frames // settings.every or None
+    total = None
+    if clip.seconds is not None:
+        seconds = min(clip.seconds, math.inf if settings.end is None else settings.end) - settings.start
+        total = max(1, math.ceil(seconds * clip.rate / settings.every))
     started = time.monotonic()
     with (
         ClipWriter(output / "overlay.mp4", first.original_frame.shape[:2], clip) as writer,
@@ -155,6 +164,11 @@ def selected(segmenter: Segmenter, clip: Clip, settings: Settings) -> Iterator[M
             return
         if moment.time - origin >= settings.start and moment.index % settings.every == 0:
             yield moment
+    if moment.index + 1 < clip.frames:
+        tqdm.write(
+            f"{clip.path} says that it has {clip.frames} frames, and holds {moment.index + 1}. Is it cut short?",
+            file=sys.stderr,
+        )
 
 
 def answered(
@@ -164,7 +178,10 @@ def answered(
     good = 0  # bytes
     for offset, lines in stored(path, len(text)):
         moment = next(moments, None)
-        if moment is None or any(line["frame"] != moment.index for line in lines):
+        if moment is None or any(
+            (line["frame"], line["segmentation"]["size"]) != (moment.index, [*moment.original_frame.shape[:2]])
+            for line in lines
+        ):
             raise DataError(f"{path} is not about the frames of this video. Choose another --output.")
         masks = np.stack([run_length.decode(line["segmentation"]).astype(bool) for line in lines])
         yield Answer(moment, masks, np.array([line["confidence"] for line in lines], np.float32))
@@ -188,9 +205,11 @@ def stored(path: Path, sentences: int) -> Iterator[tuple[int, list[dict[str, Any
             if not all(line.endswith(b"\n") for line in lines):
                 return
             try:
-                yield file.tell(), [json.loads(line) for line in lines]
-            except ValueError as error:
+                answers = [json.loads(line) for line in lines]
+                _ = [(answer["frame"], answer["confidence"], answer["segmentation"]["size"]) for answer in answers]
+            except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is broken near byte {file.tell()}: {error}. Begin again.") from error
+            yield file.tell(), answers
 
 
 def to_line(answer: Answer, number: int) -> dict[str, Any]:
@@ -232,10 +251,11 @@ def explain(segmenter: Segmenter, clip: Clip, settings: Settings, folder: Path, 
         raise DataError(f"--explain: {clip.path} has no frame {', '.join(map(str, sorted(frames)))}.")
 
 
-def begin(settings: Settings, output: Path, resume: bool) -> None:
-    """Makes the folder, or checks that a run with the same settings left it. Raises DataError."""
+def begin(settings: Settings, unknown: list[str], clip: Clip, output: Path, resume: bool) -> None:
+    """Makes the folder, or checks that a run with the same settings, words and video left it. Raises DataError."""
     path = output / "settings.json"
-    new = json.loads(json.dumps(dataclasses.asdict(settings)))
+    size = clip.frames if clip.path.is_dir() else clip.path.stat().st_size
+    new = json.loads(json.dumps({**dataclasses.asdict(settings), "unknown_words": unknown, "video_size": size}))
     if resume:
         try:
             old = json.loads(path.read_text())
@@ -280,8 +300,8 @@ def at_least(kind: Callable[[str], Number], least: Number) -> Callable[[str], Nu
 
     def parse(text: str) -> Number:
         number = kind(text)
-        if not number >= least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        if not (number >= least and math.isfinite(number)):
+            raise argparse.ArgumentTypeError(f"{text} is below {least}, or not finite")
         return number
 
     parse.__name__ = kind.__name__  # argparse names it where a text is no number
@@ -295,7 +315,7 @@ def main() -> None:
         segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
         settings = Settings(
             str(segmenter.checkpoint.path),
-            asked.video,
+            str(Path(asked.video).resolve()),
             tuple(asked.text),
             asked.every,
             asked.start,
@@ -306,7 +326,7 @@ def main() -> None:
     except (DataError, CheckpointError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{asked.output} can't be written: {error}")
+        fail(f"Can't read or write: {error}")
     except KeyboardInterrupt:
         fail(f"\nStopped. What was found is in {asked.output}; the same command with --resume goes on.", status=130)
 

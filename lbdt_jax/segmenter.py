@@ -11,6 +11,7 @@ import functools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
+import jax
 import numpy as np
 
 from input_pipeline.glove import WordVectors, extend
@@ -18,10 +19,10 @@ from input_pipeline.images import resize_frame
 from input_pipeline.readers import DataError
 from input_pipeline.text import tokenize
 from lbdt_jax.ask import Answerer
-from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.checkpoint import Checkpoint, CheckpointError
 from lbdt_jax.explain import Explanation, explain
 from lbdt_jax.metrics import foreground_score, resize_logits
-from lbdt_jax.step import make_model
+from lbdt_jax.step import initial_variables, make_model
 
 #: Frames encoded, and sentences answered, at once on each device.
 AT_ONCE = 4
@@ -91,7 +92,9 @@ class Segmenter:
         self.checkpoint = checkpoint
         self._source = word_vectors
         self._word_vectors = checkpoint.word_vectors
+        self._looked_up: set[str] = set()
         self._model = make_model(checkpoint.config)
+        check_fits(checkpoint)
 
     @functools.cached_property
     def _answerer(self) -> Answerer:
@@ -162,25 +165,27 @@ class Segmenter:
         Raises:
           DataError: a frame is not of that kind, or a sentence has no word that the model knows.
         """
-        rate = rate or self.checkpoint.config.frame_rate
-        answers = list(
-            self.answers(self.moments((index / rate, frame) for index, frame in enumerate(frames)), sentences)
-        )
-        if not answers:
+        rate = self.checkpoint.config.frame_rate if rate is None else rate
+        if not rate > 0:
+            raise DataError(f"The rate must be above 0 frames per second, and not {rate}.")
+        moments = self.moments((index / rate, frame) for index, frame in enumerate(frames))
+        found = [(answer.masks, answer.scores) for answer in self.answers(moments, sentences)]
+        if not found:
             raise DataError("There is no frame to segment.")
-        return np.stack([answer.masks for answer in answers]), np.stack([answer.scores for answer in answers])
+        masks, scores = zip(*found, strict=True)
+        return np.stack(masks), np.stack(scores)
 
     def moments(self, frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[Moment]:
         """Finds the earlier frame of every frame: the one nearest to `seconds_between` before it.
 
-        That holds for any and for changing frame rates. Where a video begins, it is the first frame; the first
-        frame's earlier frame is itself, so that nothing seems to move there.
+        That holds for any and for changing frame rates. Where a video begins, it is the first frame. Where frames lie
+        more than twice as far apart, and at the first frame, it is the frame itself, so that nothing seems to move.
 
         Args:
           frames: (time in seconds, (h, w, 3) uint8 RGB), times rising.
 
         Raises:
-          DataError: a frame is not of that kind, or differs in size from those before it.
+          DataError: a frame is not of that kind, differs in size from those before it, or is not later than they are.
         """
         size = tuple(self.checkpoint.config.image_size)
         recent: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
@@ -191,6 +196,8 @@ class Segmenter:
                 )
             if recent and recent[-1][1].shape != original.shape:
                 raise DataError(f"Frame {index} has shape {original.shape}, those before it {recent[-1][1].shape}.")
+            if recent and not time > recent[-1][0]:
+                raise DataError(f"Frame {index} has the time {time} s, the one before it {recent[-1][0]} s.")
             recent.append((time, original, resize_frame(original, size)))
             wanted = time - self.seconds_between
             while len(recent) > 1 and abs(recent[1][0] - wanted) <= abs(recent[0][0] - wanted):
@@ -217,12 +224,29 @@ class Segmenter:
         return explain(self._model, self.checkpoint.variables, *frames, words[0], word_mask[0])
 
     def _vectors(self, tokens: Sequence[str]) -> WordVectors:
-        """Vectors of every word known so far, those of new tokens looked up."""
-        if self._word_vectors.unknown(set(tokens) - {""}):
-            if self._source:
-                self._word_vectors = extend(self._word_vectors, self._source, tokens)
-            else:
-                # A source that happens to be there helps; without it the checkpoint's own words must do.
-                with contextlib.suppress(DataError):
-                    self._word_vectors = extend(self._word_vectors, self.checkpoint.config.word_vectors, tokens)
+        """Vectors of every word known so far, those of new tokens looked up, each once: the file may be large."""
+        new = set(self._word_vectors.unknown(set(tokens) - {""})) - self._looked_up
+        if new and self._source:
+            self._word_vectors = extend(self._word_vectors, self._source, new)
+        elif new:
+            # A source that happens to be there helps; without it the checkpoint's own words must do.
+            with contextlib.suppress(DataError):
+                self._word_vectors = extend(self._word_vectors, self.checkpoint.config.word_vectors, new)
+        self._looked_up |= new
         return self._word_vectors
+
+
+def check_fits(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError if a checkpoint's arrays are not those of the network that its configuration describes."""
+    size = checkpoint.word_vectors.vectors.shape[1]
+    wanted = jax.eval_shape(lambda: initial_variables(make_model(checkpoint.config), checkpoint.config, size))
+    shapes = [
+        {jax.tree_util.keystr(path): array.shape for path, array in jax.tree.leaves_with_path(tree)}
+        for tree in (wanted, checkpoint.variables)
+    ]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit its own configuration, or is of another version of lbdt_jax: {name} "
+                f"is {shapes[1].get(name, 'missing')}, and should be {shapes[0].get(name, 'absent')}."
+            )

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
 from input_pipeline.readers import DataError
@@ -27,12 +28,14 @@ class Clip:
       rate: frames per second, for a file their average.
       time_base: seconds; frames' times are multiples of it.
       frames: how many the file says it has; 0 where it does not say.
+      seconds: how long it says it lasts; None where it does not say.
     """
 
     path: Path
     rate: Fraction
     time_base: Fraction
     frames: int
+    seconds: float | None
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """(time in units of time_base, (h, w, 3) uint8 RGB) of every frame, upright, in the order they are shown.
@@ -53,8 +56,6 @@ class Clip:
             count += 1
         if not count:
             raise DataError(f"{self.path} holds no frame that can be read. Is it cut short?")
-        if count < self.frames:
-            print(f"{self.path} says that it has {self.frames} frames, and holds {count}. Is it cut short?")
 
 
 def open_clip(path: str | Path, rate: float = 30.0) -> Clip:
@@ -73,7 +74,7 @@ def open_clip(path: str | Path, rate: float = 30.0) -> Clip:
         if not frames:
             raise DataError(f"{path} holds no picture ({', '.join(PICTURES)}).")
         exact = Fraction(rate).limit_denominator(1001)
-        return Clip(path, exact, 1 / exact, frames)
+        return Clip(path, exact, 1 / exact, frames, frames / rate)
     if not path.is_file():
         raise DataError(f"There is no video {path}.")
     try:
@@ -84,7 +85,8 @@ def open_clip(path: str | Path, rate: float = 30.0) -> Clip:
                 )
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate or Fraction(rate).limit_denominator(1001)
-            return Clip(path, Fraction(rate), Fraction(stream.time_base), stream.frames)
+            seconds = container.duration / av.time_base if container.duration else None
+            return Clip(path, Fraction(rate), Fraction(stream.time_base), stream.frames, seconds)
     except av.FFmpegError as error:
         raise DataError(f"{path} is no video, or cut short: {error.strerror}.") from error
 
@@ -105,7 +107,10 @@ def _frames(path: Path) -> Iterator[tuple[int, np.ndarray]]:
                 yield time, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
                 count, last = count + 1, time
     except av.FFmpegError as error:
-        raise DataError(f"{path}: frame {count} can't be read ({error.strerror}). Is the file cut short?") from error
+        raise DataError(
+            f"{path}: frame {count} can't be read ({error.strerror}). Is the file cut short? "
+            "What comes before it can be had: end earlier."
+        ) from error
 
 
 def _names(folder: Path) -> list[Path]:
@@ -128,8 +133,9 @@ def _pictures(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
 class ClipWriter:
     """Writes frames as H.264 into an mp4 that is valid up to its last second even if the writing is killed.
 
-    Frames keep their times and size. Where both sides are even the colours are stored at half resolution, as every
-    player expects; H.264 has odd sizes only with full colours, which some players refuse.
+    Frames keep their times, to a millisecond, and their size. Colours are those of high definition (ITU-R BT.709),
+    and said to be so. Where both sides are even they are stored at half resolution, as every player expects; H.264
+    has odd sizes only with full colours, which some players refuse.
 
     Args:
       path: of the new file.
@@ -137,33 +143,44 @@ class ClipWriter:
       clip: has the rate and the unit of time.
 
     Raises:
+      DataError: H.264 has no pictures of that size.
       OSError: the file can't be written.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], clip: Clip) -> None:
-        # Without frames that wait for later ones ("bf"), else such a file would shift all times.
-        movable = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+        # Every second is closed as it is written. Frames that wait for later ones ("bf") would shift all times.
+        movable = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
         self._container = av.open(str(path), "w", container_options=movable)
-        self._stream = self._container.add_stream(
-            "libx264", rate=clip.rate, options={"crf": "18", "preset": "veryfast", "bf": "0"}
-        )
+        options = {"crf": "18", "preset": "veryfast", "bf": "0"}
+        self._stream = self._container.add_stream("libx264", rate=clip.rate, options=options)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
-        self._stream.codec_context.time_base = self._stream.time_base = clip.time_base
-        self._stream.codec_context.gop_size = max(1, round(clip.rate))
-        self._time_base = clip.time_base
+        context = self._stream.codec_context
+        context.time_base = self._stream.time_base = self._time_base = clip.time_base
+        context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709
+        context.color_range = ColorRange.MPEG
+        self._second = -1
+        try:
+            context.open()
+        except av.FFmpegError as error:
+            self._container.close()
+            raise DataError(f"{path}: H.264 can't hold pictures of {size[1]} x {size[0]} pixels.") from error
 
     def __enter__(self) -> ClipWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self._container.mux(self._stream.encode(None))
+        finally:
+            self._container.close()
 
     def write(self, time: int, picture: np.ndarray) -> None:
         """Adds a frame (h, w, 3) uint8 RGB; times, in units of the clip's time_base, rise."""
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.time_base = time, self._time_base
+        second = int(time * self._time_base)
+        if second != self._second:
+            frame.pict_type, self._second = PictureType.I, second
         self._container.mux(self._stream.encode(frame))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from tiny import STEPS_PER_EPOCH, tiny_config, tiny_state, tiny_variables
 
+from configs import base
 from input_pipeline.glove import WordVectors
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, find_checkpoint, load_checkpoint
 from lbdt_jax.optimizer import make_optimizer
@@ -76,7 +78,7 @@ def test_what_was_saved_comes_back(kept: Path) -> None:
     assert (loaded.step, loaded.path) == (12, (kept / "checkpoints" / "12").absolute())
     assert loaded.word_vectors.words == WORD_VECTORS.words
     assert_same_bytes(loaded.word_vectors.vectors, WORD_VECTORS.vectors)
-    assert loaded.config.to_json() == tiny_config().to_json()
+    assert json.loads(loaded.config.to_json()) == json.loads(tiny_config().to_json())
 
 
 def test_restores_onto_the_devices_that_are_asked_for(kept: Path) -> None:
@@ -116,6 +118,20 @@ def test_every_way_to_name_a_checkpoint(kept: Path) -> None:
     newest = (kept / "checkpoints" / "12").absolute()
     assert find_checkpoint(kept) == find_checkpoint(kept / "checkpoints") == find_checkpoint(newest) == newest
     assert find_checkpoint(kept / "checkpoints" / "3").name == "3"
+
+
+def test_a_workdir_whose_name_is_a_number(kept: Path, tmp_path: Path) -> None:
+    shutil.copytree(kept, tmp_path / "7")
+    assert find_checkpoint(tmp_path / "7").name == "12"
+
+
+def test_fields_that_came_later_have_their_usual_values(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = base.get_config()
+    usual.model.later_field, usual.other_later_field = 3, "x"
+    monkeypatch.setattr(base, "get_config", usual.copy_and_resolve_references)
+    config = load_checkpoint(workdir).config
+    assert (config.model.later_field, config.other_later_field) == (3, "x")
+    assert config.model.transfer_width == 16 != usual.model.transfer_width
 
 
 @pytest.mark.parametrize("folder", ["", "checkpoints", "no/such/folder", "7"])

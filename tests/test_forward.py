@@ -62,7 +62,13 @@ def check(variant: str, case: str, dtype: str, taps: dict[str, np.ndarray]) -> N
     assert not wrong, f"too far off: {sorted(wrong)}"
 
 
-@pytest.mark.parametrize(("variant", "case"), CASES)
+@pytest.mark.parametrize(
+    ("variant", "case"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case in (("lbdt4_r50", "rect"), ("lbdt4_r101", "base")) else ())
+        for case in CASES
+    ],
+)
 def test_equals_published_in_float32(variant: str, case: str) -> None:
     model, variables = published_model(variant, "float32")
     check(variant, case, "float32", inner_values(model, variables, published_inputs(case, "float32")))

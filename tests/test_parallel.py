@@ -96,6 +96,7 @@ def test_statistics_are_per_device_and_then_averaged(float64: None) -> None:
     assert_close(metrics, {name: mean_of(lambda _, m, name=name: m[name]) for name in metrics}, 1e-12)
 
 
+@pytest.mark.slow
 def test_equals_the_step_written_with_pmap(float64: None) -> None:
     config = make_config()
     model, optimizer = make_model(config), make_optimizer(config, STEPS_PER_EPOCH)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import av
@@ -24,14 +25,14 @@ from input_pipeline.glove import load_word_vectors
 from input_pipeline.images import decode_mask, resize_frame
 from input_pipeline.readers import DataError
 from lbdt_jax import film
-from lbdt_jax.checkpoint import CheckpointWriter
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
 from lbdt_jax.metrics import resize_logits
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate
-from lbdt_jax.predict import Settings, predict
+from lbdt_jax.predict import Settings, Stopwatch, predict
 from lbdt_jax.segmenter import Segmenter
 from lbdt_jax.step import initial_state, make_model
-from lbdt_jax.video import ClipWriter, open_clip
+from lbdt_jax.video import Clip, ClipWriter, open_clip
 
 ROOT = Path(__file__).parents[1]
 TEXT = ("the red dog", "a black cat")
@@ -175,17 +176,20 @@ def test_the_earlier_frame_lies_a_fifth_of_a_second_before(segmenter: Segmenter,
         np.testing.assert_array_equal(moment.frame, resize_frame(picture(moment.index), (64, 64)))
 
 
-def test_segment_is_the_network_on_every_frame(segmenter: Segmenter, variables: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("rate", "between"), [(None, 6), (15, 3)])
+def test_segment_is_the_network_on_every_frame(
+    segmenter: Segmenter, variables: dict[str, Any], rate: float | None, between: int
+) -> None:
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (7, 48, 64, 3), dtype=np.uint8)
-    masks, scores = segmenter.segment(frames, TEXT)
-    assert masks.shape == (7, 2, 48, 64) and masks.dtype == bool and scores.shape == (7, 2)
+    frames = rng.integers(0, 256, (9, 48, 64, 3), dtype=np.uint8)
+    masks, scores = segmenter.segment(frames, TEXT, rate=rate)
+    assert masks.shape == (9, 2, 48, 64) and masks.dtype == bool and scores.shape == (9, 2)
 
     model = make_model(tiny_config())
     words, word_mask = zip(*(segmenter.checkpoint.word_vectors.embed(text, 5) for text in TEXT), strict=True)
     sizes = [resize_frame(frame, (64, 64)) for frame in frames]
-    for index in range(7):
-        pair = (np.stack([sizes[at]] * 2) for at in (index, max(index - 6, 0)))
+    for index in range(9):
+        pair = (np.stack([sizes[at]] * 2) for at in (index, max(index - between, 0)))
         logits = np.asarray(model.apply(variables, *pair, np.stack(words), np.stack(word_mask)))
         for sentence in range(2):
             expected = resize_logits(logits[sentence], (48, 64))
@@ -203,13 +207,30 @@ def test_words_beside_those_of_the_checkpoint_are_looked_up(segmenter: Segmenter
     assert word_mask.sum() == 3 and np.abs(words[0, :3]).min() > 0
 
 
+def test_a_word_is_looked_up_once(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("lbdt_jax.segmenter.extend", lambda own, source, words: asked.append(sorted(words)) or own)
+    model = lbdt_jax.load(workdir, "glove.txt")
+    for _ in range(3):
+        model.embed(["the dog, running"])
+    assert asked == [[", ", "running"]]
+
+
+def test_a_checkpoint_that_does_not_fit_itself(workdir: Path) -> None:
+    checkpoint = lbdt_jax.load(workdir).checkpoint
+    config = checkpoint.config.copy_and_resolve_references()
+    config.model.transfer_layers = 2
+    with pytest.raises(CheckpointError, match="another version of lbdt_jax: .*bridges_1.* is missing"):
+        Segmenter(dataclasses.replace(checkpoint, config=config))
+
+
 def test_without_their_source_unknown_words_are_named(workdir: Path) -> None:
     lone = lbdt_jax.load(workdir)
     config = lone.checkpoint.config.copy_and_resolve_references()
     config.word_vectors = "no/such/file"
     lone = Segmenter(dataclasses.replace(lone.checkpoint, config=config))
     assert lone.unknown_words(["the purple dog"]) == ["purple"]
-    with pytest.raises(DataError, match="knows no word of sentence 2, '一只狗'.*such|--word_vectors"):
+    with pytest.raises(DataError, match="knows no word of sentence 2, '一只狗'.*no/such/file: --word_vectors"):
         lone.embed(["the dog", "一只狗"])
     with pytest.raises(DataError, match="no/such/other: no such file"):
         Segmenter(lone.checkpoint, "no/such/other").embed(["the purple dog"])
@@ -286,6 +307,8 @@ def test_every_start_and_end(segmenter: Segmenter, tmp_path: Path) -> None:
     for line in lines:
         expected = whole[line["frame"]].masks[line["sentence"] - 1]
         np.testing.assert_array_equal(run_length.decode(line["segmentation"]).astype(bool), expected)
+    times = [time for time, _ in frames_of(tmp_path / "output" / "overlay.mp4")]
+    assert times == pytest.approx([line["time"] for line in lines[::2]], abs=1e-3)
     with pytest.raises(DataError, match="no frame between"):
         predict(segmenter, settings(segmenter, video, start=9.0), tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -321,6 +344,9 @@ def test_a_killed_run_is_resumed(segmenter: Segmenter, tmp_path: Path, monkeypat
 
     with pytest.raises(DataError, match="every: 1 there, 2 asked for"):
         predict(segmenter, settings(segmenter, video, every=2), output, resume=True)
+    write_clip(video, frames=12)
+    with pytest.raises(DataError, match="video_size: .* there"):
+        predict(segmenter, asked, output, resume=True)
     with pytest.raises(DataError, match="no run to go on with"):
         predict(segmenter, asked, tmp_path / "other", resume=True)
 
@@ -390,12 +416,44 @@ def test_the_command(workdir: Path, tmp_path: Path) -> None:
     assert "3 frames in" in done.stdout and len(list((tmp_path / "output" / "masks" / "1").iterdir())) == 3
     for arguments, message in [
         ([f"--checkpoint={tmp_path}", "--output=x"], "No checkpoint in"),
-        ([f"--checkpoint={workdir}", f"--output={video}/x"], "can't be written"),
-        ([f"--checkpoint={workdir}", "--output=x", "--every=0"], "0 is below 1"),
+        ([f"--checkpoint={workdir}", f"--output={video}/x"], "Can't read or write"),
+        ([f"--checkpoint={workdir}", "--output=x", "--every=0"], "0 is below 1, or not finite"),
     ]:
         done = run(*arguments)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (ROOT / "x").exists()
+
+
+def test_the_shares_of_time_add_up() -> None:
+    watch = Stopwatch()
+
+    def slow(items: Any) -> Any:
+        for item in items:
+            sleep(0.01)
+            yield item
+
+    started = monotonic()
+    assert list(watch.each("outer", slow(watch.each("inner", slow(range(10)))))) == list(range(10))
+    whole = monotonic() - started
+    assert 0.1 <= watch.seconds["inner"] <= whole - 0.1 and watch.seconds["outer"] >= 0.1
+    assert sum(watch.seconds.values()) <= whole
+
+
+def test_a_killed_overlay_is_valid_to_its_last_second(tmp_path: Path) -> None:
+    clip = Clip(tmp_path, Fraction(1000), Fraction(1, 24), 0, None)  # labelled with another rate than it has
+    writer = ClipWriter(tmp_path / "a.mp4", (48, 64), clip)
+    for index in range(24 * 10):
+        writer.write(index, picture(index % 24))
+    (tmp_path / "killed.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    assert len(frames_of(tmp_path / "killed.mp4")) >= 24 * 8
+    writer.__exit__()
+
+
+def test_pictures_that_h264_cannot_hold(segmenter: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(picture(0, (4, 20_000))).save(tmp_path / "frames" / "0.png")
+    with pytest.raises(DataError, match="can't hold pictures of 20000 x 4 pixels"):
+        predict(segmenter, settings(segmenter, tmp_path / "frames"), tmp_path / "output")
 
 
 def test_many_sentences_fit_below_a_frame() -> None:

@@ -176,7 +176,7 @@ def test_save_that_fails_half_way_leaves_the_earlier_file(tmp_path, monkeypatch)
     path = tmp_path / "best.png"
     path.write_bytes(b"earlier")
 
-    def fail(self: Image.Image, partial) -> None:
+    def fail(self: Image.Image, partial, kind) -> None:
         partial.write_bytes(b"half")
         raise OSError("no space left on device")
 

@@ -12,7 +12,6 @@ also the input pipeline, and training fed by it. FILE.png, beside FILE.json, plo
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from absl import flags  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
 
 from configs import a2d  # noqa: E402
-from lbdt_jax.command import fail, write_json  # noqa: E402
+from lbdt_jax.command import explain_flags, fail, write_json  # noqa: E402
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:4])
 CONFIG = config_flags.DEFINE_config_file(
@@ -89,14 +88,8 @@ def main(arguments: list[str]) -> None:
         output = Path(OUTPUT.value) if OUTPUT.value else None
         if output and output.suffix != ".json":
             raise flags.Error(f"--output={output}: the name must end in .json.")
-    except AttributeError as error:
-        # ml_collections gives the name and, where it can, «Did you mean "..."», in one quoted string.
-        name, *hint = re.findall(r"\w+", str(error).replace("\\n", " ").partition(" instead of")[0])
-        meant = f" Did you mean '{hint[-1]}'?" if hint else ""
-        fail(f"The configuration has no field '{name}'.{meant} configs/base.py lists all of them.")
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        # ml_collections quotes the traceback of a configuration file; its last line says what is wrong.
-        fail(f"{str(error).strip().splitlines()[-1].strip()}\n{USAGE}")
+    except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
+        fail(explain_flags(error, USAGE))
 
     # Imported late, so that a wrong flag is answered at once.
     import jax

@@ -28,7 +28,7 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Any, **
       kernel: (h, w, C, D).
       strides: in both directions.
       padding: ((above, below), (left, right)) cells, or a name of jax.lax's.
-      others: passed on.
+      others: passed on; pictures of a few cells are treated so only if nothing is dilated or grouped.
 
     Returns:
       (B, H', W', D).
@@ -39,14 +39,18 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Any, **
         range(0, length + sum(around) - side + 1, stride)
         for length, around, side, stride in zip(x.shape[1:3], padding, kernel.shape[:2], strides, strict=True)
     )
-    if len(rows) * len(columns) > FEW_CELLS:
+    plain = all(
+        others.get(name) in (None, 1, (1, 1)) for name in ("lhs_dilation", "rhs_dilation", "feature_group_count")
+    )
+    if len(rows) * len(columns) > FEW_CELLS or not plain:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = kernel.shape[:2]
     seen = [
         padded[:, row : row + height, column : column + width].reshape(len(x), -1) for row in rows for column in columns
     ]
-    return (jnp.stack(seen, 1) @ kernel.reshape(-1, kernel.shape[-1])).reshape(len(x), len(rows), len(columns), -1)
+    products = jnp.matmul(jnp.stack(seen, 1), kernel.reshape(-1, kernel.shape[-1]), precision=others.get("precision"))
+    return products.reshape(len(x), len(rows), len(columns), -1)
 
 
 class BatchNorm(nn.Module):
