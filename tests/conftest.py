@@ -1,5 +1,6 @@
 """Shared by all tests: numbers of the published code, devices, and compiled programs kept between runs."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,3 +29,12 @@ def fast_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def memory_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Full-size programs take gigabytes; each gives them back before the next."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+        gc.collect()
