@@ -5,7 +5,7 @@
 Ablations, each a field: --config.model.transfer_layers=0 (no bridge), =4 (LBDT-4), --config.model.channel_gates=False
 (no bilateral channel activation). Choose another --workdir for each.
 
-Eight to ten minutes on two CPU cores; mean IoU .78 in protocol "paper", .76 in "standard". The README has the tables.
+Seven to nine minutes on two CPU cores; mean IoU .78 in protocol "paper", .76 in "standard". The README has the tables.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """Shared by all tests: numbers of the published code, devices, and compiled programs kept between runs."""
 
+import ctypes
 import gc
 import sys
 from collections.abc import Iterator
@@ -38,3 +39,6 @@ def memory_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("slow"):
         jax.clear_caches()
         gc.collect()
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc would keep most of it for itself
+            libc.malloc_trim(0)
