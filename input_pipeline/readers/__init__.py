@@ -21,6 +21,8 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from input_pipeline.images import decode_frame
+
 
 class DataError(ValueError):
     """Something that the user must mend: data, or a configuration that doesn't fit them.
@@ -81,14 +83,24 @@ class Skipped:
     reason: str
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file:line", text) of every line that is not blank. Raises DataError where the file is not UTF-8."""
+def numbered_lines(path: Path, latin_1: bool = False) -> Iterator[tuple[str, str]]:
+    """("file:line", text) of every line that is not blank.
+
+    Args:
+      path: a file of UTF-8 text.
+      latin_1: what is not UTF-8 is Latin-1, which every file is.
+
+    Raises:
+      DataError: the file is not UTF-8, and may not be Latin-1.
+    """
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason}). Unpack the file again.") from error
+        if not latin_1:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason}). Unpack the file again.") from error
+        text = content.decode("latin-1")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", line
@@ -97,3 +109,13 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
 def is_plain_name(name: str) -> bool:
     """Whether a name from an annotation file stays inside its folder when it becomes a path."""
     return name not in ("", ".", "..") and PurePath(name).name == name and "\\" not in name and name.isprintable()
+
+
+def read_frame(path: Path, what: str) -> np.ndarray:
+    """A picture, (H, W, 3) uint8 RGB. Raises DataError that says what is wrong with `what`."""
+    try:
+        return decode_frame(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{what} missing") from error
+    except OSError as error:
+        raise DataError(f"the {what} can't be read") from error

@@ -29,8 +29,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.io import loadmat
 
-from input_pipeline.images import decode_frame
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines, read_frame
 
 FRAMES = "Rename_Images"
 MASKS = "puppet_mask"
@@ -205,16 +204,6 @@ def choose_frames(video: str, numbers: Iterable[int]) -> tuple[int, ...]:
 def is_frame(stem: str) -> bool:
     """Whether a file is a frame by its name without ".png": five digits, from 00001."""
     return re.fullmatch(r"[0-9]{5}", stem) is not None and stem != "00000"
-
-
-def read_frame(path: Path, what: str) -> np.ndarray:
-    """A picture, (H, W, 3) uint8 RGB. Raises DataError that says what is wrong with `what`."""
-    try:
-        return decode_frame(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{what} missing") from error
-    except OSError as error:
-        raise DataError(f"the {what} can't be read") from error
 
 
 def read_masks(path: Path) -> np.ndarray:

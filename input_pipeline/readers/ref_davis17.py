@@ -39,6 +39,7 @@ ANNOTATORS = {
     "annot2 first": "Davis17_annot2.txt",
     "annot2 full": "Davis17_annot2_full_video.txt",
 }
+#: As published; saved again, they may be UTF-8.
 LATIN_1 = ("Davis17_annot2.txt", "Davis17_annot2_full_video.txt")
 #: Name in the expressions -> name in DAVIS.
 RENAMED = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
@@ -197,7 +198,7 @@ def _read_expressions(
 
 def _read_sentences(path: Path, videos: dict[str, str], skipped: list[Skipped]) -> Iterator[tuple[str, str, int, str]]:
     """("file:line", video, object, sentence) of every good line of one file."""
-    for where, line in _lines(path):
+    for where, line in numbered_lines(path, latin_1=path.name in LATIN_1):
         fields = re.fullmatch(r'\s*(\S+)\s+(\S+)\s+"(.*)"\s*', line)
         if fields is None:
             skipped.append(Skipped(where, 'the line is not: video object "expression"'))
@@ -213,15 +214,3 @@ def _read_sentences(path: Path, videos: dict[str, str], skipped: list[Skipped]) 
             skipped.append(Skipped(where, "empty sentence"))
         else:
             yield where, video, int(instance), text
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """`numbered_lines` of a file that may be Latin-1 as published, or saved again as UTF-8."""
-    try:
-        yield from numbered_lines(path)
-    except DataError:
-        if path.name not in LATIN_1:
-            raise
-        for number, line in enumerate(path.read_bytes().decode("latin-1").split("\n"), start=1):
-            if line.strip():
-                yield f"{path}:{number}", line

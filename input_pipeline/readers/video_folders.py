@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
-from input_pipeline.readers.jhmdb_sentences import read_frame
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, read_frame
 
 
 def frame_numbers(folder: Path, suffix: str) -> set[int]:
