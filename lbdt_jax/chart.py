@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lbdt_jax.render import PALETTE
+from lbdt_jax.render import INK, PALETTE, PAPER, QUIET, RULE
 
-_PAPER, _INK, _QUIET, _RULE = (255, 255, 255), (28, 30, 34), (128, 132, 140), (226, 228, 232)
 _COLORS = (PALETTE[6], PALETTE[5], PALETTE[2])  # those that stand out on white: blue, vermilion, bluish green
 _WIDTH, _HEIGHT = 480, 300  # pixels of a panel's axes
 _LEFT, _TOP, _BOTTOM, _RIGHT = 84, 84, 64, 36  # pixels around them
@@ -42,9 +41,9 @@ def line_chart(title: str, panels: Sequence[Panel]) -> Image.Image:
     if not panels or not all(any(panel.lines.values()) for panel in panels):
         raise ValueError(f'the chart "{title}" has nothing to show')
     pitch = _LEFT + _WIDTH + _RIGHT
-    chart = Image.new("RGB", (pitch * len(panels), 56 + _TOP + _HEIGHT + _BOTTOM), _PAPER)
+    chart = Image.new("RGB", (pitch * len(panels), 56 + _TOP + _HEIGHT + _BOTTOM), PAPER)
     draw = ImageDraw.Draw(chart)
-    _write(draw, (36, 36), title, 22, _INK, "lm")
+    _write(draw, (36, 36), title, 22, INK, "lm")
     for number, panel in enumerate(panels):
         _draw_panel(draw, (number * pitch + _LEFT, 56 + _TOP), panel)
     return chart
@@ -67,19 +66,19 @@ def _draw_panel(draw: ImageDraw.ImageDraw, corner: tuple[int, int], panel: Panel
         across = (places.index(place) + 0.5) / len(places)
         return left + across * _WIDTH, top + (1 - value / highest) * _HEIGHT
 
-    _write(draw, (left, top - 54), panel.heading, 16, _INK, "lm")
+    _write(draw, (left, top - 54), panel.heading, 16, INK, "lm")
     for number in range(round(highest / step) + 1):
         _, height = at(places[0], number * step)
-        draw.line((left, height, left + _WIDTH, height), _QUIET if number == 0 else _RULE)
-        _write(draw, (left - 8, height), f"{number * step:,.6g}", 13, _QUIET, "rm")
+        draw.line((left, height, left + _WIDTH, height), QUIET if number == 0 else RULE)
+        _write(draw, (left - 8, height), f"{number * step:,.6g}", 13, QUIET, "rm")
     for place in places:
-        _write(draw, (at(place, 0)[0], top + _HEIGHT + 16), str(place), 13, _QUIET, "mm")
-    _write(draw, (left + _WIDTH / 2, top + _HEIGHT + 40), panel.across, 14, _QUIET, "mm")
+        _write(draw, (at(place, 0)[0], top + _HEIGHT + 16), str(place), 13, QUIET, "mm")
+    _write(draw, (left + _WIDTH / 2, top + _HEIGHT + 40), panel.across, 14, QUIET, "mm")
 
     legend = left
     for (name, line), color in zip(panel.lines.items(), _COLORS, strict=False):
         draw.line((legend, top - 26, legend + 20, top - 26), color, 3)
-        _write(draw, (legend + 26, top - 26), name, 14, _INK, "lm")
+        _write(draw, (legend + 26, top - 26), name, 14, INK, "lm")
         legend += 26 + round(ImageFont.load_default(14).getlength(name)) + 24
         draw.line([at(point.place, point.value) for point in line], color, 3, joint="curve")
         for point in line:

@@ -246,8 +246,8 @@ def _described(config: ConfigDict, word_vectors: WordVectors) -> dict[str, Any]:
 
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     try:
-        stored = _shapes(dict(ocp.checkpointables_metadata(folder).metadata))
-        wanted = _shapes(abstract)
+        stored = shapes(dict(ocp.checkpointables_metadata(folder).metadata))
+        wanted = shapes(abstract)
         for name, shape in wanted.items():
             if stored.get(name) != shape:
                 raise ValueError(f"{name}: {shape} is wanted, {stored.get(name, 'nothing')} is there")
@@ -263,7 +263,8 @@ def _broken(folder: Path, reason: str) -> str:
     )
 
 
-def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every array by its name, "params/head/project/bias"."""
     # Names alone: orbax describes optax's named tuples as dictionaries.
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}

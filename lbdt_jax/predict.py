@@ -40,6 +40,7 @@ from input_pipeline.readers import DataError
 from lbdt_jax import film, render
 from lbdt_jax.checkpoint import CheckpointError
 from lbdt_jax.command import fail, whole_or_not_at_all, write_json
+from lbdt_jax.metrics import resize_logits
 from lbdt_jax.segmenter import Answer, Moment, Segmenter
 from lbdt_jax.video import Clip, ClipWriter, open_clip
 
@@ -231,16 +232,16 @@ def explain(segmenter: Segmenter, clip: Clip, settings: Settings, folder: Path, 
         if moment.index in frames:
             frames = frames - {moment.index}
             for number, sentence in enumerate(settings.text, start=1):
+                explanation = segmenter.explain(moment, sentence)
                 example = render.Example(
                     frame=moment.original_frame,
                     earlier_frame=moment.original_earlier_frame,
                     mask=None,
-                    prediction=next(segmenter.answers([moment], [sentence])).masks[0],
+                    prediction=resize_logits(explanation.logits, moment.original_frame.shape[:2]) > 0,
                     sentence=sentence,
                     iou=None,
                     name=f"{clip.path.name}, frame {moment.index}",
                 )
-                explanation = segmenter.explain(moment, sentence)
                 sheet = render.attention_sheet(
                     example, segmenter.tokens(sentence), explanation, "What the model attends to"
                 )

@@ -43,7 +43,7 @@ _CHANNEL_DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
 
 _COLUMNS = ("frame", "frame difference", "ground truth", "prediction")
 _PANEL, _GAP, _MARGIN = 256, 12, 36  # pixels: a panel's longer side, between panels, around the sheet
-PAPER, INK, QUIET, _RULE = (255, 255, 255), (28, 30, 34), (128, 132, 140), (226, 228, 232)
+PAPER, INK, QUIET, RULE = (255, 255, 255), (28, 30, 34), (128, 132, 140), (226, 228, 232)
 _HEAT = np.array([(38, 24, 92), (160, 32, 110), (236, 92, 50), (255, 226, 96)])  # attention, from none to the most
 _LABEL, _CELL_GAP, _LINE = 190, 4, 24  # pixels: the labels' column, between attention maps, one line of text
 
@@ -146,7 +146,7 @@ def contact_sheet(examples: Sequence[Example], title: str) -> Image.Image:
         write(draw, (_MARGIN + column * (_PANEL + _GAP), header - 26), heading, 14, QUIET, _PANEL)
     top = header
     for row in rows:
-        draw.line((_MARGIN, top, width - _MARGIN, top), _RULE)
+        draw.line((_MARGIN, top, width - _MARGIN, top), RULE)
         sheet.paste(row, (_MARGIN, top + _MARGIN // 2))
         top += row.height + _MARGIN
     return sheet
@@ -183,7 +183,7 @@ def attention_sheet(example: Example, tokens: Sequence[str], explanation: Explan
     for part in parts:
         sheet.paste(part, (0, top))
         if top:
-            draw.line((_MARGIN, top, width - _MARGIN, top), _RULE)
+            draw.line((_MARGIN, top, width - _MARGIN, top), RULE)
         top += part.height
     return sheet
 
@@ -214,7 +214,7 @@ def _row(example: Example) -> Image.Image:
     size = max(1, round(length * scale)), max(1, round(height * scale))
     double = 2 * size[0], 2 * size[1]  # masks are drawn at twice the panel's size, so that contours come out smooth
     frame = np.asarray(Image.fromarray(example.frame).resize(double, Image.Resampling.BICUBIC))
-    truth = np.full_like(frame, _RULE)
+    truth = np.full_like(frame, RULE)
     if example.mask is not None:
         truth = overlay(frame, _resize_mask(example.mask, double), GROUND_TRUTH_COLOR)
     panels = [
@@ -310,7 +310,7 @@ def _gates_block(gates: dict[str, ChannelGates]) -> Image.Image:
             write(draw, (left, top + 5), name, 13, QUIET, label)
             bars = gate[np.arange(half - label) * len(gate) // (half - label)]
             filled = np.arange(height)[::-1, None] + 0.5 < height * bars
-            strip = np.where(filled[..., None], PALETTE[-1], _RULE).astype(np.uint8)
+            strip = np.where(filled[..., None], PALETTE[-1], RULE).astype(np.uint8)
             block.paste(Image.fromarray(strip), (left + label, top))
     return block
 

@@ -19,7 +19,7 @@ from input_pipeline.images import resize_frame
 from input_pipeline.readers import DataError
 from input_pipeline.text import tokenize
 from lbdt_jax.ask import Answerer
-from lbdt_jax.checkpoint import Checkpoint, CheckpointError
+from lbdt_jax.checkpoint import Checkpoint, CheckpointError, shapes
 from lbdt_jax.explain import Explanation, explain
 from lbdt_jax.metrics import foreground_score, resize_logits
 from lbdt_jax.step import initial_variables, make_model
@@ -240,13 +240,10 @@ def check_fits(checkpoint: Checkpoint) -> None:
     """Raises CheckpointError if a checkpoint's arrays are not those of the network that its configuration describes."""
     size = checkpoint.word_vectors.vectors.shape[1]
     wanted = jax.eval_shape(lambda: initial_variables(make_model(checkpoint.config), checkpoint.config, size))
-    shapes = [
-        {jax.tree_util.keystr(path): array.shape for path, array in jax.tree.leaves_with_path(tree)}
-        for tree in (wanted, checkpoint.variables)
-    ]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        if shapes[0].get(name) != shapes[1].get(name):
+    expected, found = shapes(wanted), shapes(checkpoint.variables)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"{checkpoint.path} does not fit its own configuration, or is of another version of lbdt_jax: {name} "
-                f"is {shapes[1].get(name, 'missing')}, and should be {shapes[0].get(name, 'absent')}."
+                f"is {found.get(name, 'missing')}, and should be {expected.get(name, 'absent')}."
             )
