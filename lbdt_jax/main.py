@@ -7,18 +7,13 @@ Training ends with an evaluation. A run that was stopped goes on where its newes
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-# Before TensorFlow and XLA are loaded: they greet with pages of log lines.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
-from absl import flags, logging  # noqa: E402
-from ml_collections import ConfigDict, config_flags  # noqa: E402
-
-from lbdt_jax.command import explain_flags, fail  # noqa: E402
+from lbdt_jax.command import explain_flags, fail
 
 USAGE = __doc__.splitlines()[2].strip()
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
@@ -33,11 +28,11 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
 
     from lbdt_jax.checkpoint import load_checkpoint
     from lbdt_jax.evaluate import evaluate
+    from lbdt_jax.parallel import set_cpu_devices
     from lbdt_jax.train import train
 
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    set_cpu_devices(config.cpu_devices)
     if mode == "train":
         train(config, workdir)
     evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
@@ -9,6 +10,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
+
+
+def set_cpu_devices(number: int) -> None:
+    """Makes the CPU so many virtual devices, unless XLA_FLAGS says how many. JAX must not have been used yet."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", number)
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

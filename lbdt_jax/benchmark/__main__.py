@@ -11,20 +11,15 @@ also the input pipeline, and training fed by it. FILE.png, beside FILE.json, plo
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Before TensorFlow and XLA are loaded: they greet with pages of log lines.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from absl import flags  # noqa: E402
-from ml_collections import ConfigDict, config_flags  # noqa: E402
-
-from configs import a2d  # noqa: E402
-from lbdt_jax.command import explain_flags, fail, write_json  # noqa: E402
+from configs import a2d
+from lbdt_jax.command import explain_flags, fail, write_json
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:4])
 CONFIG = config_flags.DEFINE_config_file(
@@ -96,11 +91,11 @@ def main(arguments: list[str]) -> None:
 
     from input_pipeline.readers import DataError
     from lbdt_jax.benchmark.report import compare, load
+    from lbdt_jax.parallel import set_cpu_devices
 
     # Compiling is measured, too: what earlier runs have kept must not shorten it.
     jax.config.update("jax_enable_compilation_cache", False)
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    set_cpu_devices(config.cpu_devices)
     try:
         if COMPARE.value:
             print(compare(*(load(Path(name)) for name in COMPARE.value)))
