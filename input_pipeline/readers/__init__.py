@@ -38,13 +38,17 @@ class Sentence:
 
     Attributes:
       text: as annotated, surrounding blanks removed.
-      instance: id of the object among the frame pair's masks.
-      group: a label under which scores are reported separately (Moving Shapes: the tier); "" for none.
+      instance: id of the object among the frame pair's masks; None where the truth is not published.
+      group: a label under which scores are reported separately (Moving Shapes: the tier; Ref-DAVIS17: the annotator);
+        "" for none.
+      expression: the data set's own name of the sentence within its video, where it has one, a plain file name: a
+        sentence that is asked about many frames of a video has the same in all of them.
     """
 
     text: str
-    instance: int
+    instance: int | None
     group: str = ""
+    expression: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,9 @@ class FramePair:
       earlier_frame: (H, W, 3) uint8 RGB.
       earlier_rule: which rule found the earlier frame, for the report ("interval", "index - 6", "first frame").
       masks: instance id -> (H, W) bool.
-      sentences: those whose instance is among the masks; at least one.
+      sentences: at least one; their instances are among the masks, or None.
+      labels: (H, W) uint8, the object of every pixel, 0 for none and 255 for void, where a benchmark scores on objects
+        that are numbered otherwise than those that the sentences name (Ref-DAVIS17).
     """
 
     video: str
@@ -68,6 +74,7 @@ class FramePair:
     earlier_rule: str
     masks: dict[int, np.ndarray]
     sentences: tuple[Sentence, ...]
+    labels: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
