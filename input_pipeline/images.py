@@ -75,6 +75,18 @@ def decode_mask(data: bytes) -> np.ndarray:
     return _decode(data, "1")
 
 
+def encode_labels(labels: np.ndarray) -> bytes:
+    """(h, w) uint8 -> grey PNG, without loss."""
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(labels, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def decode_labels(data: bytes) -> np.ndarray:
+    """The bytes of `encode_labels` -> (h, w) uint8. Raises OSError if they are no whole picture."""
+    return _decode(data, "L")
+
+
 def _decode(data: bytes, mode: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:

@@ -2,8 +2,8 @@
 
     python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=FRAMES]
 
-Nothing under --raw is changed; the records go to DATA_DIR/<dataset>/. When they are there already, it says so. Moving
-Shapes is drawn first where --raw does not exist.
+Nothing under --raw is changed; the records go to DATA_DIR/<dataset>/. When they are there already, it says so. A run
+that was stopped goes on when it is started again. Moving Shapes is drawn first where --raw does not exist.
 """
 
 from __future__ import annotations
@@ -64,8 +64,6 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
     report = write_records(dataset, reader, data_dir)
     print(f"Records in {folder}:")
     print(describe(report))
-    for left in sorted(folder.parent.glob("*incomplete*")):
-        print(f"Left by a run that was killed, delete it unless another run is under way: {left}")
     return report
 
 
@@ -104,7 +102,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("Interrupted; nothing half-made is left. Run the same command again.", file=sys.stderr)
+        print("Interrupted. The same command goes on behind the last shard that is whole.", file=sys.stderr)
         sys.exit(130)
 
 

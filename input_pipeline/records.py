@@ -1,20 +1,24 @@
 """Any reader -> TFRecords. A record is a frame pair with all its instances and sentences, so no picture is kept twice.
 
-The records lie in DATA_DIR/<dataset>/<VERSION>/, written by TensorFlow Datasets: into a folder with another name, which
-gets the right one when everything is whole. Beside them lies report.json: counts, everything left out with its reason,
-and every token of the sentences. This module loads TensorFlow only when it writes or reads, so that the processes which
-read the raw data start fast.
+The records lie in DATA_DIR/<dataset>/<VERSION>/ as TensorFlow Datasets reads them (`tfds.builder_from_directory`).
+Shards are written one after the other, a fixed choice of videos to each, into a folder with another name, which gets
+the right one when all are there: a run that was stopped goes on behind its last whole shard, and the bytes are the same
+however often it was stopped and however many processes read. Beside the records lies report.json: counts, everything
+left out with its reason, and every token of the sentences.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import fcntl
+import hashlib
+import itertools
 import json
 import os
-import tempfile
+import shutil
+import zlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -24,7 +28,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from input_pipeline.images import encode_frame, encode_mask
+from input_pipeline.images import encode_frame, encode_labels, encode_mask
 from input_pipeline.readers import DataError, FramePair, Skipped
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
@@ -44,9 +48,21 @@ READERS = {
 }
 
 #: Of the records' layout; a new one is written beside the old.
-VERSION = "1.0.0"
+VERSION = "2.0.0"
+
+#: A shard is what an interrupted run has to do again; their order and mixture are what training shuffles.
+VIDEOS_PER_SHARD = 64
+
+#: Stands for an instance that is not published.
+NO_INSTANCE = -1
+
+#: Of a split, in the report.
+COUNTS = ("videos", "frame_pairs", "instances", "sentences", "without_truth")
+
+FILES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 Record = dict[str, Any]
+Shard = dict[str, Any]
 
 # TensorFlow only moves bytes here: its errors, without its notes about this processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -70,6 +86,7 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
       {"dataset", "raw", "interval",
        "skipped_lines": {reason: [where, ...]}        of the annotation files
        "splits": {split: {"videos", "frame_pairs", "instances", "sentences",
+                          "without_truth": sentences whose instance is not published,
                           "earlier_frames": {rule: frame pairs}, "groups": {group: sentences},
                           "sentences_per_frame_pair": {number: frame pairs},
                           "skipped": {reason: [where, ...]}}},
@@ -90,6 +107,62 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
         raise DataError(f"{path} can't be read ({error}). Delete {path.parent} and prepare the data again.") from error
 
 
+def features() -> tfds.features.FeaturesDict:
+    """What a record holds; frames are JPEG and masks PNG, at the original size."""
+    picture = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+    return tfds.features.FeaturesDict(
+        {
+            "video": tfds.features.Text(),
+            "frame_index": tfds.features.Scalar(np.int64),
+            "height": tfds.features.Scalar(np.int64),
+            "width": tfds.features.Scalar(np.int64),
+            "frame": picture,
+            "earlier_frame": picture,
+            "earlier_rule": tfds.features.Text(),
+            "labels": tfds.features.Scalar(np.object_, doc="PNG with a byte a pixel, see FramePair; empty for none"),
+            "instances": tfds.features.Sequence(
+                {
+                    "id": tfds.features.Scalar(np.int64),
+                    "mask": tfds.features.Scalar(np.object_, doc="PNG with one bit a pixel"),
+                }
+            ),
+            "sentences": tfds.features.Sequence(
+                {
+                    "text": tfds.features.Text(),
+                    "instance": tfds.features.Scalar(np.int64, doc=f"{NO_INSTANCE} where the truth is not published"),
+                    "group": tfds.features.Text(),
+                    "expression": tfds.features.Text(),
+                }
+            ),
+        }
+    )
+
+
+def encode_record(pair: FramePair) -> Record:
+    """A frame pair as `features` describes it."""
+    height, width = pair.frame.shape[:2]
+    return {
+        "video": pair.video,
+        "frame_index": pair.frame_index,
+        "height": height,
+        "width": width,
+        "frame": encode_frame(pair.frame),
+        "earlier_frame": encode_frame(pair.earlier_frame),
+        "earlier_rule": pair.earlier_rule,
+        "labels": b"" if pair.labels is None else encode_labels(pair.labels),
+        "instances": [{"id": number, "mask": encode_mask(mask)} for number, mask in pair.masks.items()],
+        "sentences": [
+            {
+                "text": sentence.text,
+                "instance": NO_INSTANCE if sentence.instance is None else sentence.instance,
+                "group": sentence.group,
+                "expression": sentence.expression,
+            }
+            for sentence in pair.sentences
+        ],
+    }
+
+
 def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, Any]:
     """Reads everything, in as many processes as there are cores, and writes the records.
 
@@ -102,103 +175,176 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
       The report, as `load_report` gives it.
 
     Raises:
-      DataError: raw data are missing, or not one frame pair of a split could be read. Nothing is left behind then.
+      DataError: raw data are missing, not one frame pair of a split could be read (nothing is left behind then), or
+        another process is writing the same records.
     """
-    for split in reader.splits():
-        if not reader.videos(split):
+    # Videos that lie side by side are often alike; in the order of a checksum they are not.
+    splits = {
+        split: sorted(
+            reader.videos(split), key=lambda video, split=split: (zlib.crc32(f"{split}/{video}".encode()), video)
+        )
+        for split in reader.splits()
+    }
+    for split, videos in splits.items():
+        if not videos:
             raise DataError(f"{reader.raw}: no video of split {split!r} has a sentence.\n{_summary(reader.skipped())}")
-    with worker_pool(initializer=_keep_reader, initargs=(reader,)) as pool:
-        builder = FramePairs(dataset, reader, data_dir, pool)
-        tfds.disable_progress_bar()  # there is one over the videos below
-        # TFDS announces a download and makes a folder for it; there is none.
-        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
-            builder.download_and_prepare(download_dir=downloads)
+    folder = records_dir(data_dir, dataset)
+    unfinished = folder.with_name(f"{VERSION}.unfinished")
+    with _begun(unfinished, _plan(dataset, reader, splits)):
+        shards = {}
+        with worker_pool(initializer=_keep_reader, initargs=(reader,)) as pool:
+            for split, videos in splits.items():
+                shards[split] = _write_split(unfinished, dataset, split, videos, pool)
+                if not any(shard["counts"].get("frame_pairs") for shard in shards[split]):
+                    shutil.rmtree(unfinished)
+                    skipped = [Skipped(*item) for shard in shards[split] for item in shard["skipped"]]
+                    raise DataError(
+                        f"{reader.raw}: not one frame pair of split {split!r} could be read.\n{_summary(skipped)}"
+                    )
+        report = _report(dataset, reader, shards)
+        (unfinished / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
+        _describe(unfinished, dataset, shards)
+        for file in [unfinished / "plan.json", *unfinished.glob("*.counts.json")]:
+            file.unlink()
+        os.replace(unfinished, folder)
     return load_report(data_dir, dataset)
 
 
-class FramePairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The TFDS builder of every reader's records."""
+def _plan(dataset: str, reader: Any, splits: dict[str, list[str]]) -> dict[str, Any]:
+    """What the shards depend on, apart from the pictures: only a run with the same plan may go on with them."""
+    content = [splits, reader.inventory(), [str(item) for item in reader.skipped()], VIDEOS_PER_SHARD]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return {"dataset": dataset, "raw": str(reader.raw), "interval": reader.interval, "digest": digest}
 
-    VERSION = tfds.core.Version(VERSION)
-    code_path = None  # TFDS would look for download checksums beside it, by way of a package that it does not require
 
-    def __init__(self, dataset: str, reader: Any, data_dir: str | Path, pool: Executor):
-        """See `write_records`; `pool` runs `_encode_videos` in processes that know the reader."""
-        self.name = dataset
-        self.reader = reader
-        self.pool = pool
-        self.tokens: set[str] = set()
-        self.report = {
-            "dataset": dataset,
-            "raw": str(reader.raw),
-            "interval": reader.interval,
-            "skipped_lines": _by_reason(reader.skipped()),
-            "splits": {},
-        }
-        super().__init__(data_dir=os.fspath(data_dir))
+@contextlib.contextmanager
+def _begun(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """The folder to write to, with the whole shards of a stopped run in it if its plan was the same; ours alone."""
+    unfinished.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back when a process dies
+        except BlockingIOError as error:
+            raise DataError(f"Another process is writing to {unfinished}. Wait for it, or stop it.") from error
+        path = unfinished / "plan.json"
+        if not path.exists() or path.read_text("utf-8") != json.dumps(plan):
+            for file in unfinished.iterdir():
+                file.unlink()
+            path.write_text(json.dumps(plan), "utf-8")
+        yield
+    finally:
+        os.close(descriptor)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        picture = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
-        features = {
-            "video": tfds.features.Text(),
-            "frame_index": tfds.features.Scalar(np.int64),
-            "height": tfds.features.Scalar(np.int64),
-            "width": tfds.features.Scalar(np.int64),
-            "frame": picture,
-            "earlier_frame": picture,
-            "earlier_rule": tfds.features.Text(),
-            "instances": tfds.features.Sequence(
-                {
-                    "id": tfds.features.Scalar(np.int64),
-                    "mask": tfds.features.Scalar(np.object_, doc="PNG with one bit a pixel"),
-                }
-            ),
-            "sentences": tfds.features.Sequence(
-                {
-                    "text": tfds.features.Text(),
-                    "instance": tfds.features.Scalar(np.int64),
-                    "group": tfds.features.Text(),
-                }
-            ),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Frame pairs with the masks of their instances and the sentences that refer to them.",
-            features=tfds.features.FeaturesDict(features),
-        )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, Record]]]:
-        return {split: self._generate_examples(split) for split in self.reader.splits()}
+def _write_split(unfinished: Path, dataset: str, split: str, videos: list[str], pool: Executor) -> list[Shard]:
+    """Writes the shards of a split that are not there yet, and returns what is known of each."""
+    parts = [videos[start : start + VIDEOS_PER_SHARD] for start in range(0, len(videos), VIDEOS_PER_SHARD)]
+    files = [
+        unfinished / f"{dataset}-{split}.tfrecord-{number:05d}-of-{len(parts):05d}" for number in range(len(parts))
+    ]
+    counts = [file.with_name(f"{file.name}.counts.json") for file in files]
+    whole = 0
+    while whole < len(parts) and counts[whole].exists():
+        whole += 1
+    to_read = [video for part in parts[whole:] for video in part]
+    if whole:
+        print(f"{split}: goes on after {len(videos) - len(to_read)} of {len(videos)} videos of a run that was stopped.")
+    with tqdm(total=len(videos), initial=len(videos) - len(to_read), desc=f"{split} videos", unit="") as progress:
+        encoded = _encode_in_parallel(pool, to_read, split, progress)
+        for number in range(whole, len(parts)):
+            shard = _write_shard(files[number], itertools.islice(encoded, len(parts[number])))
+            _write_json(shard, counts[number])  # says that the shard is whole
+    return [json.loads(path.read_text("utf-8")) for path in counts]
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, Record]]:
-        """The records of a split in the order of its videos; counts them, and writes the report at the end."""
-        counts, rules, groups, lengths, skipped = Counter(), Counter(), Counter(), Counter(), []
-        for records, skipped_here in _encode_in_parallel(self.pool, self.reader.videos(split), split):
-            skipped += skipped_here
+
+def _write_shard(path: Path, encoded: Iterable[tuple[list[Record], list[Skipped]]]) -> Shard:
+    """Writes the records of some videos.
+
+    Returns:
+      {"bytes": of the file, "counts", "rules", "groups", "lengths": see the report, "skipped": [[where, reason], ...],
+      "tokens": [...]}
+    """
+    import tensorflow as tf  # only here: the processes that read raw data don't need it
+
+    kind = features()
+    counts, rules, groups, lengths, skipped, tokens = Counter(), Counter(), Counter(), Counter(), [], set()
+    with tf.io.TFRecordWriter(os.fspath(path)) as writer:
+        for records, skipped_here in encoded:
+            skipped += [[item.where, item.reason] for item in skipped_here]
             counts["videos"] += bool(records)
             for record in records:
+                # Once more, for protobuf's order of the fields differs from one process to the next.
+                example = tf.train.Example.FromString(kind.serialize_example(record))
+                writer.write(example.SerializeToString(deterministic=True))
                 counts["frame_pairs"] += 1
                 counts["instances"] += len(record["instances"])
                 counts["sentences"] += len(record["sentences"])
-                lengths[len(record["sentences"])] += 1
+                lengths[str(len(record["sentences"]))] += 1
                 rules[record["earlier_rule"]] += 1
                 for sentence in record["sentences"]:
+                    counts["without_truth"] += sentence["instance"] == NO_INSTANCE
                     groups[sentence["group"]] += 1
-                    self.tokens.update(tokenize(sentence["text"], max_words=len(sentence["text"])))
-                yield f"{record['video']}/{record['frame_index']}", record
-        if not counts["frame_pairs"]:
-            raise DataError(
-                f"{self.reader.raw}: not one frame pair of split {split!r} could be read.\n{_summary(skipped)}"
-            )
-        self.report["splits"][split] = {
-            **counts,
-            "earlier_frames": dict(rules),
-            "sentences_per_frame_pair": {str(length): lengths[length] for length in sorted(lengths)},
-            "groups": dict(sorted(groups.items())),
+                    tokens.update(tokenize(sentence["text"], max_words=len(sentence["text"])))
+    shard = {"counts": counts, "rules": rules, "groups": groups, "lengths": lengths}
+    return shard | {"skipped": skipped, "tokens": sorted(tokens), "bytes": path.stat().st_size}
+
+
+def _report(dataset: str, reader: Any, shards: dict[str, list[Shard]]) -> dict[str, Any]:
+    """The report, see `load_report`."""
+    splits = {}
+    for split, of_split in shards.items():
+        total = {
+            name: sum((Counter(shard[name]) for shard in of_split), Counter())
+            for name in ("counts", "rules", "groups", "lengths")
+        }
+        skipped = [Skipped(*item) for shard in of_split for item in shard["skipped"]]
+        splits[split] = {
+            **{name: total["counts"][name] for name in COUNTS},
+            "earlier_frames": dict(sorted(total["rules"].items())),
+            "sentences_per_frame_pair": dict(sorted(total["lengths"].items(), key=lambda entry: int(entry[0]))),
+            "groups": dict(sorted(total["groups"].items())),
             "skipped": _by_reason(skipped),
         }
-        self.report["tokens"] = sorted(self.tokens)
-        (Path(self.data_dir) / "report.json").write_text(json.dumps(self.report, indent=1), "utf-8")
+    return {
+        "dataset": dataset,
+        "raw": str(reader.raw),
+        "interval": reader.interval,
+        "skipped_lines": _by_reason(reader.skipped()),
+        "splits": splits,
+        "tokens": sorted({token for of_split in shards.values() for shard in of_split for token in shard["tokens"]}),
+    }
+
+
+def _describe(folder: Path, dataset: str, shards: dict[str, list[Shard]]) -> None:
+    """Writes what TensorFlow Datasets wants to know of the records."""
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, template=FILES, dataset_name=dataset, filetype_suffix="tfrecord"
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard["counts"].get("frame_pairs", 0) for shard in of_split],
+            num_bytes=sum(shard["bytes"] for shard in of_split),
+            filename_template=template.replace(split=split),
+        )
+        for split, of_split in shards.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features(),
+        split_infos=splits,
+        version=VERSION,
+        filename_template=template,
+        description="Frame pairs with the masks of their instances and the sentences that refer to them.",
+    )
+
+
+def _write_json(value: Any, path: Path) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(json.dumps(value), "utf-8")
+    os.replace(unfinished, path)
 
 
 def _keep_reader(reader: Any) -> None:
@@ -207,61 +353,37 @@ def _keep_reader(reader: Any) -> None:
     _reader = reader
 
 
-def _encode_videos(videos: list[str]) -> list[tuple[list[Record], list[Skipped]]]:
-    """In a worker: the records of some videos, and what was left out."""
-    encoded = []
-    for video in videos:
-        items = list(_reader.read(video))
-        encoded.append(
-            (
-                [encode_record(item) for item in items if isinstance(item, FramePair)],
-                [item for item in items if isinstance(item, Skipped)],
-            )
-        )
-    return encoded
-
-
-def encode_record(pair: FramePair) -> Record:
-    """A frame pair as it is stored: the pictures at their original size, frames as JPEG and masks as PNG."""
-    height, width = pair.frame.shape[:2]
-    return {
-        "video": pair.video,
-        "frame_index": pair.frame_index,
-        "height": height,
-        "width": width,
-        "frame": encode_frame(pair.frame),
-        "earlier_frame": encode_frame(pair.earlier_frame),
-        "earlier_rule": pair.earlier_rule,
-        "instances": [{"id": number, "mask": encode_mask(mask)} for number, mask in pair.masks.items()],
-        "sentences": [
-            {"text": sentence.text, "instance": sentence.instance, "group": sentence.group}
-            for sentence in pair.sentences
-        ],
-    }
+def _encode_video(video: str) -> tuple[list[Record], list[Skipped]]:
+    """In a worker: the records of a video, and what was left out."""
+    records, skipped = [], []
+    for item in _reader.read(video):
+        if isinstance(item, Skipped):
+            skipped.append(item)
+        else:
+            records.append(encode_record(item))
+    return records, skipped
 
 
 def _encode_in_parallel(
-    pool: Executor, videos: list[str], split: str, chunk: int = 8
+    pool: Executor, videos: list[str], split: str, progress: tqdm
 ) -> Iterator[tuple[list[Record], list[Skipped]]]:
-    """`_encode_videos` of all videos in their order, never more than a few chunks ahead of the writer."""
-    waiting = deque()
-    with tqdm(total=len(videos), desc=f"{split} videos", unit="") as progress:
-        try:
-            for start in range(0, len(videos), chunk):
-                waiting.append(pool.submit(_encode_videos, videos[start : start + chunk]))
-                while waiting and (len(waiting) > 4 * cores() or start + chunk >= len(videos)):
-                    for encoded in waiting.popleft().result():
-                        yield encoded
-                        progress.update()
-        except BrokenProcessPool as error:
-            near = videos[progress.n]
-            raise DataError(
-                f"A process that read the videos of split {split!r} died at or soon after {near}. Out of memory, or a "
-                "file that crashes its decoder: look at the files of these videos."
-            ) from error
+    """`_encode_video` of all videos in their order, never more than a few videos ahead of the writer."""
+    waiting = deque(pool.submit(_encode_video, video) for video in videos[: 4 * cores()])
+    remaining = iter(videos[4 * cores() :])
+    try:
+        for video in videos:  # noqa: B007  the message needs it
+            encoded = waiting.popleft().result()
+            waiting.extend(pool.submit(_encode_video, later) for later in itertools.islice(remaining, 1))
+            yield encoded
+            progress.update()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"A process that read the videos of split {split!r} died at or soon after {video}. Out of memory, or a "
+            "file that crashes its decoder: look at the files of these videos."
+        ) from error
 
 
-def _by_reason(skipped: tuple[Skipped, ...] | list[Skipped]) -> dict[str, list[str]]:
+def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
     """Reason -> where, the most frequent reason first."""
     reasons: dict[str, list[str]] = {}
     for item in skipped:
@@ -269,7 +391,7 @@ def _by_reason(skipped: tuple[Skipped, ...] | list[Skipped]) -> dict[str, list[s
     return dict(sorted(reasons.items(), key=lambda entry: -len(entry[1])))
 
 
-def _summary(skipped: tuple[Skipped, ...] | list[Skipped]) -> str:
+def _summary(skipped: Iterable[Skipped]) -> str:
     """What was left out, for a message: each reason, how often, and the first place."""
     reasons = _by_reason(skipped)
     return "\n".join(f"  {len(places)} x {reason}, first {places[0]}" for reason, places in reasons.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -135,24 +136,55 @@ def test_a_split_without_anything_is_an_error_that_leaves_nothing(raw: Path, tmp
     assert contents(tmp_path / "data") == {}
 
 
-def test_an_interrupted_run_is_not_taken_for_whole(raw: Path, tmp_path: Path, capsys):
+def test_a_killed_run_is_not_taken_for_whole_and_goes_on(raw: Path, tmp_path: Path, monkeypatch, capsys):
+    data = tmp_path / "data"
     program = (
         "import os\n"
         "from input_pipeline import prepare, records\n"
         "if __name__ == '__main__':\n"
-        "    records.tokenize = lambda sentence, max_words: os._exit(9)\n"  # dies at the first record, as by kill -9
-        f"    prepare.prepare('a2d_sentences', {str(raw)!r}, {str(tmp_path / 'data')!r})\n"
+        "    records.VIDEOS_PER_SHARD, tokenize = 1, records.tokenize\n"
+        # dies in the second of train's two videos, as by kill -9
+        "    records.tokenize = lambda text, max_words: os._exit(9) if 'man' in text else tokenize(text, max_words)\n"
+        f"    prepare.prepare('a2d_sentences', {str(raw)!r}, {str(data)!r})\n"
     )
     script = tmp_path / "dies.py"
     script.write_text(program)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     died = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
     assert died.returncode == 9, died.stderr
-    assert not is_prepared(tmp_path / "data", "a2d_sentences")
+    assert not is_prepared(data, "a2d_sentences")
     with pytest.raises(DataError, match="No records"):
-        load_report(tmp_path / "data", "a2d_sentences")
+        load_report(data, "a2d_sentences")
+    (first,) = data.glob("*/*/*train*00000-of-00002")
+    written = first.stat().st_ino
+
+    monkeypatch.setattr("input_pipeline.records.VIDEOS_PER_SHARD", 1)
+    prepare("a2d_sentences", raw, data)
+    assert "train: goes on after 1 of 2 videos" in capsys.readouterr().out
+    (first,) = data.glob("*/*/*train*00000-of-00002")
+    assert first.stat().st_ino == written
+    prepare("a2d_sentences", raw, tmp_path / "at once")
+    assert contents(data) == contents(tmp_path / "at once")
+
+
+def test_raw_data_that_changed_meanwhile_begin_again(raw: Path, tmp_path: Path, capsys):
+    unfinished = records_dir(tmp_path / "data", "a2d_sentences").with_name("2.0.0.unfinished")
+    unfinished.mkdir(parents=True)
+    (unfinished / "plan.json").write_text("{}")
+    (unfinished / "a2d_sentences-train.tfrecord-00000-of-00001").write_text("of other data")
+    (unfinished / "a2d_sentences-train.tfrecord-00000-of-00001.counts.json").write_text("{}")
     assert prepare("a2d_sentences", raw, tmp_path / "data")["splits"]["train"]["sentences"] == 6
-    assert "Left by a run that was killed" in capsys.readouterr().out
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_two_at_once_do_not_write_the_same_records(raw: Path, tmp_path: Path):
+    unfinished = records_dir(tmp_path / "data", "a2d_sentences").with_name("2.0.0.unfinished")
+    unfinished.mkdir(parents=True)
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(DataError, match="Another process is writing to"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    os.close(descriptor)
 
 
 def test_a_report_that_is_damaged(raw: Path, tmp_path: Path):
