@@ -23,6 +23,7 @@ def test_the_model_needs_no_tensorflow() -> None:
         "lbdt_jax.ask",
         "lbdt_jax.checkpoint",
         "lbdt_jax.explain",
+        "lbdt_jax.export",
         "lbdt_jax.predict",
         "lbdt_jax.benchmark.__main__",
         "lbdt_jax.benchmark.measure",

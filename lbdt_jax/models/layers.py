@@ -44,13 +44,14 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Any, **
     )
     if len(rows) * len(columns) > FEW_CELLS or not plain:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
+    batch = x.shape[0]  # may be symbolic, in a program for any batch size, and then has no len()
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = kernel.shape[:2]
     seen = [
-        padded[:, row : row + height, column : column + width].reshape(len(x), -1) for row in rows for column in columns
+        padded[:, row : row + height, column : column + width].reshape(batch, -1) for row in rows for column in columns
     ]
     products = jnp.matmul(jnp.stack(seen, 1), kernel.reshape(-1, kernel.shape[-1]), precision=others.get("precision"))
-    return products.reshape(len(x), len(rows), len(columns), -1)
+    return products.reshape(batch, len(rows), len(columns), -1)
 
 
 class BatchNorm(nn.Module):
