@@ -22,9 +22,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline.batch import Batch
 from input_pipeline.glove import WordVectors
-from input_pipeline.images import decode_frame, decode_mask, resize_frame, resize_target
+from input_pipeline.images import decode_frame, decode_labels, decode_mask, resize_frame, resize_target
 from input_pipeline.readers import DataError, Sentence
-from input_pipeline.records import load_report, records_dir
+from input_pipeline.records import NO_INSTANCE, load_report, records_dir
 
 Result = TypeVar("Result")
 
@@ -42,8 +42,9 @@ class EvaluationExample:
       sentences: S of them.
       words: (S, N, D) float32 word vectors.
       word_mask: (S, N) bool, True for a token.
-      targets: (S, H, W) uint8, masks prepared as for training; the "paper" protocol compares with them.
-      masks: (S, h, w) bool, untouched.
+      targets: of every sentence (H, W) uint8, its mask prepared as for training; the "paper" protocol compares with it.
+      masks: of every sentence (h, w) bool, untouched. Both are None where the truth is not published.
+      labels: (h, w) uint8 or None, see `FramePair`.
     """
 
     video: str
@@ -55,8 +56,9 @@ class EvaluationExample:
     sentences: tuple[Sentence, ...]
     words: np.ndarray
     word_mask: np.ndarray
-    targets: np.ndarray
-    masks: np.ndarray
+    targets: tuple[np.ndarray | None, ...]
+    masks: tuple[np.ndarray | None, ...]
+    labels: np.ndarray | None
 
 
 def samples_per_epoch(config: ConfigDict, split: str) -> int:
@@ -124,7 +126,7 @@ def training_batches(
     def epoch_of_samples(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = tf.random.stateless_uniform((), (config.seed, epoch), minval=None, maxval=None, dtype=tf.int64)
         dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files), seed)
-        dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=4)
+        dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=16)
         dataset = dataset.map(_parser(config)).apply(tf.data.experimental.assert_cardinality(frame_pairs))
         dataset = dataset.flat_map(partial(_samples_of_record, together, seed))
         dataset = dataset.shuffle(config.shuffle_buffer, seed, reshuffle_each_iteration=False)
@@ -171,7 +173,7 @@ def _files(config: ConfigDict, split: str) -> list[str]:
 
 
 def _parser(config: ConfigDict):
-    """Serialized record -> the features of `records.FramePairs`, pictures still encoded."""
+    """Serialized record -> `records.features`, pictures still encoded."""
     features = tfds.builder_from_directory(records_dir(config.data_dir, config.dataset)).info.features
     encoded = tfds.decode.SkipDecoding()
     return partial(features.deserialize_example, decoders={"frame": encoded, "earlier_frame": encoded})
@@ -237,10 +239,10 @@ def _decode_record(config: ConfigDict, word_vectors: WordVectors, record: dict) 
     frame, earlier_frame = decode_frame(record["frame"]), decode_frame(record["earlier_frame"])
     instances = zip(record["instances"]["id"].tolist(), record["instances"]["mask"], strict=True)
     masks = {number: decode_mask(mask) for number, mask in instances}
-    columns = record["sentences"]
+    columns = [record["sentences"][name].tolist() for name in ("text", "instance", "group", "expression")]
     sentences = tuple(
-        Sentence(text.decode(), instance, group.decode())
-        for text, instance, group in zip(columns["text"], columns["instance"].tolist(), columns["group"], strict=True)
+        Sentence(text.decode(), None if instance == NO_INSTANCE else instance, group.decode(), expression.decode())
+        for text, instance, group, expression in zip(*columns, strict=True)
     )
     words, word_mask = zip(
         *(word_vectors.embed(sentence.text, config.max_words) for sentence in sentences), strict=True
@@ -256,8 +258,9 @@ def _decode_record(config: ConfigDict, word_vectors: WordVectors, record: dict) 
         sentences=sentences,
         words=np.stack(words),
         word_mask=np.stack(word_mask),
-        targets=np.stack([targets[sentence.instance] for sentence in sentences]),
-        masks=np.stack([masks[sentence.instance] for sentence in sentences]),
+        targets=tuple(targets.get(sentence.instance) for sentence in sentences),
+        masks=tuple(masks.get(sentence.instance) for sentence in sentences),
+        labels=decode_labels(record["labels"]) if record["labels"] else None,
     )
 
 
