@@ -19,19 +19,31 @@ from input_pipeline.readers.ref_davis17 import RefDAVIS17
 FRAMES, MASKS, TEXTS = "DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p", "davis_text_annotations"
 FILES = ("Davis17_annot1", "Davis17_annot1_full_video", "Davis17_annot2", "Davis17_annot2_full_video")
 GROUPS = ("annot1 first", "annot1 full", "annot2 first", "annot2 full")
+SCORED = "DAVIS/Annotations_unsupervised/480p"
 CAR, DOGS = "classic-car", "dogs-scale"
 VOID = box(44, 40, height=4)
 
 
+def scored(instances: list[int], number: int) -> dict[int, np.ndarray]:
+    """The objects of a frame as published scores number them."""
+    return {255: VOID, **{3 - instance: walking(instance, number) for instance in instances}}
+
+
 def sentences(described: str) -> tuple[Sentence, ...]:
-    """The four of an object, e.g. "2 dog"."""
+    """The four of an object, e.g. "2 dog"; objects are numbered without gaps."""
     instance, text = described.split()
-    return tuple(Sentence(f'a "{text}" n\u00ba {number}', int(instance), group) for number, group in enumerate(GROUPS))
+    return tuple(
+        Sentence(f'a "{text}" n\u00ba {number}', int(instance), group, str(4 * (int(instance) - 1) + number))
+        for number, group in enumerate(GROUPS)
+    )
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """A training and a validation video; the latter's object 2 is absent in frame 1; void pixels in every mask."""
+    """A training and a validation video; the latter's object 2 is absent in frame 1; void pixels in every mask.
+
+    The masks for published scores have objects 1 and 2 the other way round.
+    """
     raw = tmp_path / "davis"
     present = {CAR: [[1, 2], [1], [1, 2], [1, 2]], DOGS: [[1, 2], [1], [1, 2]]}
     for video, objects in present.items():
@@ -39,6 +51,7 @@ def raw(tmp_path: Path) -> Path:
             write_frame(raw / FRAMES / video / f"{number:05d}.jpg", number)
             masks = {instance: walking(instance, number) for instance in instances}
             write_labels(raw / MASKS / video / f"{number:05d}.png", {255: VOID, **masks})
+            write_labels(raw / SCORED / video / f"{number:05d}.png", scored(instances, number))
         (raw / MASKS / video / "._00000.png").write_bytes(b"\0")
     lists = raw / "DAVIS/ImageSets/2017"
     lists.mkdir(parents=True)
@@ -85,12 +98,12 @@ def test_splits_videos_and_inventory(raw: Path):
         "train videos": (1, 60),
         "train folders of DAVIS/JPEGImages/480p": (1, 60),
         "train folders of DAVIS/Annotations/480p": (1, 60),
-        "train folders of DAVIS/Annotations_unsupervised/480p": (0, 60),
+        "train folders of DAVIS/Annotations_unsupervised/480p": (1, 60),
         "train sentences": (8, None),
         "val videos": (1, 30),
         "val folders of DAVIS/JPEGImages/480p": (1, 30),
         "val folders of DAVIS/Annotations/480p": (1, 30),
-        "val folders of DAVIS/Annotations_unsupervised/480p": (0, 30),
+        "val folders of DAVIS/Annotations_unsupervised/480p": (1, 30),
         "val sentences": (8, None),
     }
 
@@ -108,6 +121,7 @@ def test_training_frames_hold_the_sentences_whose_object_is_there(raw: Path):
     for pair, earlier in zip(pairs, (2, 3, 0, 1), strict=True):
         check(raw, pair, earlier)
         assert not any((mask & VOID).any() for mask in pair.masks.values())
+        assert pair.labels is None
 
 
 def test_validation_keeps_every_frame_of_every_sentence(raw: Path):
@@ -116,11 +130,41 @@ def test_validation_keeps_every_frame_of_every_sentence(raw: Path):
     assert skipped == [Skipped(str(raw / FRAMES / DOGS / "00001.jpg"), "earlier frame missing")]
     write_frame(raw / FRAMES / DOGS / "00003.jpg", 3)
     write_labels(raw / MASKS / DOGS / "00003.png", {1: walking(1, 3)})
+    write_labels(raw / SCORED / DOGS / "00003.png", scored([1], 3))
     pairs, skipped = read(raw, DOGS)
     assert skipped == []
     assert [pair.sentences for pair in pairs] == [sentences("1 dog") + sentences("2 scale")] * 4
     assert [pair.masks[2].any() for pair in pairs] == [True, False, True, False]
     for pair, earlier in zip(pairs, (2, 3, 0, 1), strict=True):
+        check(raw, pair, earlier)
+        labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+        for instance, mask in scored([1, 2] if pair.frame_index in (0, 2) else [1], pair.frame_index).items():
+            labels[mask] = instance
+        assert pair.labels.dtype == np.uint8
+        np.testing.assert_array_equal(pair.labels, labels)
+
+
+@pytest.mark.parametrize("fault", ["folder missing", "missing", "truncated", "another size"])
+def test_a_frame_without_labels_for_published_scores_is_read_all_the_same(raw: Path, fault: str):
+    path = raw / SCORED / DOGS / "00002.png"
+    expected, without = Skipped(str(path), "mask missing"), [2]
+    if fault == "folder missing":
+        shutil.rmtree(path.parent)
+        reason = "the video's folder of masks for published scores is missing"
+        expected, without = Skipped(str(path.parent), reason), [0, 2]
+    elif fault == "missing":
+        path.unlink()
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:60])
+        expected = Skipped(str(path), "the mask can't be read")
+    else:
+        Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(path)
+        expected = Skipped(str(path), "the mask has another size than the frame")
+    pairs, skipped = read(raw, DOGS)
+    assert skipped.count(expected) == 1
+    assert [pair.frame_index for pair in pairs] == [0, 2]
+    assert [pair.frame_index for pair in pairs if pair.labels is None] == without
+    for pair, earlier in zip(pairs, (2, 0), strict=True):
         check(raw, pair, earlier)
 
 
@@ -146,6 +190,7 @@ def test_objects_are_counted_as_text(raw: Path):
     pairs = RefDAVIS17(raw).tables.sentences[DOGS]
     assert [sentence.instance for sentence in pairs] == [1] * 4 + [10] * 4 + [2] * 4
     assert [sentence.group for sentence in pairs] == list(GROUPS) * 3
+    assert [sentence.expression for sentence in pairs] == [str(number) for number in range(12)]
 
 
 def test_a_second_annotator_saved_as_utf8(raw: Path):
@@ -226,15 +271,12 @@ def test_a_bad_line_is_skipped_with_its_number(raw: Path, file: str, line: str, 
 
 def test_an_object_that_an_annotator_left_out(raw: Path):
     path = raw / TEXTS / "Davis17_annot2.txt"
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[3]]))  # without dog-scale 1
     reason = "object without an expression of one annotator"
-    assert RefDAVIS17(raw).skipped() == (Skipped(f"{path}: {DOGS} 2", reason),)
-    assert [sentence.group for sentence in RefDAVIS17(raw).tables.sentences[DOGS]] == [
-        *GROUPS,
-        "annot1 first",
-        "annot1 full",
-        "annot2 full",
-    ]
+    assert RefDAVIS17(raw).skipped() == (Skipped(f"{path}: {DOGS} 1", reason),)
+    dog, scale = sentences("1 dog"), sentences("2 scale")
+    assert RefDAVIS17(raw).tables.sentences[DOGS] == (*dog[:2], dog[3], *scale)  # the others keep their numbers
 
 
 @pytest.mark.parametrize(
@@ -268,9 +310,10 @@ def test_an_object_that_is_in_no_mask_of_the_video(raw: Path):
     for file in FILES:
         add_line(raw, file, b'dog-scale 9 "a unicorn"')
     pairs, skipped = read(raw, DOGS)
-    unicorn = Skipped(f"{raw / MASKS / DOGS}: instance 9 (a unicorn)", "the instance is in no mask of the video")
+    where = f"{raw / MASKS / DOGS}: instance 9 (a unicorn)"
+    unicorn = Skipped(where, "the instance is in no mask of the video: kept with empty masks")
     assert skipped[:4] == [unicorn] * 4
-    assert all(pair.masks.keys() == {1, 2} for pair in pairs)
+    assert all(pair.masks.keys() == {1, 2, 9} and not pair.masks[9].any() for pair in pairs)
 
 
 @pytest.mark.parametrize(
@@ -320,9 +363,9 @@ def test_a_frame_of_another_size(raw: Path):
     Image.fromarray(frame(0)[:, :32]).save(raw / FRAMES / CAR / "00003.jpg")
     pairs, skipped = read(raw)
     assert [pair.frame_index for pair in pairs] == [0, 2]
-    assert [item.reason for item in skipped if item.reason != "the instance is not in the frame"] == [
-        "the earlier frame has another size than the frame",
-        "the mask has another size than the frame",
+    assert [item for item in skipped if item.reason != "the instance is not in the frame"] == [
+        Skipped(str(raw / FRAMES / CAR / f"{number:05d}.jpg"), "the earlier frame has another size than the frame")
+        for number in (1, 3)
     ]
 
 

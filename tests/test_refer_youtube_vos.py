@@ -85,7 +85,7 @@ def check(raw: Path, split: str, pair: FramePair, earlier: int) -> None:
     folder = raw / split / "JPEGImages" / pair.video
     np.testing.assert_array_equal(pair.frame, picture_of(folder / f"{pair.frame_index:05d}.jpg"))
     np.testing.assert_array_equal(pair.earlier_frame, picture_of(folder / f"{earlier:05d}.jpg"))
-    assert {sentence.instance for sentence in pair.sentences} == pair.masks.keys()
+    assert {sentence.instance for sentence in pair.sentences} - {None} == pair.masks.keys()
     for instance, mask in pair.masks.items():
         assert mask.dtype == bool
         if mask.any():
@@ -104,17 +104,19 @@ def test_splits_videos_and_inventory(raw: Path):
         "train folders of JPEGImages": (2, 3471),
         "train folders of Annotations": (1, 3471),
         "train sentences": (6, 12913),
+        "train sentences that name their object": (6, 12913),
         "valid videos": (1, 202),
         "valid folders of JPEGImages": (1, 202),
         "valid folders of Annotations": (1, 202),
         "valid sentences": (2, None),
+        "valid sentences that name their object": (2, None),
     }
 
 
 def test_training_frames_hold_the_sentences_whose_object_is_there(raw: Path):
     pairs, skipped = read(raw)
-    left, second = Sentence("a Penguin on the left", 1), Sentence("the second penguin", 2)
-    front = Sentence("penguin, at the front", 1)
+    left, second = Sentence("a Penguin on the left", 1, "", "0"), Sentence("the second penguin", 2, "", "1")
+    front = Sentence("penguin, at the front", 1, "", "2")
     assert [(pair.video, pair.frame_index, pair.sentences) for pair in pairs] == [
         (NEW, 5, (left, second, front)),
         (NEW, 10, (left, front)),
@@ -128,7 +130,8 @@ def test_training_frames_hold_the_sentences_whose_object_is_there(raw: Path):
 
 def test_the_older_form(raw: Path):
     pairs, skipped = read(raw, OLD)
-    cats, dog = (Sentence("a cat", 1), Sentence("a café cat", 1)), Sentence("a dog", 3)
+    cats = Sentence("a cat", 1, "", "1-0"), Sentence("a café cat", 1, "", "1-1")
+    dog = Sentence("a dog", 3, "", "3-0")
     assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(0, cats), (5, (*cats, dog)), (10, (dog,))]
     assert [item.reason for item in skipped] == ["the instance is not in the frame"] * 2
     for pair in pairs:
@@ -188,7 +191,7 @@ def test_a_reader_travels_to_another_process(raw: Path):
 def test_nothing_there_says_what_to_download(tmp_path: Path):
     with pytest.raises(DataError) as error:
         ReferYouTubeVOS(tmp_path / "nowhere").splits()
-    for part in ("no split with masks", "youtube-vos.org", "--dataset=refer_youtube_vos"):
+    for part in ("no split that can be read", "youtube-vos.org", "--dataset=refer_youtube_vos"):
         assert part in str(error.value)
 
 
@@ -210,22 +213,84 @@ def test_only_one_of_the_splits(raw: Path):
     assert ReferYouTubeVOS(raw).skipped() == ()
 
 
-def test_validation_without_masks_or_without_objects_is_left_out_with_a_reason(raw: Path):
-    write_json(raw, "valid", {MAN: {"expressions": {"0": {"exp": "a man"}}, "frames": ["00000"]}})
-    reader = ReferYouTubeVOS(raw)
-    assert reader.splits() == ("train",)
-    assert [item.reason for item in reader.skipped()] == [
-        "the expression does not name its object",
-        "video without a readable sentence or frame",
-    ]
+def test_validation_as_first_published_has_no_truth(raw: Path):
+    """No masks, no objects: every listed frame with every sentence, and one note."""
+    named = {"0": {"exp": "a man"}, "1": {"exp": "a horse"}}
+    write_json(raw, "valid", {MAN: {"expressions": named, "frames": ["00000", "00005"]}})
+    sentences = Sentence("a man", None, "", "0"), Sentence("a horse", None, "", "1")
+    for masks, note in ((True, ()), (False, "split valid has no masks: only the server can score it")):
+        if not masks:
+            shutil.rmtree(raw / "valid/Annotations")
+        reader = ReferYouTubeVOS(raw)
+        assert reader.splits() == ("train", "valid") and reader.videos("valid") == [MAN]
+        assert reader.inventory()["valid sentences that name their object"] == (0, None)
+        assert reader.skipped() == (note and (Skipped(str(raw / "valid/Annotations"), note),))
+        pairs, skipped = read(raw, MAN)
+        assert skipped == []
+        assert [(pair.frame_index, pair.sentences, pair.masks) for pair in pairs] == [
+            (0, sentences, {}),
+            (5, sentences, {}),
+        ]
+        for pair in pairs:
+            check(raw, "valid", pair, 0)
+
+
+def test_objects_without_masks_are_no_truth(raw: Path):
     shutil.rmtree(raw / "valid/Annotations")
-    reader = ReferYouTubeVOS(raw)
-    assert reader.splits() == ("train",)
-    reason = "split valid is left out: it has no masks"
-    assert reader.skipped() == (Skipped(str(raw / "valid/Annotations"), reason),)
-    (raw / "train").rename(raw / "elsewhere")
-    with pytest.raises(DataError, match="no split with masks(?s:.*)it has no masks"):
-        ReferYouTubeVOS(raw).splits()
+    pairs, _ = read(raw, MAN)
+    assert [[sentence.instance for sentence in pair.sentences] for pair in pairs] == [[None, None]] * 2
+    assert [pair.masks for pair in pairs] == [{}, {}]
+
+
+@pytest.mark.parametrize("named, notes", [({}, 0), ({"obj_id": "0"}, 1), ({"obj_id": "../../x"}, 1)])
+def test_a_validation_sentence_that_names_no_object_is_asked_without_truth(raw: Path, named: dict, notes: int):
+    expressions = {**VALID[MAN]["expressions"], "2": {"exp": "a hat", **named}}
+    write_json(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
+    where = f"{expressions_of(raw, 'valid')}: video {MAN!r}: expression '2'"
+    note = Skipped(where, "the object is not a number from 1 to 255: kept without truth")
+    assert ReferYouTubeVOS(raw).skipped() == (note,) * notes
+    for pair in read(raw, MAN)[0]:
+        assert [sentence.instance for sentence in pair.sentences] == [1, 2, None]
+        assert pair.masks.keys() == {1, 2}
+        check(raw, "valid", pair, 0)
+
+
+def test_a_validation_sentence_that_is_broken_is_left_out(raw: Path):
+    expressions = {**VALID[MAN]["expressions"], "2": {"exp": "", "obj_id": "1"}, "../3": {"exp": "a hat"}}
+    write_json(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
+    assert [item.reason for item in ReferYouTubeVOS(raw).skipped()] == [
+        "empty sentence",
+        "the expression's name is not a plain file name",
+    ]
+    assert [len(pair.sentences) for pair in read(raw, MAN)[0]] == [2, 2]
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "another size", "folder missing"])
+def test_a_validation_frame_without_its_mask_is_asked_without_truth(raw: Path, fault: str):
+    """The server wants it, and no score may count it."""
+    path = raw / "valid/Annotations" / MAN / "00005.png"
+    expected = Skipped(str(path), "mask missing")
+    if fault == "folder missing":
+        shutil.rmtree(path.parent)
+        expected = Skipped(str(path.parent), "the video's folder of masks is missing")
+    elif fault == "missing":
+        path.unlink()
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:60])
+        expected = Skipped(str(path), "the mask can't be read")
+    else:
+        Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(path)
+        frame_path = str(raw / "valid/JPEGImages" / MAN / "00005.jpg")
+        expected = Skipped(frame_path, "the mask has another size than the frame")
+    pairs, skipped = read(raw, MAN)
+    assert expected in skipped
+    assert [pair.frame_index for pair in pairs] == [0, 5]
+    truths = [[sentence.instance for sentence in pair.sentences] for pair in pairs]
+    assert truths == [[None, None] if fault == "folder missing" else [1, 2], [None, None]]
+    assert pairs[1].masks == {}
+    for pair in pairs:
+        assert [sentence.expression for sentence in pair.sentences] == ["0", "1"]
+        check(raw, "valid", pair, 0)
 
 
 def test_validation_without_the_list_of_test(raw: Path):
@@ -342,8 +407,15 @@ def test_an_object_that_is_in_no_mask_of_the_video(raw: Path):
     write_json(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
     pairs, skipped = read(raw, MAN)
     where = f"{raw / 'valid/Annotations' / MAN}: instance 9 (a unicorn)"
-    assert skipped == [Skipped(where, "the instance is in no mask of the video")]
-    assert [pair.masks.keys() for pair in pairs] == [{1, 2}, {1, 2}]
+    assert skipped == [Skipped(where, "the instance is in no mask of the video: kept with empty masks")]
+    assert [pair.masks.keys() for pair in pairs] == [{1, 2, 9}, {1, 2, 9}]
+    assert not any(pair.masks[9].any() for pair in pairs)
+
+    write_json(raw, "train", {NEW: {**TRAIN[NEW], "expressions": expressions}})
+    pairs, skipped = read(raw)
+    where = f"{raw / 'train/Annotations' / NEW}: instance 9 (a unicorn)"
+    assert skipped[0] == Skipped(where, "the instance is in no mask of the video")
+    assert all(9 not in pair.masks for pair in pairs)
 
 
 @pytest.mark.parametrize(
@@ -371,10 +443,10 @@ def test_a_missing_mask(raw: Path):
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
 def test_a_truncated_mask(raw: Path, kept: float):
-    path = raw / "valid/Annotations" / MAN / "00005.png"
+    path = raw / "train/Annotations" / NEW / "00005.png"
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    pairs, skipped = read(raw, MAN)
-    assert [pair.frame_index for pair in pairs] == [0]
+    pairs, skipped = read(raw)
+    assert [pair.frame_index for pair in pairs] == [10, 15]
     assert skipped[0] == Skipped(str(path), "the mask can't be read")
 
 

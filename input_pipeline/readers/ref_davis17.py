@@ -2,13 +2,13 @@
 
     DAVIS/JPEGImages/480p/<video>/<%05d>.jpg          frames, from 00000
     DAVIS/Annotations/480p/<video>/<%05d>.png         masks; the value of a pixel is its object's id, 255 is void
+    DAVIS/Annotations_unsupervised/480p/<video>/<%05d>.png     the same, with other ids: published scores are of these
     DAVIS/ImageSets/2017/{train,val}.txt              the videos of each split, one a line
     davis_text_annotations/Davis17_annot{1,2}.txt                 video object "expression", of the first frame
     davis_text_annotations/Davis17_annot{1,2}_full_video.txt      the same, of the whole video
 
 The four files are counted as four annotators. Those of the second one are Latin-1 text, the others UTF-8, and three
-videos have other names there. The ids are those of DAVIS/Annotations; DAVIS/Annotations_unsupervised, on which
-published scores are computed, has ids of its own and is not read here.
+videos have other names there. The ids are those of DAVIS/Annotations.
 
 Sources: Khoreva et al., ACCV 2018 (arXiv 1803.08006) for the expressions, Pont-Tuset et al., arXiv 1704.00675
 (https://davischallenge.org) for frames and masks.
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines
-from input_pipeline.readers.video_folders import frame_numbers, read_video
+from input_pipeline.readers.video_folders import frame_numbers, read_labels, read_video
 
 FRAMES = "DAVIS/JPEGImages/480p"
 MASKS = "DAVIS/Annotations/480p"
@@ -105,12 +105,17 @@ class RefDAVIS17:
         split_of = _read_lists(self.raw, skipped)
         described = _read_expressions(self.raw, split_of, skipped)
         by_video: dict[str, tuple[Sentence, ...]] = {}
-        # as text, "10" before "2": so the evaluations of the field count the expressions of a video
+        objects_of: dict[str, int] = {}
+        # The evaluations of the field count the expressions of a video: its objects as text, "10" before "2", and four
+        # for each. One that is missing keeps its number, so that every other one has its own.
         for video, instance in sorted(described, key=lambda key: (key[0], str(key[1]))):
+            first = len(ANNOTATORS) * objects_of.get(video, 0)
+            objects_of[video] = objects_of.get(video, 0) + 1
             sentences = described[video, instance]
-            for annotator, file in ANNOTATORS.items():
+            for number, (annotator, file) in enumerate(ANNOTATORS.items(), start=first):
                 if annotator in sentences:
-                    by_video[video] = (*by_video.get(video, ()), sentences[annotator])
+                    sentence = dataclasses.replace(sentences[annotator], expression=str(number))
+                    by_video[video] = (*by_video.get(video, ()), sentence)
                 else:
                     where = f"{self.raw / SENTENCES / file}: {video} {instance}"
                     skipped.append(Skipped(where, "object without an expression of one annotator"))
@@ -132,19 +137,41 @@ class RefDAVIS17:
         """Every frame of `video` with its sentences, and what had to be left out.
 
         Where an object is not in a frame, the frame is no sample for it in train; in val it is one with an empty mask,
-        since scores are means over all frames. Void pixels belong to no object.
+        since scores are means over all frames, and without truth where the mask is not there. Void pixels belong to no
+        object. In val the pairs have the labels that published scores are computed on, as far as they are there.
         """
         frames, masks = self.raw / FRAMES / video, self.raw / MASKS / video
         there = frame_numbers(frames, ".jpg") | frame_numbers(masks, ".png")
-        yield from read_video(
+        evaluated = self.tables.split[video] == "val"
+        items = read_video(
             video,
             frames,
             masks,
             range(max(there, default=-1) + 1),
             self.earlier,
             self.tables.sentences[video],
-            keep_absent=self.tables.split[video] == "val",
+            keep_all=evaluated,
         )
+        yield from self._with_labels(video, items) if evaluated else items
+
+    def _with_labels(self, video: str, items: Iterator[FramePair | Skipped]) -> Iterator[FramePair | Skipped]:
+        """Gives every frame pair the labels that published scores are computed on, or the reason why it has none."""
+        folder = self.raw / MASKS_FOR_SCORES / video
+        if not folder.is_dir():
+            yield Skipped(str(folder), "the video's folder of masks for published scores is missing")
+            yield from items
+            return
+        for item in items:
+            if isinstance(item, FramePair):
+                path = folder / f"{item.frame_index:05d}.png"
+                try:
+                    labels = read_labels(path)
+                    if labels.shape != item.frame.shape[:2]:
+                        raise DataError("the mask has another size than the frame")
+                    item = dataclasses.replace(item, labels=labels)
+                except DataError as error:
+                    yield Skipped(str(path), str(error))
+            yield item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +180,8 @@ class Tables:
 
     Attributes:
       split: video -> its split.
-      sentences: video -> its sentences, the four annotators' of each object together; `group` names the annotator.
+      sentences: video -> its sentences, the four annotators' of each object together; `group` names the annotator, and
+        `expression` is 4 * object + annotator, both counted from 0.
       skipped: the lines left out.
     """
 

@@ -4,12 +4,12 @@
     train/Annotations/<video>/<%05d>.png              masks; the value of a pixel is its object's id
     valid/JPEGImages, valid/Annotations               the same; the masks of valid were published in 2026
     meta_expressions/{train,valid,test}/meta_expressions.json
-        {"videos": {video: {"expressions": {id: {"exp": sentence, "obj_id": object}}, "frames": [name, ...]}}}
+        {"videos": {video: {"expressions": {name: {"exp": sentence, "obj_id": object}}, "frames": [name, ...]}}}
         and an older form, where a video is
         {"objects": {object: {"frames": [name, ...], "expressions": [sentence, ...]}}}
 
-The file of valid also lists the videos of test: those of valid are what remains without them. A split is read where its
-folder and its masks are there and its expressions name their objects.
+The file of valid also lists the videos of test: those of valid are what remains without them. As first published, valid
+has neither masks nor "obj_id"; it is read without them, too, since the server of the benchmark only wants predictions.
 
 Source: Seo et al., ECCV 2020 (https://github.com/skynbe/Refer-Youtube-VOS); frames and masks of YouTube-VOS.
 """
@@ -77,7 +77,10 @@ class ReferYouTubeVOS:
             for kind in (FRAMES, MASKS):
                 folders = sum((self.raw / split / kind / video).is_dir() for video in videos)
                 found[f"{split} folders of {kind}"] = folders, in_full
-            found[f"{split} sentences"] = sum(len(video.sentences) for video in videos.values()), sentences_in_full
+            sentences = [sentence for video in videos.values() for sentence in video.sentences]
+            found[f"{split} sentences"] = len(sentences), sentences_in_full
+            named = sum(sentence.instance is not None for sentence in sentences)
+            found[f"{split} sentences that name their object"] = named, sentences_in_full
         return found
 
     @functools.cached_property
@@ -94,9 +97,7 @@ class ReferYouTubeVOS:
             videos.pop("valid", None)
         if not videos:
             reasons = "".join(f"  {item.where}: {item.reason}\n" for item in skipped[:3])
-            raise DataError(
-                f"{self.raw} has no split with masks to train on or to compare with.\n{reasons}{HOW_TO_GET}"
-            )
+            raise DataError(f"{self.raw} has no split that can be read.\n{reasons}{HOW_TO_GET}")
         return Tables(videos, tuple(skipped))
 
     def _videos_of(self, split: str, skipped: list[Skipped]) -> dict[str, Video]:
@@ -109,8 +110,7 @@ class ReferYouTubeVOS:
         entries = _read_json(expressions)
         if split == "valid":
             if not masks.exists():
-                skipped.append(Skipped(str(masks), "split valid is left out: it has no masks"))
-                return {}
+                skipped.append(Skipped(str(masks), "split valid has no masks: only the server can score it"))
             if expressions_of_test.exists():
                 test = _read_json(expressions_of_test)
                 entries = {name: entry for name, entry in entries.items() if name not in test}
@@ -123,7 +123,7 @@ class ReferYouTubeVOS:
             if not is_plain_name(name):
                 skipped.append(Skipped(where, "the video's name is not a plain file name"))
                 continue
-            video = _parse_video(where, entry, skipped)
+            video = _parse_video(where, entry, split == "valid", skipped)
             if video.sentences and video.numbers:
                 videos[name] = video
             else:
@@ -141,20 +141,20 @@ class ReferYouTubeVOS:
         """Every listed frame of `video` with its sentences, and what had to be left out.
 
         Where an object is not in a frame, the frame is no sample for it in train; in valid it is one with an empty
-        mask, since scores are means over all listed frames.
+        mask, since scores are means over all listed frames, and where the truth is not there, it is one without.
         """
         split = next(split for split, videos in self.tables.videos.items() if video in videos)
         entry = self.tables.videos[split][video]
-        frames = self.raw / split / FRAMES / video
+        frames, masks = self.raw / split / FRAMES / video, self.raw / split / MASKS
         known = frame_numbers(frames, ".jpg").union(entry.numbers)  # a listed frame that is lost has no substitute
         yield from read_video(
             video,
             frames,
-            self.raw / split / MASKS / video,
+            masks / video if masks.exists() else None,
             entry.numbers,
             lambda number: self.earlier(number, known),
             entry.sentences,
-            keep_absent=split == "valid",
+            keep_all=split == "valid",
         )
 
 
@@ -185,8 +185,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} holds no expressions ({error}). Unpack the file again.") from error
 
 
-def _parse_video(where: str, entry: object, skipped: list[Skipped]) -> Video:
-    """An entry of either form -> its frames and sentences; what is wrong in it is left out, maybe everything."""
+def _parse_video(where: str, entry: object, truth_optional: bool, skipped: list[Skipped]) -> Video:
+    """An entry of either form -> its frames and sentences; what is wrong in it is left out, maybe everything.
+
+    Where the truth is optional, an expression that names no object, or none that there can be, has the instance None.
+    """
     names: list[object] = []
     expressions: list[tuple[str, object, object]] = []  # name, sentence, object
     match entry:
@@ -207,11 +210,14 @@ def _parse_video(where: str, entry: object, skipped: list[Skipped]) -> Video:
                         skipped.append(Skipped(f"{where}: object {instance!r}", "malformed object"))
     sentences = []
     for name, text, instance in expressions:
-        reason = _fault(name, text, instance)
-        if reason:
-            skipped.append(Skipped(f"{where}: expression {name!r}", reason))
-        else:
-            sentences.append(Sentence(text.strip(), int(str(instance))))
+        place = f"{where}: expression {name!r}"
+        fault, object_fault = _fault(name, text), _object_fault(instance)
+        if fault or (object_fault and not truth_optional):
+            skipped.append(Skipped(place, fault or object_fault))
+            continue
+        if object_fault and instance is not None:
+            skipped.append(Skipped(place, f"{object_fault}: kept without truth"))
+        sentences.append(Sentence(text.strip(), None if object_fault else int(instance), expression=name))
     numbers: set[int] = set()
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[0-9]{5}", name):
@@ -225,16 +231,19 @@ def _parse_video(where: str, entry: object, skipped: list[Skipped]) -> Video:
     return Video(tuple(sorted(numbers)), tuple(sentences))
 
 
-def _fault(name: str, text: object, instance: object) -> str:
+def _fault(name: str, text: object) -> str:
     """Why an expression has to be left out, "" if it is good."""
     if not is_plain_name(name):  # it becomes a folder of the submission
         return "the expression's name is not a plain file name"
     if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
         return "the expression is no text"
-    if not text.strip():
-        return "empty sentence"
+    return "" if text.strip() else "empty sentence"
+
+
+def _object_fault(instance: object) -> str:
+    """Why the object of an expression can't be one of the masks, "" if it can."""
     if instance is None:
         return "the expression does not name its object"
-    if not re.fullmatch(r"[1-9][0-9]{0,2}", str(instance)) or int(str(instance)) > 255:
-        return "the object is not a number from 1 to 255"
-    return ""
+    if isinstance(instance, str | int) and re.fullmatch(r"[1-9][0-9]{0,2}", str(instance)) and int(instance) <= 255:
+        return ""
+    return "the object is not a number from 1 to 255"

@@ -5,6 +5,7 @@ A mask is a palette picture: the value of a pixel is the id of the object that i
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -24,42 +25,49 @@ def frame_numbers(folder: Path, suffix: str) -> set[int]:
 def read_video(
     video: str,
     frames: Path,
-    masks: Path,
+    masks: Path | None,
     numbers: Iterable[int],
     earlier: Callable[[int], tuple[int, str]],
     sentences: tuple[Sentence, ...],
-    keep_absent: bool,
+    keep_all: bool,
 ) -> Iterator[FramePair | Skipped]:
     """The frame pairs of a video, in the order of `numbers`, and what had to be left out.
 
     Args:
       video: the data set's name of the video.
       frames: its folder of frames.
-      masks: its folder of masks.
+      masks: its folder of masks; None where they are not published.
       numbers: the annotated frames.
       earlier: frame -> earlier frame and the rule that found it.
       sentences: all about the video.
-      keep_absent: where the object of a sentence is not in a frame, False leaves the sentence out there, and True keeps
-        it with an empty mask, as published scores demand. An object that is in no frame is always left out.
+      keep_all: True asks every sentence about every frame, as published scores and servers demand: with an empty mask
+        where its object is not in the frame, and with instance None where the frame has no mask that can be read.
+        False leaves a sentence out of both.
     """
-    for folder, what in ((frames, "frames"), (masks, "masks")):
-        if not folder.is_dir():
-            yield Skipped(str(folder), f"the video's folder of {what} is missing")
-            return
-    labels: dict[int, np.ndarray] = {}
-    for number in numbers:
+    if not frames.is_dir():
+        yield Skipped(str(frames), "the video's folder of frames is missing")
+        return
+    if masks is not None and not masks.is_dir():
+        yield Skipped(str(masks), "the video's folder of masks is missing")
+        masks = None
+    labels: dict[int, np.ndarray | None] = dict.fromkeys(numbers) if keep_all else {}
+    for number in numbers if masks is not None else ():
         path = masks / f"{number:05d}.png"
         try:
             labels[number] = read_labels(path)
         except DataError as error:
             yield Skipped(str(path), str(error))
-    ids = {number: set(np.flatnonzero(np.bincount(label.ravel())).tolist()) for number, label in labels.items()}
+    ids = {
+        n: set(np.flatnonzero(np.bincount(label.ravel())).tolist()) for n, label in labels.items() if label is not None
+    }
     seen = set().union(*ids.values())
     for sentence in sentences:
-        if labels and sentence.instance not in seen:
+        if ids and sentence.instance is not None and sentence.instance not in seen:
             where = f"{masks}: instance {sentence.instance} ({sentence.text[:60]})"
-            yield Skipped(where, "the instance is in no mask of the video")
-    sentences = tuple(sentence for sentence in sentences if sentence.instance in seen)
+            kept = ": kept with empty masks" if keep_all else ""
+            yield Skipped(where, f"the instance is in no mask of the video{kept}")
+    if not keep_all:
+        sentences = tuple(sentence for sentence in sentences if sentence.instance in seen)
     if not sentences:
         return
 
@@ -75,22 +83,24 @@ def read_video(
         earlier_number, rule = earlier(number)
         try:
             frame, earlier_frame = picture(number, "frame"), picture(earlier_number, "earlier frame")
-            if label.shape != frame.shape[:2]:
-                raise DataError("the mask has another size than the frame")
             if earlier_frame.shape != frame.shape:
                 raise DataError("the earlier frame has another size than the frame")
         except DataError as error:
             yield Skipped(str(path), str(error))
             continue
-        asked = {sentence.instance for sentence in sentences}
-        if not keep_absent:
-            for instance in sorted(asked - ids[number]):
+        if label is not None and label.shape != frame.shape[:2]:
+            yield Skipped(str(path), "the mask has another size than the frame")
+            label = None
+        if label is None:
+            asked = tuple(dataclasses.replace(sentence, instance=None) for sentence in sentences) if keep_all else ()
+        else:
+            asked = tuple(s for s in sentences if keep_all or s.instance in ids[number])
+            for instance in sorted({s.instance for s in sentences} - {s.instance for s in asked}):
                 yield Skipped(f"{masks / path.stem}.png: instance {instance}", "the instance is not in the frame")
-            asked &= ids[number]
         if asked:
-            present = tuple(sentence for sentence in sentences if sentence.instance in asked)
-            planes = {instance: label == instance for instance in sorted(asked)}
-            yield FramePair(video, number, frame, earlier_frame, rule, planes, present)
+            present = sorted({sentence.instance for sentence in asked} - {None})
+            planes = {instance: label == instance for instance in present}
+            yield FramePair(video, number, frame, earlier_frame, rule, planes, asked)
 
 
 def read_labels(path: Path) -> np.ndarray:
