@@ -25,7 +25,7 @@ from configs import base
 from input_pipeline.glove import WordVectors
 from lbdt_jax.step import TrainState
 
-#: Bytes of a conversion that are in the hands of the disk at once; a little more than the largest array.
+#: Bytes of bare weights that are in the hands of the disk at once; a little more than the largest array.
 WRITTEN_AT_ONCE = 16 << 20
 
 CHECKSUMS = "SHA256SUMS"
@@ -148,15 +148,16 @@ def save_weights(
     config: ConfigDict,
     word_vectors: WordVectors,
     unused: dict[str, np.ndarray],
+    step: int = 0,
 ) -> None:
-    """Saves converted weights as WORKDIR/checkpoints/0, with `unused`, which comes back from `load_unused` only."""
+    """Saves weights alone as WORKDIR/checkpoints/STEP, with `unused`, which comes back from `load_unused` only."""
     context = ocp.Context()
     # Nothing changes while it is written, so neither copies nor much of it at once are needed.
     context.array.saving.use_compression = False  # weights shrink by a tenth, and it takes memory
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = WRITTEN_AT_ONCE
     saved = {"variables": variables, "word_vectors": _stored(word_vectors)}
-    folder = (workdir / "checkpoints" / "0").absolute()
+    folder = (workdir / "checkpoints" / str(step)).absolute()
     with context:
         ocp.save_checkpointables(
             folder,

@@ -120,6 +120,23 @@ def test_what_we_trained_keeps_nothing_that_is_never_used(folder: Path, tmp_path
     assert load_unused(tmp_path) == {}
 
 
+def test_from_folder_to_folder_go_the_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tiny_state(tiny_config()).replace(step=np.asarray(12, np.int32))
+    words = WordVectors(("dog", "red"), np.arange(12, dtype=np.float32).reshape(2, 6))
+    with CheckpointWriter(tmp_path / "run" / "checkpoints", 1) as writer:
+        writer.save(replicate(state, make_mesh(jax.devices()[:1])), tiny_config(), words)
+    convert(tmp_path / "run", tmp_path / "weights")
+    assert "after 12 steps" in capsys.readouterr().out
+    assert "run exists already" in refused(tmp_path / "weights", tmp_path / "run", capsys)
+    both = [load_checkpoint(tmp_path / name) for name in ("run", "weights")]
+    arrays = [{**flatten_dict(each.variables), "words": each.word_vectors.vectors} for each in both]
+    assert arrays[0].keys() == arrays[1].keys()
+    assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
+    assert [(each.step, each.word_vectors.words) for each in both] == [(12, ("dog", "red"))] * 2
+    assert both[0].config.to_dict() == both[1].config.to_dict()
+    assert not list((tmp_path / "weights").rglob("optimizer_state"))
+
+
 @pytest.mark.parametrize("form", ["module.", "state_dict", "model", "old", "parameters"])
 def test_the_forms_in_which_files_come(form: str, tmp_path: Path) -> None:
     state = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.num_batches_tracked": np.asarray(7)}

@@ -1,9 +1,11 @@
-"""Converts a state dict of the published PyTorch code to our checkpoint, and back.
+"""Converts a state dict of the published PyTorch code to our checkpoint, and back; and takes a checkpoint's weights.
 
     python -m lbdt_jax.convert --from=released.ckpt --to=DIR      python -m lbdt_jax.convert --from=DIR --to=new.ckpt
+    python -m lbdt_jax.convert --from=WORKDIR --to=DIR
 
-A folder on the side of --from is ours, a file is PyTorch's. Nothing that exists is overwritten. Both ways are bit for
-bit: what the published code never uses is kept in the checkpoint and comes back.
+A folder is ours, a file, which for --to ends with .ckpt, .pth or .pt, is PyTorch's. From folder to folder, the newest
+checkpoint is written without the optimizer's state, a third of its size. Nothing that exists is overwritten. All ways
+are bit for bit: what the published code never uses is kept in the checkpoint and comes back.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from absl import flags, logging
 
 from lbdt_jax.command import fail, whole_or_not_at_all
 
-USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2].split("      "))
+USAGE = "\n".join(line.strip() for part in __doc__.splitlines()[2:4] for line in part.split("      ") if line.strip())
+ENDINGS = (".ckpt", ".pth", ".pt")  # of PyTorch's files
 FROM = flags.DEFINE_string("from", None, "A .ckpt file of the published code, or a folder with our checkpoint.")
-TO = flags.DEFINE_string("to", None, "The new folder or the new file.")
+TO = flags.DEFINE_string("to", None, f"The new folder, or the new file, whose name ends with {', '.join(ENDINGS)}.")
 
 
 def to_ours(source: Path, target: Path) -> None:
@@ -59,6 +62,23 @@ def to_ours(source: Path, target: Path) -> None:
         f"LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth}, "
         f"{sum(array.size for array in flat.values()) / 1e6:.2f} million numbers: {target}"
     )
+
+
+def to_weights(source: Path, target: Path) -> None:
+    """Writes a checkpoint of ours without the optimizer's state, under the same step.
+
+    Raises:
+      CheckpointError: there is no sound checkpoint in the folder.
+    """
+    from lbdt_jax.checkpoint import load_checkpoint, load_unused, save_weights
+
+    checkpoint = load_checkpoint(source)
+    unused = load_unused(source)
+    with whole_or_not_at_all(target) as unfinished:
+        save_weights(
+            unfinished, checkpoint.variables, checkpoint.config, checkpoint.word_vectors, unused, checkpoint.step
+        )
+    print(f"The weights of {checkpoint.path}, after {checkpoint.step} steps: {target}")
 
 
 def to_published(source: Path, target: Path) -> None:
@@ -123,9 +143,13 @@ def main(arguments: list[str]) -> None:
     try:
         if not source.exists():
             raise DataError(f"--from: there is no {source}.")
-        if os.path.lexists(target) and not (source.is_file() and target.is_dir() and not any(target.iterdir())):
+        published = source.is_dir() and target.suffix in ENDINGS
+        if os.path.lexists(target) and (published or not target.is_dir() or any(target.iterdir())):
             raise DataError(f"--to: {target} exists already. Nothing is overwritten; choose another name.")
-        (to_published if source.is_dir() else to_ours)(source, target)
+        if source.is_file():
+            to_ours(source, target)
+        else:
+            (to_published if published else to_weights)(source, target)
     except (DataError, CheckpointError) as error:
         fail(str(error))
     except OSError as error:
