@@ -89,6 +89,8 @@ def decode_labels(data: bytes) -> np.ndarray:
 
 def _decode(data: bytes, mode: str) -> np.ndarray:
     try:
+        if data.startswith(b"\x89PNG"):  # its checksums, which Pillow does not look at when it decodes
+            Image.open(io.BytesIO(data), formats=("PNG",)).verify()
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             return np.asarray(picture.convert(mode))
     # Pillow's other words for a broken PNG, and for one that claims to be larger than any frame

@@ -135,3 +135,56 @@ def fabricate_jhmdb(raw: Path) -> Path:
     ]
     (raw / "jhmdb_sentences_samples_metadata.json").write_text(json.dumps(entries))
     return raw
+
+
+def fabricate_prepared(folder: Path) -> Path:
+    """LBDT's own layout of the three data sets: `a2d`, `jhmdb` and `ytvos` in one folder.
+
+    a2d: frames 1 to 12 of `walker`, with masks of 2 and 9, and frames 4 and 5 of `Cat_-1`. jhmdb: the videos of
+    `fabricate_jhmdb`. ytvos: every 5th frame of `penguin` and `man`, where objects 1 and 2 are boxes.
+    """
+    a2d, jhmdb, ytvos = folder / "a2d", folder / "jhmdb", folder / "ytvos"
+    for video, numbers in {"walker": range(1, 13), "Cat_-1": (4, 5)}.items():
+        for number in numbers:
+            write_jpeg(a2d / f"images/{video}/{number:05d}.jpg", frame(number - 1))
+    write_h5(a2d / "masks/walker/00002.h5", [0, 1], [box(4, 4), box(30, 8)])
+    write_h5(a2d / "masks/walker/00009.h5", [1], [box(30, 20)])
+    write_h5(a2d / "masks/Cat_-1/00005.h5", [2], [box(5, 30)])
+    (a2d / "train.txt").write_text(PREPARED_A2D)
+    (a2d / "val.txt").write_text("Cat_-1/00005,48,64,2,cat, jumping,13")
+    fabricate_jhmdb(jhmdb)
+    for name in ("jhmdb_annotation.txt", "jhmdb_sentences_samples_metadata.json"):
+        (jhmdb / name).unlink()
+    rows = [f"{video}/{number:05d},48,64,1,{text},5" for _, video, text, numbers in JHMDB_SAMPLES for number in numbers]
+    (jhmdb / "val.txt").write_text("\n".join(rows))
+    for split, video in (("train", "penguin"), ("val", "man")):
+        for number in (0, 5, 10):
+            write_jpeg(ytvos / split / f"JPEGImages/{video}/{number:05d}.jpg", frame(number))
+            labels = 1 * box(4, number) + (2 * box(30, number) if number else 0)
+            path = ytvos / split / f"Annotations/{video}/{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels.astype(np.uint8)).save(path)
+    (ytvos / "train.txt").write_text(PREPARED_YTVOS.replace("VIDEO", "penguin"))
+    (ytvos / "val.txt").write_text(PREPARED_YTVOS.replace("VIDEO", "man").replace("#", "~"))
+    return folder
+
+
+PREPARED_A2D = """\
+walker/00002,48,64,0, the man in red ,12
+walker/00009,48,64,1,a woman,13
+walker/00002,48,64,1,a woman,13
+"""
+PREPARED_YTVOS = """\
+VIDEO/00000#48#64#1#the first
+VIDEO/00005#48#64#1#the first
+VIDEO/00000#48#64#2#the second
+VIDEO/00005#48#64#2#the second
+VIDEO/00005#48#64#1#the one at the top
+VIDEO/00010#48#64#1#the first
+VIDEO/00010#48#64#1#the first
+"""
+
+
+def write_jpeg(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, quality=95)

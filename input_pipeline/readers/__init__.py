@@ -32,6 +32,10 @@ class DataError(ValueError):
     """
 
 
+#: File systems allow 255, with the suffix.
+MOST_BYTES_OF_A_NAME = 240
+
+
 @dataclasses.dataclass(frozen=True)
 class Sentence:
     """A sentence and the object it refers to.
@@ -114,8 +118,9 @@ def numbered_lines(path: Path, latin_1: bool = False) -> Iterator[tuple[str, str
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name from an annotation file stays inside its folder when it becomes a path."""
-    return name not in ("", ".", "..") and PurePath(name).name == name and "\\" not in name and name.isprintable()
+    """Whether a name from an annotation file stays inside its folder when it becomes a path that can be."""
+    inside = name not in ("", ".", "..") and PurePath(name).name == name and "\\" not in name
+    return inside and name.isprintable() and len(name.encode()) <= MOST_BYTES_OF_A_NAME
 
 
 def read_frame(path: Path, what: str) -> np.ndarray:
@@ -126,3 +131,11 @@ def read_frame(path: Path, what: str) -> np.ndarray:
         raise DataError(f"{what} missing") from error
     except OSError as error:
         raise DataError(f"the {what} can't be read") from error
+
+
+def read_frames(path: Path, earlier: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A frame and its earlier frame, (H, W, 3) uint8 RGB each. Raises DataError also where their sizes differ."""
+    frame, earlier_frame = read_frame(path, "frame"), read_frame(earlier, "earlier frame")
+    if earlier_frame.shape != frame.shape:
+        raise DataError("the earlier frame has another size than the frame")
+    return frame, earlier_frame

@@ -201,7 +201,7 @@ def read_masks(path: Path, size: tuple[int, int], wanted: set[int]) -> dict[int,
       wanted: ids to look for.
 
     Raises:
-      DataError: the file can't be read, or holds masks of another size than the frame.
+      DataError: the file is missing, can't be read, or holds masks of another size than the frame.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -218,6 +218,8 @@ def read_masks(path: Path, size: tuple[int, int], wanted: set[int]) -> dict[int,
             }
     except DataError:
         raise
+    except FileNotFoundError as error:
+        raise DataError("h5 file missing") from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DataError("the h5 file can't be read") from error
 

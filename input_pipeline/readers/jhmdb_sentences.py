@@ -29,7 +29,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.io import loadmat
 
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines, read_frame
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines, read_frames
 
 FRAMES = "Rename_Images"
 MASKS = "puppet_mask"
@@ -95,7 +95,7 @@ class JHMDBSentences:
         if missing:
             raise DataError(f"{self.raw} lacks {', '.join(missing)}.\n{HOW_TO_GET}")
         skipped: list[Skipped] = []
-        actions = _find_videos(self.raw / FRAMES, skipped)
+        actions = find_videos(self.raw / FRAMES, skipped)
         sentences = _read_sentences(self.raw / SENTENCES, actions, skipped)
         for video in sorted(actions.keys() - sentences.keys()):
             skipped.append(Skipped(f"{self.raw / SENTENCES}: video {video}", "video without a sentence"))
@@ -156,18 +156,10 @@ class JHMDBSentences:
         Raises:
           DataError: the reason why it has to be left out.
         """
-        if number > masks.shape[2]:
-            raise DataError("the masks end before the frame")
-        mask = masks[:, :, number - 1]
-        if not mask.any():
-            raise DataError("the mask is empty")
         earlier, rule = self.earlier(number)
-        frame = read_frame(self.frames_of(video) / f"{number:05d}.png", "frame")
-        earlier_frame = read_frame(self.frames_of(video) / f"{earlier:05d}.png", "earlier frame")
-        if mask.shape != frame.shape[:2]:
-            raise DataError("the mask has another size than the frame")
-        if earlier_frame.shape != frame.shape:
-            raise DataError("the earlier frame has another size than the frame")
+        folder = self.frames_of(video)
+        frame, earlier_frame = read_frames(folder / f"{number:05d}.png", folder / f"{earlier:05d}.png")
+        mask = mask_of_frame(masks, number, frame.shape[:2])
         sentence = self.tables.sentences[video]
         return FramePair(video, number, frame, earlier_frame, rule, {sentence.instance: mask}, (sentence,))
 
@@ -232,7 +224,23 @@ def read_masks(path: Path) -> np.ndarray:
     return np.atleast_3d(masks) > 0
 
 
-def _find_videos(folder: Path, skipped: list[Skipped]) -> dict[str, str]:
+def mask_of_frame(masks: np.ndarray, number: int, size: tuple[int, int]) -> np.ndarray:
+    """The mask of frame `number` (from 1), (H, W) bool, among the masks of its video, (H, W, T) bool.
+
+    Raises:
+      DataError: there is none for the frame, or it is empty or has another size than the frame, (H, W).
+    """
+    if not 1 <= number <= masks.shape[2]:
+        raise DataError("the masks end before the frame")
+    mask = masks[:, :, number - 1]
+    if mask.shape != size:
+        raise DataError("the mask has another size than the frame")
+    if not mask.any():
+        raise DataError("the mask is empty")
+    return mask
+
+
+def find_videos(folder: Path, skipped: list[Skipped]) -> dict[str, str]:
     """Video -> action, from the tree of frames. A name that lies under two actions is left out."""
     actions: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*/*")):
