@@ -93,8 +93,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Batches of the split "train", epoch after epoch without end; the caller stops.
 
-    A step holds the same samples whatever the number of processes. The incomplete batch at the end of an epoch is
-    dropped.
+    A step holds the same samples in the same order whatever the number of processes. The incomplete batch at the end of
+    an epoch is dropped.
 
     Args:
       config: its fields data_dir, dataset, image_size, max_words, batch_size,
@@ -131,11 +131,11 @@ def training_batches(
         dataset = dataset.flat_map(partial(_samples_of_record, together, seed))
         dataset = dataset.shuffle(config.shuffle_buffer, seed, reshuffle_each_iteration=False)
         dataset = dataset.take(steps * elements)
-        dataset = dataset.skip(tf.where(epoch == first_epoch, used, np.int64(0)))
-        return dataset.shard(process_count, process_index)
+        return dataset.skip(tf.where(epoch == first_epoch, used, np.int64(0)))
 
     dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_samples)
-    dataset = dataset.batch(elements // process_count).prefetch(2)
+    # Every process makes a run of each batch, so that device for device it is the batch of a single process.
+    dataset = dataset.batch(elements // process_count).shard(process_count, process_index).prefetch(2)
     yield from _in_threads(_batch_decoder(config, word_vectors), _elements(dataset, config, "train"))
 
 
