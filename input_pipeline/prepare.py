@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.readers import DataError
-from input_pipeline.records import READERS, is_prepared, load_report, records_dir, write_records
+from input_pipeline.records import READERS, is_prepared, load_report, open_reader, records_dir, write_records
 
 
 def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int | None = None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
         from input_pipeline.moving_shapes import write_raw  # draws: nothing that other data sets need
 
         write_raw(raw)
-    reader = READERS[dataset](raw, interval)
+    reader = open_reader(dataset, raw, interval)
     print(f"{dataset} in {raw}:")
     for thing, (found, expected) in reader.inventory().items():
         print(f"  {found} {thing}" + (f" of {expected} in the full data set" if expected is not None else ""))
@@ -73,7 +73,9 @@ def describe(report: dict[str, Any], examples: int = 20) -> str:
     for split, counts in report["splits"].items():
         lines.append(
             f"  {split}: {counts['videos']} videos, {counts['frame_pairs']} frame pairs, {counts['instances']} "
-            f"instances, {counts['sentences']} sentences; earlier frame by "
+            f"instances, {counts['sentences']} sentences"
+            + (f", {counts['without_truth']} of them without published truth" if counts["without_truth"] else "")
+            + "; earlier frame by "
             + ", ".join(f"{rule} {number}" for rule, number in counts["earlier_frames"].items())
         )
     sources = [("annotation lines", report["skipped_lines"])]

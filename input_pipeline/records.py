@@ -33,6 +33,12 @@ from input_pipeline.readers import DataError, FramePair, Skipped
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
 from input_pipeline.readers.moving_shapes import MovingShapes
+from input_pipeline.readers.prepared import (
+    PreparedA2D,
+    PreparedJHMDB,
+    PreparedReferYouTubeVOS,
+    is_prepared_layout,
+)
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
 from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
 from input_pipeline.text import tokenize
@@ -45,6 +51,13 @@ READERS = {
     "moving_shapes": MovingShapes,
     "ref_davis17": RefDAVIS17,
     "refer_youtube_vos": ReferYouTubeVOS,
+}
+
+#: The same in the layout that LBDT's released code prepares, where it has one.
+PREPARED = {
+    "a2d_sentences": PreparedA2D,
+    "jhmdb_sentences": PreparedJHMDB,
+    "refer_youtube_vos": PreparedReferYouTubeVOS,
 }
 
 #: Of the records' layout; a new one is written beside the old.
@@ -105,6 +118,12 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read ({error}). Delete {path.parent} and prepare the data again.") from error
+
+
+def open_reader(dataset: str, raw: Path, interval: int) -> Any:
+    """The reader of a data set, by the layout of the folder `raw`; see `input_pipeline.readers`."""
+    of_layout = PREPARED if is_prepared_layout(raw) else {}
+    return of_layout.get(dataset, READERS[dataset])(raw, interval)
 
 
 def features() -> tfds.features.FeaturesDict:

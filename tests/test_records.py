@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import HEIGHT, WIDTH, box, write_a2d, write_clip, write_h5
+from fabricate import HEIGHT, WIDTH, box, fabricate_prepared, write_a2d, write_clip, write_h5
 
 from input_pipeline.images import decode_frame, decode_mask
 from input_pipeline.prepare import main, prepare
@@ -185,6 +185,15 @@ def test_two_at_once_do_not_write_the_same_records(raw: Path, tmp_path: Path):
     with pytest.raises(DataError, match="Another process is writing to"):
         prepare("a2d_sentences", raw, tmp_path / "data")
     os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "dataset, folder, split", [("a2d_sentences", "a2d", "test"), ("jhmdb_sentences", "jhmdb", "test")]
+)
+def test_the_layout_that_lbdt_prepares_is_recognised(dataset: str, folder: str, split: str, tmp_path: Path):
+    raw = fabricate_prepared(tmp_path / "datasets") / folder
+    report = prepare(dataset, raw, tmp_path / "data")
+    assert report["splits"][split]["sentences"] == len((raw / "val.txt").read_text().splitlines())
 
 
 def test_a_report_that_is_damaged(raw: Path, tmp_path: Path):
