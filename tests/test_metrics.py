@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -10,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inputs_rule import checksum
+from pycocotools import mask as run_length
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from lbdt_jax.metrics import (
     PaperScores,
     StandardScores,
     boundary_accuracy,
+    enlarge_as_published,
     foreground_score,
     format_table,
     region_similarity,
@@ -66,8 +71,9 @@ def score_standard(pairs, via_320: bool, constant_score: bool = False) -> Standa
 
 def test_paper_scores_equal_the_released_code(pairs):
     scores = score_paper(pairs)
-    for pair, (iou, intersection, union, f1) in zip(PAIRS, scores.samples, strict=True):
-        expected = pair["reference"]
+    for pair, (_, target, _, rows, columns), sample in zip(PAIRS, pairs, scores.samples, strict=True):
+        expected, (iou, intersection, union, f1) = pair["reference"], sample
+        assert checksum(target[rows][:, columns]) == pair["crc_gt_via_320"]
         assert (intersection, union) == (expected["intersection"], expected["union"])
         assert (iou, f1) == (pytest.approx(expected["iou"], abs=1e-12), pytest.approx(expected["f"], abs=1e-6))
     expected = EXPECTED["aggregate"]["reference"]
@@ -81,20 +87,36 @@ def test_paper_scores_equal_the_released_code(pairs):
         },
         abs=1e-8,
     )
+    assert (scores.compute()["overall_iou"] + scores.compute()["mean_iou"]) / 2 == pytest.approx(
+        expected["returned_a2d"], abs=1e-8
+    )
+    assert (scores.compute()["mean_iou"] + scores.compute()["f1"]) / 2 == pytest.approx(
+        expected["returned_ytvos"], abs=1e-8
+    )
+
+
+def test_enlarged_predictions_are_those_that_the_released_code_writes(pairs):
+    for pair, (probability, *_) in zip(PAIRS, pairs, strict=True):
+        mask = enlarge_as_published(probability > 0.5, (pair["height"], pair["width"]))
+        assert mask.dtype == bool
+        assert (checksum(mask.astype(np.uint8)), mask.sum()) == (pair["crc_saved"], pair["areas"]["saved"])
 
 
 @pytest.mark.parametrize("name", ["standard_via_320", "standard_original"])
 def test_standard_scores_equal_davis_and_coco(pairs, name):
     scores = score_standard(pairs, via_320=name == "standard_via_320")
-    for pair, (j, intersection, union, f) in zip(PAIRS, scores.samples, strict=True):
+    truth = "gt_via_320" if name == "standard_via_320" else "gt_original"
+    for pair, (j, f, intersection, predicted, true, score, key) in zip(PAIRS, scores.samples, strict=True):
         expected = pair[name]
-        assert (intersection, union) == (expected["a2d_intersection"], expected["a2d_union"])
+        assert (predicted, true) == (pair["areas"]["pred"], pair["areas"][truth])
+        assert (intersection, predicted + true - intersection) == (expected["a2d_intersection"], expected["a2d_union"])
         assert (j, f) == pytest.approx((expected["davis_j"], expected["davis_f"]), abs=1e-12)
         assert j == pytest.approx(expected["a2d_iou"], abs=1e-6)
+        assert (score, key) == (pair["score"], -1)
     expected = EXPECTED["aggregate"][name]
     assert scores.compute() == pytest.approx(
         {
-            "coco_map": expected["coco_seeded_scores"]["mAP 0.5:0.95"],
+            **named_as_ours(expected["coco_seeded_scores"]),
             **{f"precision@0.{tenth}": expected[f"P@0.{tenth}"] for tenth in range(5, 10)},
             "overall_iou": expected["overall_iou"],
             "mean_iou": pytest.approx(expected["mean_iou"], abs=1e-6),  # in float32 there
@@ -105,18 +127,104 @@ def test_standard_scores_equal_davis_and_coco(pairs, name):
         abs=1e-12,
     )
     constant = score_standard(pairs, via_320=name == "standard_via_320", constant_score=True).compute()
-    assert constant["coco_map"] == pytest.approx(expected["coco_constant_scores"]["mAP 0.5:0.95"], abs=1e-12)
+    expected = named_as_ours(expected["coco_constant_scores"])
+    assert {measure: constant[measure] for measure in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def named_as_ours(coco: dict[str, float]) -> dict[str, float]:
+    names = {"mAP 0.5:0.95": "coco_map", "AP 0.5": "coco_ap50", "AP 0.75": "coco_ap75"}
+    return {names.get(name, name.replace("AP ", "coco_")): value for name, value in coco.items()}
+
+
+def whole_coco(answers: list[tuple[np.ndarray, np.ndarray, float]]) -> dict[str, float]:
+    """COCO's evaluation as others run it: (predicted mask, true mask, score) of each image, as run-length encodings."""
+    truth, detections = COCO(), []
+    truth.dataset = {"images": [], "annotations": [], "categories": [{"id": 1}]}
+    for number, (prediction, mask, score) in enumerate(answers, start=1):  # COCO takes id 0 for "no match"
+        predicted, true = (run_length.encode(np.asfortranarray(each, np.uint8)) for each in (prediction, mask))
+        truth.dataset["images"].append({"id": number, "height": mask.shape[0], "width": mask.shape[1]})
+        area = float(run_length.area(true))
+        common = {"image_id": number, "category_id": 1}
+        truth.dataset["annotations"].append(
+            {**common, "id": number, "segmentation": true, "area": area, "iscrowd": 0},
+        )
+        detections.append({**common, "segmentation": predicted, "score": score})
+    truth.createIndex()
+    evaluator = COCOeval(truth, truth.loadRes(detections), "segm")
+    evaluator.params.useCats = 0
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    names = ("coco_map", "coco_ap50", "coco_ap75", "coco_small", "coco_medium", "coco_large")
+    return dict(zip(names, evaluator.stats[:6].tolist(), strict=True))
+
+
+def random_answers(seed: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Boxes of all sizes, one within the other or empty, IoU at and around COCO's thresholds, scores with ties."""
+    rng = np.random.default_rng(seed)
+    answers = []
+    for size in rng.choice([20, 32, 60, 96, 200], 150):
+        mask, prediction = np.zeros((2, size + 3, size + 7), bool)
+        share = rng.choice([0, 0.3, 0.5, 0.55, 0.6, 0.75, 0.8, 0.95, 1])
+        mask[:size, :size] = rng.random() < 0.9
+        prediction[: round(size * share), :size] = True
+        pair = (prediction, mask) if rng.random() < 0.5 else (mask, prediction)
+        answers.append((*pair, float(rng.integers(0, 9)) / 8))
+    return answers
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_is_that_of_the_whole_coco_evaluation(seed, capsys):
+    answers = random_answers(seed)
+    if seed == 2:  # no small and no medium object
+        answers = [answer for answer in answers if answer[1].sum() > 96**2]
+    scores = StandardScores()
+    for answer in answers:
+        scores.add(*answer)
+    computed, expected = scores.compute(), whole_coco(answers)
+    assert {name: computed.get(name, -1.0) for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert ("coco_small" in computed) == (seed != 2) and 0.1 < computed["coco_map"] < 0.9
 
 
 def test_merged_halves_equal_the_whole(pairs, capsys):
     for whole in (score_paper(pairs), score_standard(pairs, via_320=False)):
-        halves = [
-            type(whole)(*(values[part] for values in vars(whole).values())) for part in (slice(17), slice(17, 99))
-        ]
-        merged = pickle.loads(pickle.dumps(halves[0])).merge(halves[1])
-        assert merged.compute() == type(whole)().merge(merged).compute() == whole.compute()
-        assert halves[0].compute() != whole.compute()
+        columns = whole.samples.shape[1]
+        for middle in (0, 1, 17, 40):
+            first, second = (
+                dataclasses.replace(whole, numbers=whole.numbers[part])
+                for part in (slice(middle * columns), slice(middle * columns, None))
+            )
+            merged = pickle.loads(pickle.dumps(first)).merge(second)
+            assert merged.compute() == type(whole)().merge(merged).compute() == whole.compute()
+        assert len(whole.samples) == 40 and len(first.merge(whole).samples) == 80
     assert capsys.readouterr().out == ""  # pycocotools is kept silent
+
+
+def test_j_and_f_are_means_over_frames_and_then_over_expressions(pairs):
+    """Of Refer-YouTube-VOS; the other measures are over all samples."""
+    keys = [("video", "0"), ("video", "1"), ("other", "0"), None]
+    of = [keys[min(index % 7, 3)] if index else None for index in range(40)]  # first seen in another order by the parts
+    whole, parts = StandardScores(), [StandardScores(), StandardScores()]
+    for index, (probability, _, mask, rows, columns) in enumerate(pairs):
+        prediction, score = (probability > 0.5)[rows][:, columns], PAIRS[index]["score"]
+        whole.add(prediction, mask, score, of[index])
+        parts[index >= 12].add(prediction, mask, score, of[index])
+    computed = whole.compute()
+    for measure, values in (("j", whole.samples[:, 0]), ("f", whole.samples[:, 1])):
+        means = [np.mean([value for value, key in zip(values, of, strict=True) if key == one]) for one in keys[:3]]
+        alone = [value for value, key in zip(values, of, strict=True) if key is None]
+        assert computed[measure] == pytest.approx(np.mean([*means, *alone]), abs=1e-12)
+    assert computed["j_and_f"] == (computed["j"] + computed["f"]) / 2
+    assert computed["mean_iou"] == EXPECTED["aggregate"]["standard_original"]["davis_j_mean"] != computed["j"]
+    assert parts[0].merge(parts[1]).compute() == computed
+    other_order = parts[1].merge(parts[0])
+    assert other_order.compute() == pytest.approx(computed, abs=1e-12)  # no scores tie here
+
+
+def test_states_stay_small(pairs):
+    """A sample takes a few numbers, however large its masks."""
+    for scores in (score_paper(pairs), score_standard(pairs, via_320=False)):
+        assert len(pickle.dumps(scores)) < 100 * len(scores.samples)
 
 
 SQUARE = np.zeros((40, 50), bool)
@@ -135,7 +243,8 @@ def test_perfect_is_one_and_empty_is_zero(prediction, truth, value):
     assert set(np.round(list(paper.compute().values()), 6)) == {value}
     measures = standard.compute()
     if not truth.any() and not prediction.any():
-        assert measures.pop("coco_map") == 0.0  # to COCO the IoU of two empty masks is 0
+        coco = {measures.pop(name) for name in list(measures) if name.startswith("coco")}
+        assert coco == {0.0}  # to COCO the IoU of two empty masks is 0
     assert set(np.round(list(measures.values()), 6)) == {value}
 
 
@@ -160,7 +269,7 @@ def test_paper_compares_at_the_original_size():
     target = np.array([[1, 1], [0, 0]], np.uint8)
     scores = PaperScores()
     scores.add(probability, target, (3, 5))  # rows 0 0 1 and columns 0 0 0 1 1 of the model's pixels
-    assert scores.samples[0][1:3] == (2 * 3, 2 * 5 + 1 * 2)
+    assert scores.samples[0, 1:3].tolist() == [2 * 3, 2 * 5 + 1 * 2]
 
 
 def test_boundary_accuracy_equals_a_distance_transform():
@@ -228,25 +337,67 @@ def test_broken_input_is_refused():
             scores.compute()
 
 
+def lines_of(*arguments) -> list[str]:
+    lines = format_table(*arguments).splitlines()
+    assert max(map(len, lines)) <= 120
+    return lines
+
+
 def test_the_table_keeps_the_protocols_apart(pairs):
     group = {"samples": 40, "paper": score_paper(pairs).compute(), "standard": score_standard(pairs, False).compute()}
-    lines = format_table({"all": group, "attribute": group}).splitlines()
-    assert len(lines) == 9 and max(map(len, lines)) <= 120
+    lines = lines_of({"all": group, "a name of 14..": group})
+    assert len(lines) == 9
     assert lines[0].startswith('Protocol "paper"') and lines[5].startswith('Protocol "standard"')
     assert lines[1].split()[:3] == ["samples", "P@.5", "P@.6"] and lines[6].split()[-3:] == ["J", "F", "J&F"]
     assert lines[2].split() == "all 40 67.5 60.0 57.5 55.0 52.5 55.8 44.8 65.8 71.1".split()
     assert lines[7].split() == "all 40 26.3 60.0 55.0 47.5 42.5 35.0 44.5 59.1 59.1 65.9 62.5".split()
-    assert {len(line) for line in lines[1:4]} == {len(lines[1])} and {len(line) for line in lines[6:]} == {
-        len(lines[6])
-    }
+    for table in (lines[1:4], lines[6:]):
+        assert {len(line) for line in table} == {len(table[0])}
 
 
 def test_the_published_scores_stand_below_ours(pairs):
     group = {"samples": 40, "paper": score_paper(pairs).compute(), "standard": score_standard(pairs, False).compute()}
-    lines = format_table({"all": group, "attribute": group}, {"precision@0.5": 0.7, "mean_iou": 0.6}).splitlines()
-    assert [line.split()[0] for line in lines[2:6]] == ["all", "published", "difference", "attribute"]
-    assert lines[3].split() == ["published", "70.0", "60.0"] and lines[4].split() == ["difference", "-2.5", "+5.8"]
-    for line, measure in ((lines[3], "P@.5"), (lines[3], "mean IoU")):
-        end = lines[1].index(measure) + len(measure)
-        assert line[:end].rstrip() and line[end - 1].isdigit()
-    assert "published" not in "".join(lines[6:])
+    published = [("paper", "precision@0.5", 0.7), ("standard", "j", 0.5), ("paper", "mean_iou", 0.6)]
+    lines = lines_of({"all": group, "attribute": group}, published)
+    for first, numbers, differences, measures in (
+        (2, "70.0 60.0", "-2.5 +5.8", ("P@.5", "mean IoU")),
+        (9, "50.0", "+9.1", ("J",)),
+    ):
+        rows = lines[first : first + 4]
+        assert [line.split()[0] for line in rows] == ["all", "published", "difference", "attribute"]
+        assert (rows[1].split()[1:], rows[2].split()[1:]) == (numbers.split(), differences.split())
+        head = lines[first - 1] + " "
+        for measure in measures:
+            end = head.index(f" {measure} ") + 1 + len(measure)
+            assert rows[1][end - 1].isdigit() and rows[1][end : end + 1] in ("", " ")
+    only_paper = lines_of({"all": group}, published[:1])
+    assert "published" in "".join(only_paper[:5]) and "published" not in "".join(only_paper[5:])
+
+
+def test_the_table_takes_what_each_group_has():
+    three = {"j": 0.5, "f": 0.25, "j_and_f": 0.375}
+    groups = {
+        "all": {"samples": 7, "standard": {**three, "coco_ap50": 0.9}, "per_expression": three},
+        "with paper": {"samples": 6, "paper": {"mean_iou": 0.5, "j": 0.125}, "standard": {"f": 1.0, "mean_iou": 0.0}},
+        "without truth": {"samples": 5},
+    }
+    published = [("standard", "j_and_f", 0.4), ("standard", "overall_iou", 0.1), ("paper", "j", 0.125)]
+    assert lines_of(groups, published) == [
+        "Protocol \"paper\": as in LBDT's tables, through the model's size (percent)",
+        "               samples  mean IoU      J",
+        "with paper           6      50.0   12.5",
+        "published                          12.5",
+        "difference                         +0.0",
+        "",
+        'Protocol "standard": original resolution, untouched masks (percent)',
+        "               samples  overall IoU  mean IoU      J      F    J&F",
+        "all                  7                          50.0   25.0   37.5",
+        "published                      10.0                           40.0",
+        "difference                                                    -2.5",
+        "with paper           6                    0.0         100.0",
+        "",
+        "Per expression: J and F of every sentence by itself, as newer papers report (percent)",
+        "               samples      J      F    J&F",
+        "all                  7   50.0   25.0   37.5",
+    ]
+    assert format_table({"all": {"samples": 3}}, published) == "" == format_table({})

@@ -3,20 +3,20 @@
 Logits, not binary masks, are resized to the original frame (`resize_logits`); logit > 0 is the object.
 - precision@K: share of samples with IoU > K; overall IoU: all intersections over all unions; mean IoU.
 - coco_map: COCO's segmentation AP over (sample, mask, score), IoU .50:.05:.95, as MTTR and its successors compute it.
-- j, f: region similarity and boundary accuracy of DAVIS, means over samples; J is the mean IoU by its DAVIS name.
+- j, f: region similarity and boundary accuracy of DAVIS, means over samples, or over the frames of each expression and
+  then over expressions (Refer-YouTube-VOS).
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import dataclasses
 import io
-from typing import Any
+from collections.abc import Hashable
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as run_length
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from lbdt_jax.metrics.boundary import boundary_accuracy, region_similarity
@@ -56,23 +56,33 @@ def foreground_score(logits: np.ndarray) -> float:
 
 @dataclasses.dataclass
 class StandardScores:
-    """What is known of the samples so far; `StandardScores()` knows of none.
+    """What is known of the samples so far; `StandardScores()` knows of none. A sample takes 56 bytes.
 
     Attributes:
-      samples: per sample (J, intersection, union, F), areas in pixels.
-      answers: per sample (predicted mask, true mask, score), masks as COCO run-length encodings: about 1 kB each.
+      numbers: the rows of `samples` one after the other, float64.
+      keys: each key of samples -> its number, in order of appearance.
     """
 
-    samples: list[tuple[float, int, int, float]] = dataclasses.field(default_factory=list)
-    answers: list[tuple[dict[str, Any], dict[str, Any], float]] = dataclasses.field(default_factory=list)
+    numbers: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
+    keys: dict[Hashable, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, prediction: np.ndarray, mask: np.ndarray, score: float) -> float:
+    @property
+    def samples(self) -> np.ndarray:
+        """(number of samples, 7) float64: J, F, intersection, predicted area, true area, score, number of the key.
+
+        Areas are in pixels; the key's number is -1 for a sample that stands alone.
+        """
+        return np.array(self.numbers).reshape(-1, 7)
+
+    def add(self, prediction: np.ndarray, mask: np.ndarray, score: float, of: Hashable = None) -> float:
         """Scores one sample.
 
         Args:
           prediction: (h, w) bool, at the original resolution.
           mask: (h, w) bool, as annotated.
           score: by which COCO's AP ranks the predictions, such as `foreground_score`.
+          of: what the sample is a frame of, such as (video, expression): j and f are means over the frames of each
+            and then over these. None is a sample that stands alone.
 
         Returns:
           IoU, 1 if both masks are empty.
@@ -85,60 +95,91 @@ class StandardScores:
         if not np.isfinite(score):
             raise ValueError(f"score {score} is not finite: the model's weights are broken")
         iou = region_similarity(prediction, mask)
-        intersection, union = np.count_nonzero(prediction & mask), np.count_nonzero(prediction | mask)
-        self.samples.append((iou, intersection, union, boundary_accuracy(prediction, mask)))
-        predicted, true = (run_length.encode(np.asfortranarray(each, np.uint8)) for each in (prediction, mask))
-        self.answers.append((predicted, true, score))
+        areas = (np.count_nonzero(each) for each in (prediction & mask, prediction, mask))
+        key = -1 if of is None else self.keys.setdefault(of, len(self.keys))
+        self.numbers.extend((iou, boundary_accuracy(prediction, mask), *areas, score, key))
         return iou
 
     def merge(self, other: StandardScores) -> StandardScores:
-        """The scores of the samples of both, this one's first."""
-        return StandardScores(self.samples + other.samples, self.answers + other.answers)
+        """The scores of the samples of both, this one's first.
+
+        Where predictions tie in their scores, COCO's AP takes them in order: parts must be merged in theirs.
+        """
+        keys = dict(self.keys)
+        numbers = {-1: -1} | {number: keys.setdefault(key, len(keys)) for key, number in other.keys.items()}
+        merged = self.numbers + other.numbers
+        merged[len(self.numbers) + 6 :: 7] = array.array("d", [numbers[key] for key in other.numbers[6::7]])
+        return StandardScores(merged, keys)
 
     def compute(self) -> dict[str, float]:
-        """The table's row, fractions in [0, 1].
+        """The table's row, fractions in [0, 1], and COCO's other five AP (`coco_average_precision`).
 
         Raises:
           ValueError: no sample was added.
         """
-        if not self.samples:
+        if not self.numbers:
             raise ValueError("no sample was scored")
-        iou, intersection, union, f = np.array(self.samples).T
+        j, f, intersection, predicted, true, score, key = self.samples.T
+        union = predicted + true - intersection
+        j_mean, f_mean = (_mean_over_keys(each, key.astype(int)) for each in (j, f))
         return {
-            "coco_map": _coco_average_precision(self.answers),
-            **{f"precision@0.{tenth}": float(np.mean(iou > tenth / 10)) for tenth in range(5, 10)},
+            **coco_average_precision(intersection, predicted, true, score),
+            **{f"precision@0.{tenth}": float(np.mean(j > tenth / 10)) for tenth in range(5, 10)},
             "overall_iou": float(intersection.sum() / union.sum()) if union.any() else 1.0,
-            "mean_iou": float(iou.mean()),
-            "j": float(iou.mean()),
-            "f": float(f.mean()),
-            "j_and_f": float((iou.mean() + f.mean()) / 2),
+            "mean_iou": float(j.mean()),
+            "j": j_mean,
+            "f": f_mean,
+            "j_and_f": (j_mean + f_mean) / 2,
         }
 
 
-def _coco_average_precision(answers: list[tuple[dict[str, Any], dict[str, Any], float]]) -> float:
-    """COCO's first number, AP over IoU .50:.05:.95; each sample is an image with one object and one detection."""
-    truth, detections = COCO(), []
-    truth.dataset = {"images": [], "annotations": [], "categories": [{"id": 1}]}
-    for number, (predicted, true, score) in enumerate(answers, start=1):  # COCO takes id 0 for "no match"
-        height, width = true["size"]
-        truth.dataset["images"].append({"id": number, "height": height, "width": width})
-        truth.dataset["annotations"].append(
-            {
-                "id": number,
-                "image_id": number,
-                "category_id": 1,
-                "segmentation": true,
-                "area": float(run_length.area(true)),
-                "iscrowd": 0,
-            }
+def _mean_over_keys(values: np.ndarray, key: np.ndarray) -> float:
+    """The mean of the means of the keys' samples; a sample of key -1 counts like a key."""
+    alone, keyed = values[key < 0], key[key >= 0]
+    means = np.bincount(keyed, values[key >= 0]) / np.bincount(keyed)
+    return float(np.mean(np.concatenate([alone, means])))
+
+
+def coco_average_precision(
+    intersection: np.ndarray, predicted: np.ndarray, true: np.ndarray, score: np.ndarray
+) -> dict[str, float]:
+    """COCO's segmentation AP of N images with one object and one detection each, through pycocotools.
+
+    With one of each an image's detection is right if its IoU reaches the threshold; the masks need not be kept.
+    Ranking and interpolation are COCO's own, from N images as if they were one. Detections with equal scores rank as
+    they come. To COCO the IoU of two empty masks is 0.
+
+    Args:
+      intersection: (N,) pixels that both masks share.
+      predicted: (N,) pixels of the detections.
+      true: (N,) pixels of the objects.
+      score: (N,) of the detections, finite.
+
+    Returns:
+      "coco_map" over IoU .50:.05:.95; "coco_ap50" and "coco_ap75" at one IoU; "coco_small", "coco_medium" and
+      "coco_large" over objects of up to 32 x 32 pixels, up to 96 x 96, and larger; of sizes that occur.
+    """
+    iou = intersection / np.maximum(predicted + true - intersection, 1)
+    evaluator = COCOeval(iouType="segm")
+    params = evaluator.params
+    params.useCats, params.imgIds, params.maxDets = 0, [0], [len(iou)]
+    matches = iou >= np.minimum(params.iouThrs, 1 - 1e-10)[:, None]
+    evaluator.evalImgs = []
+    for smallest, largest in params.areaRng:
+        other_object, other_detection = ((area < smallest) | (area > largest) for area in (true, predicted))
+        ignored = np.where(matches, other_object, other_detection)
+        evaluator.evalImgs.append(
+            {"dtMatches": matches, "dtScores": score, "dtIgnore": ignored, "gtIgnore": other_object}
         )
-        detections.append({"image_id": number, "category_id": 1, "segmentation": predicted, "score": score})
+    evaluator._paramsEval = params  # as its evaluate() leaves it
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth.createIndex()
-        evaluator = COCOeval(truth, truth.loadRes(detections), "segm")
-        evaluator.params.useCats = 0
-        evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
-        evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-    return float(evaluator.stats[0])
+    precision = evaluator.eval["precision"][:, :, 0, :, 0]  # (IoU, recall, size); -1 for a size without an object
+    everything = precision[:, :, 0].mean(axis=1)
+    sizes = precision.mean(axis=(0, 1))[1:]
+    return {
+        "coco_map": float(everything.mean()),
+        "coco_ap50": float(everything[0]),
+        "coco_ap75": float(everything[5]),
+        **{f"coco_{name}": float(ap) for name, ap in zip(params.areaRngLbl[1:], sizes, strict=True) if ap >= 0},
+    }
