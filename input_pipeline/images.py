@@ -7,6 +7,9 @@ import io
 import numpy as np
 from PIL import Image
 
+#: What Pillow raises where a file is no whole picture, or claims to be larger than any frame.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a frame to the model's size by Pillow's antialiased bilinear filter; the aspect is not kept.
@@ -92,7 +95,9 @@ def _decode(data: bytes, mode: str) -> np.ndarray:
         if data.startswith(b"\x89PNG"):  # its checksums, which Pillow does not look at when it decodes
             Image.open(io.BytesIO(data), formats=("PNG",)).verify()
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            if picture.mode.startswith("I"):  # Pillow would cut off what is above 255
+                raise OSError("more than 8 bits of grey")
+            picture.info.pop("transparency", None)  # of a palette: Pillow would warn, and colours are colours
             return np.asarray(picture.convert(mode))
-    # Pillow's other words for a broken PNG, and for one that claims to be larger than any frame
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise OSError(f"broken picture: {error}") from error

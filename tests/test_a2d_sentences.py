@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fabricate import HEIGHT, WIDTH, box, frame, write_a2d, write_clip, write_h5
 
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, a2d_sentences
 from input_pipeline.readers.a2d_sentences import A2DSentences
 
 MASKS = "text_annotations/a2d_annotation_with_instances"
@@ -96,11 +96,14 @@ def test_nothing_there_says_what_to_download(tmp_path: Path):
         ("../../x,0,the man", "the video's name is not a plain file name"),
         ("/etc/x,0,the man", "the video's name is not a plain file name"),
         ("..,0,the man", "the video's name is not a plain file name"),
+        ("a\0b,0,the man", "the video's name is not a plain file name"),
+        ("x" * 300 + ",0,the man", "the video's name is not a plain file name"),
         ("stranger,0,the man", "video is not in videoset.csv"),
         ("walker,one,the man", "the instance is not a whole number"),
         ("walker,-1,the man", "the instance is not a whole number"),
         ("walker,0,  ", "empty sentence"),
     ],
+    ids=lambda value: value[:40].replace("\0", "NUL"),
 )
 def test_a_bad_line_is_skipped_with_its_number(raw: Path, line: str, reason: str):
     append(raw / SENTENCES, line)
@@ -127,6 +130,22 @@ def test_a_bad_line_of_the_videoset(raw: Path, line: str, reason: str):
     assert skipped.reason == reason
     assert "videoset.csv:" in skipped.where
     assert A2DSentences(raw).videos("train") == ["runner", "walker"]
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+def test_other_line_ends_and_a_byte_order_mark(raw: Path, line_end: bytes, mark: bytes):
+    before = A2DSentences(raw).tables
+    for path in (raw / SENTENCES, raw / "Release/videoset.csv"):
+        path.write_bytes(mark + path.read_bytes().replace(b"\n", line_end))
+    assert A2DSentences(raw).tables == before
+
+
+def test_a_folder_instead_of_a_file(raw: Path):
+    (raw / SENTENCES).unlink()
+    (raw / SENTENCES).mkdir()
+    with pytest.raises(DataError, match="a2d_annotation.txt can't be read .Is a directory"):
+        A2DSentences(raw).videos("train")
 
 
 def test_text_that_is_not_utf8(raw: Path):
@@ -169,11 +188,67 @@ def test_fewer_masks_than_ids(raw: Path):
     assert read(A2DSentences(raw), "runner") == ([], [Skipped(str(path), "the h5 file has fewer masks than instances")])
 
 
-def test_an_h5_file_with_a_strange_name(raw: Path):
-    path = raw / MASKS / "runner/last.h5"
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float64, np.int16, np.uint8])
+@pytest.mark.parametrize("planes", [box(10, 10).T, box(10, 10).T[None]], ids=["(W, H)", "(1, W, H)"])
+def test_one_instance_in_any_shape(raw: Path, shape: tuple[int, ...], dtype: type, planes: np.ndarray):
+    with h5py.File(raw / MASKS / "runner/00016.h5", "w") as file:
+        file["instance"], file["reMask"] = np.full(shape, 15, dtype), planes.astype(np.uint8)
+    (pair,), _ = read(A2DSentences(raw), "runner")
+    assert pair.masks.keys() == {15}
+    np.testing.assert_array_equal(pair.masks[15], box(10, 10))
+
+
+NO_LIST, NOT_WHOLE = (
+    "the instances of the h5 file are no list of numbers",
+    "the instances of the h5 file are no whole numbers",
+)
+
+
+@pytest.mark.parametrize(
+    "instance, reason",
+    [
+        (15.5, NOT_WHOLE),
+        (np.inf, NOT_WHOLE),
+        (np.nan, NOT_WHOLE),
+        (15j, NO_LIST),
+        (b"15", NO_LIST),
+        (True, NO_LIST),
+        (np.zeros((0,)), "no sample"),
+    ],
+    ids=str,
+)
+def test_instances_that_are_no_ids(raw: Path, instance: object, reason: str):
+    path = raw / MASKS / "runner/00016.h5"
+    with h5py.File(path, "w") as file:
+        file["instance"], file["reMask"] = instance, box(10, 10).T[None].astype(np.uint8)
+    pairs, (skipped,) = read(A2DSentences(raw), "runner")
+    assert pairs == [] and skipped.reason == ("the instance is not in the frame" if reason == "no sample" else reason)
+
+
+def test_an_h5_file_that_claims_to_be_immense(raw: Path):
+    """What it does not hold takes no space, until it is read."""
+    path = raw / MASKS / "runner/00016.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("instance", (10**13,), "f8", chunks=(1000,))
+        file["reMask"] = box(10, 10).T[None].astype(np.uint8)
+    assert read(A2DSentences(raw), "runner") == ([], [Skipped(str(path), NO_LIST)])
+    with h5py.File(path, "w") as file:
+        file["instance"] = [14, 15]
+        planes = file.create_dataset("reMask", (10**9, WIDTH, HEIGHT), "u1", chunks=(1, WIDTH, HEIGHT))
+        planes[1] = box(10, 10).T
+    (pair,), _ = read(A2DSentences(raw), "runner")
+    np.testing.assert_array_equal(pair.masks[15], box(10, 10))
+
+
+@pytest.mark.parametrize("name", ["last", "00000", "1", "000016", "9" * 20])
+def test_an_h5_file_with_a_strange_name(raw: Path, name: str):
+    path = raw / MASKS / f"runner/{name}.h5"
     write_h5(path, [15], [box(0, 0)])
-    pairs, skipped = read(A2DSentences(raw), "runner")
-    assert len(pairs) == 1 and skipped == [Skipped(str(path), "the name of the h5 file is not a frame number")]
+    (pair,), skipped = read(A2DSentences(raw), "runner")
+    where = f"{path.parent}: '{name}.h5'"
+    assert skipped == [Skipped(where, "the name of the h5 file is not a frame number")]
+    np.testing.assert_array_equal(pair.masks[15], box(10, 10))
 
 
 def test_missing_clip_and_missing_annotation(raw: Path):
@@ -192,6 +267,28 @@ def test_a_truncated_clip(raw: Path, share: float):
     assert pairs == []
     assert {item.reason for item in skipped} == {"the clip is damaged or ends before the frame"}
     assert all("walker.mp4: frame" in item.where for item in skipped)
+
+
+@pytest.mark.parametrize(
+    "content", ["ffconcat version 1.0\nfile runner.mp4\n", "#EXTM3U\n#EXTINF:1,\nrunner.mp4\n#EXT-X-ENDLIST\n"]
+)
+def test_a_clip_that_is_a_list_of_other_files(raw: Path, content: str):
+    """FFmpeg follows it where it may guess the format: the frames were another video's."""
+    (raw / "Release/clips320H/walker.mp4").write_text(content)
+    pairs, skipped = read(A2DSentences(raw), "walker")
+    assert pairs == []
+    assert {item.reason for item in skipped} == {"the clip is damaged or ends before the frame"}
+
+
+def test_a_clip_whose_frames_change_their_size(raw: Path, monkeypatch: pytest.MonkeyPatch):
+    frames = {0: frame(0)[:32], 5: frame(5), 6: frame(6), 11: frame(11)}
+    monkeypatch.setattr(a2d_sentences, "decode_frames", lambda clip, wanted: frames)
+    pairs, skipped = read(A2DSentences(raw), "walker")
+    assert [pair.frame_index for pair in pairs] == [12]
+    assert [item.reason for item in skipped[:2]] == [
+        "the masks have another size than the frame",
+        "the earlier frame has another size than the frame",
+    ]
 
 
 def test_a_clip_that_ends_too_early(raw: Path):

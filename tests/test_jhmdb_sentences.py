@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from configs.jhmdb import get_config
 from input_pipeline.glove import load_word_vectors
 from input_pipeline.pipeline import evaluation_examples, steps_per_epoch
 from input_pipeline.prepare import prepare
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, read_frame
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences, choose_frames
 
 SENTENCES = "jhmdb_annotation.txt"
@@ -137,6 +138,7 @@ def test_nothing_there_says_what_to_download(tmp_path: Path):
         ("../../x,a woman", "the video's name is not a plain file name"),
         ("/etc/x,a woman", "the video's name is not a plain file name"),
         ("..,a woman", "the video's name is not a plain file name"),
+        ("a\0b,a woman", "the video's name is not a plain file name"),
         ("stranger,a woman", "video is not in Rename_Images"),
         (f"{RUN},  ", "empty sentence"),
         (f"{RUN},another sentence", "video listed twice"),
@@ -159,6 +161,24 @@ def test_a_video_without_a_sentence_and_one_under_two_actions(raw: Path):
     assert reasons["video without a sentence"] == f"{raw / SENTENCES}: video silent"
     assert reasons["video under two actions"] == f"{raw / 'Rename_Images'}: {RUN} in run, wave"
     assert JHMDBSentences(raw).videos("test") == [CLAP]
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+def test_other_line_ends_and_a_byte_order_mark(raw: Path, line_end: bytes, mark: bytes):
+    before = JHMDBSentences(raw).tables
+    path = raw / SENTENCES
+    path.write_bytes(mark + path.read_bytes().replace(b"\n", line_end))
+    assert JHMDBSentences(raw).tables == before
+
+
+def test_a_folder_whose_name_is_not_utf8(raw: Path):
+    before = JHMDBSentences(raw).tables.actions
+    os.mkdir(os.fsencode(raw / "Rename_Images/clap") + b"/caf\xe9")
+    (skipped,) = JHMDBSentences(raw).skipped()
+    assert skipped.reason == "the video's name is not a plain file name"
+    assert r"clap/caf\udce9" in skipped.where and skipped.where.isprintable()
+    assert JHMDBSentences(raw).tables.actions == before
 
 
 def test_text_that_is_not_utf8(raw: Path):
@@ -236,6 +256,31 @@ def test_an_earlier_frame_of_another_size(raw: Path):
     assert read(raw)[1][-1].reason == "the earlier frame has another size than the frame"
 
 
+def test_a_frame_with_damage_inside_is_read_right_or_not_at_all(raw: Path):
+    """PNG files have checksums."""
+    path = raw / CLAP_FRAMES / "00006.png"
+    sound, failures = path.read_bytes(), 0
+    positions = range(8, len(sound) - 12, 3)
+    for position in positions:
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ 4]) + sound[position + 1 :])
+        try:
+            np.testing.assert_array_equal(read_frame(path, "frame"), frame(5))
+        except DataError:
+            failures += 1
+    assert failures == len(positions)
+
+
+def test_frames_of_other_kinds(raw: Path):
+    """A palette, also a transparent one, has colours; 16 bits of grey would be cut off."""
+    path = raw / CLAP_FRAMES / "00006.png"
+    for transparency in (None, 0, bytes(range(256))):
+        picture = Image.fromarray(frame(5)).quantize()
+        picture.save(path, **({} if transparency is None else {"transparency": transparency}))
+        np.testing.assert_array_equal(read_frame(path, "frame"), frame(5))
+    Image.fromarray(frame(5)[..., 0].astype(np.uint16) * 257).save(path)
+    assert read(raw)[1] == [Skipped(f"{raw / CLAP_FRAMES}: frame 6", "the frame can't be read")]
+
+
 def test_an_empty_mask(raw: Path):
     masks = [box(number, 2 * number) for number in range(1, 17)]
     masks[4][:] = False
@@ -251,6 +296,8 @@ def test_an_empty_mask(raw: Path):
         ({"mask": np.ones((HEIGHT, WIDTH, 16), np.uint8)}, "puppet_mask.mat holds no part_mask"),
         ({"part_mask": np.ones((HEIGHT, WIDTH, 2, 8), np.uint8)}, "part_mask is no stack of masks"),
         ({"part_mask": "a mask"}, "part_mask is no stack of masks"),
+        ({"part_mask": np.ones((HEIGHT, WIDTH, 16)) * 1j}, "part_mask is no stack of masks"),
+        ({"part_mask": np.array([[box(0, 0)]], object)}, "part_mask is no stack of masks"),
         ({"part_mask": {"mask": 1}}, "part_mask is no stack of masks"),
     ],
 )

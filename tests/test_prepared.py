@@ -171,12 +171,14 @@ def test_text_that_is_not_utf8(raw: Path):
         PreparedA2D(raw / "a2d").splits()
 
 
-def test_other_line_ends_and_a_byte_order_mark(raw: Path):
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+def test_other_line_ends_and_a_byte_order_mark(raw: Path, line_end: bytes, mark: bytes):
+    before = PreparedA2D(raw / "a2d").tables, PreparedReferYouTubeVOS(raw / "ytvos").tables
     for data_set in ("a2d", "ytvos"):
         path = raw / data_set / "train.txt"
-        before = PreparedA2D(raw / "a2d").tables, PreparedReferYouTubeVOS(raw / "ytvos").tables
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n \r\n")
-        assert (PreparedA2D(raw / "a2d").tables, PreparedReferYouTubeVOS(raw / "ytvos").tables) == before
+        path.write_bytes(mark + path.read_bytes().replace(b"\n", line_end))
+    assert (PreparedA2D(raw / "a2d").tables, PreparedReferYouTubeVOS(raw / "ytvos").tables) == before
 
 
 A2D_ROW = "the row is not: video/frame,height,width,instance,sentence,category"

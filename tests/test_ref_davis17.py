@@ -199,6 +199,17 @@ def test_a_second_annotator_saved_as_utf8(raw: Path):
     assert read(raw)[0][1].sentences == sentences("1 car")
 
 
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+def test_other_line_ends_and_a_byte_order_mark(raw: Path, line_end: bytes, mark: bytes):
+    """Also before Latin-1; lines that ran together would be one wrong sentence."""
+    before = RefDAVIS17(raw).tables
+    for path in (raw / TEXTS).iterdir():
+        path.write_bytes(mark + path.read_bytes().replace(b"\r\n", line_end))
+    (raw / "DAVIS/ImageSets/2017/val.txt").write_bytes(mark + DOGS.encode() + line_end)
+    assert RefDAVIS17(raw).tables == before
+
+
 def test_a_first_annotator_that_is_not_utf8(raw: Path):
     add_line(raw, "Davis17_annot1", b'motor-bike 1 "caf\xe9"')
     with pytest.raises(DataError, match="Davis17_annot1.txt:5: not UTF-8"):
@@ -254,6 +265,7 @@ def test_a_file_without_expressions(raw: Path, file: str, content: bytes):
         ('../../x 3 "a dog"', "the video's name is not a plain file name"),
         ('/etc/x 3 "a dog"', "the video's name is not a plain file name"),
         ('.. 3 "a dog"', "the video's name is not a plain file name"),
+        ('a\0b 3 "a dog"', "the video's name is not a plain file name"),
         ('stranger 3 "a dog"', "video is neither in train.txt nor in val.txt"),
         ('dog-scale 0 "a dog"', "the object is not a number from 1 to 254"),
         ('dog-scale 255 "a dog"', "the object is not a number from 1 to 254"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -309,16 +311,18 @@ def test_a_video_of_two_splits_is_not_evaluated(raw: Path):
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 @pytest.mark.parametrize(
     "content",
-    [b'{"videos": {', b"\xff\xfe", b'{"video": {}}', b'{"videos": []}', b"[]", b"[" * 100_000],
-    ids=["broken", "not UTF-8", "wrong key", "a list", "no object", "too deep"],
+    [b"", b'{"videos": {', b"\xff\xfe", b'{"video": {}}', b'{"videos": []}', b"[]", b"[" * 100_000, None],
+    ids=["empty", "broken", "not UTF-8", "wrong key", "a list", "no object", "too deep", "a folder"],
 )
-def test_a_broken_json_file(raw: Path, split: str, content: bytes):
-    expressions_of(raw, split).write_bytes(content)
+def test_a_broken_json_file(raw: Path, split: str, content: bytes | None):
+    path = expressions_of(raw, split)
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(DataError, match=f"{split}/meta_expressions.json holds no expressions"):
         ReferYouTubeVOS(raw).splits()
 
 
-@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "", "a/b", "a\\b", "a\nb", "\ud800"])
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "", "a/b", "a\\b", "a\nb", "a\0b", "\ud800", "x" * 300])
 def test_a_video_whose_name_leaves_its_folder(raw: Path, name: str):
     write_json(raw, "train", {**TRAIN, name: TRAIN[NEW]})
     assert ReferYouTubeVOS(raw).videos("train") == [NEW, OLD]
@@ -359,6 +363,10 @@ def test_a_malformed_video(raw: Path, entry: object):
         ("3", {"exp": "a seal", "obj_id": "256"}, "the object is not a number from 1 to 255"),
         ("3", {"exp": "a seal", "obj_id": "../../x"}, "the object is not a number from 1 to 255"),
         ("3", {"exp": "a seal", "obj_id": True}, "the object is not a number from 1 to 255"),
+        ("3", {"exp": "a seal", "obj_id": 1.0}, "the object is not a number from 1 to 255"),
+        ("3", {"exp": "a seal", "obj_id": float("nan")}, "the object is not a number from 1 to 255"),
+        ("3", {"exp": "a seal", "obj_id": ["1"]}, "the object is not a number from 1 to 255"),
+        ("3", {"exp": "a seal", "obj_id": "\u0661"}, "the object is not a number from 1 to 255"),
         ("../../x", {"exp": "a seal", "obj_id": "1"}, "the expression's name is not a plain file name"),
     ],
 )
@@ -368,6 +376,14 @@ def test_a_bad_expression(raw: Path, name: str, expression: object, reason: str)
     where = f"{expressions_of(raw, 'train')}: video {NEW!r}: expression {name!r}"
     assert ReferYouTubeVOS(raw).skipped() == (Skipped(where, reason),)
     assert [len(pair.sentences) for pair in read(raw)[0]] == [3, 2, 3]
+
+
+def test_other_line_ends_and_a_byte_order_mark(raw: Path):
+    path, before = expressions_of(raw, "train"), ReferYouTubeVOS(raw).tables
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(json.loads(path.read_bytes()), indent=1).replace("\n", "\r\n").encode()
+    )
+    assert ReferYouTubeVOS(raw).tables == before
 
 
 @pytest.mark.parametrize("content", [None, {"frames": ["00000"]}, {"frames": "00000", "expressions": ["a seal"]}])
@@ -385,6 +401,7 @@ def test_a_malformed_object_of_the_older_form(raw: Path, content: object):
         ("5", "the frame's name is not a number of five digits"),
         (5, "the frame's name is not a number of five digits"),
         (None, "the frame's name is not a number of five digits"),
+        ("\u0660" * 5, "the frame's name is not a number of five digits"),
         ("00010", "frame listed twice"),
     ],
 )
@@ -467,7 +484,61 @@ def test_a_mask_with_colours(raw: Path):
     Image.fromarray(frame(0)).save(path)
     pairs, skipped = read(raw)
     assert [pair.frame_index for pair in pairs] == [10, 15]
-    assert skipped[0] == Skipped(str(path), "the mask has colours instead of object ids")
+    assert skipped[0] == Skipped(str(path), "the mask has neither a palette nor 8 bits of grey: no object ids")
+
+
+def test_a_mask_with_few_bits_a_pixel(raw: Path):
+    """A palette counts as it is; of grey, Pillow would make other ids: 17 of 1 where there are 4 bits."""
+    path = raw / "train/Annotations" / NEW / "00005.png"
+    labels = np.where(walking(1, 5), 1, 0) + np.where(walking(2, 5), 2, 0)
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(range(12))
+    picture.save(path, bits=4)
+    check(raw, "train", read(raw)[0][0], 0)
+    path.write_bytes(grey_png(labels, bits=4))
+    pairs, skipped = read(raw)
+    assert [pair.frame_index for pair in pairs] == [10, 15]
+    assert skipped[0] == Skipped(str(path), "the mask has neither a palette nor 8 bits of grey: no object ids")
+
+
+def grey_png(values: np.ndarray, bits: int) -> bytes:
+    """The bytes of a PNG file with few bits a pixel, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = values.shape
+    planes = np.unpackbits(values.astype(np.uint8)[..., None], axis=2)[..., -bits:]
+    rows = b"".join(b"\0" + np.packbits(row.ravel()).tobytes() for row in planes)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+@pytest.mark.parametrize("part, what", [("Annotations", "mask"), ("JPEGImages", "frame")])
+def test_a_picture_that_claims_to_be_immense(raw: Path, part: str, what: str, side: int):
+    path = raw / "train" / part / NEW / ("00015.png" if what == "mask" else "00015.jpg")
+    content = bytearray(grey_png(np.ones((HEIGHT, WIDTH)), bits=8))
+    content[16:24] = struct.pack(">II", side, side)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    pairs, skipped = read(raw)
+    assert [pair.frame_index for pair in pairs] == [5, 10]
+    assert Skipped(str(path), f"the {what} can't be read") in skipped
+
+
+@pytest.mark.parametrize("part", ["JPEGImages", "Annotations"])
+@pytest.mark.parametrize("kind", ["folder", "dangling", "circle"])
+def test_something_else_than_a_file(raw: Path, part: str, kind: str):
+    (path,) = (raw / "train" / part / NEW).glob("00015.*g")
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to(path.name if kind == "circle" else "nowhere")
+    pairs, skipped = read(raw)
+    assert [pair.frame_index for pair in pairs] == [5, 10]
+    what = "frame" if part == "JPEGImages" else "mask"
+    reason = f"{what} missing" if kind == "dangling" else f"the {what} can't be read"
+    assert Skipped(str(path), reason) in skipped
 
 
 def test_a_mask_without_a_palette(raw: Path):

@@ -15,6 +15,7 @@ A new data set is one such class and its line in `records.READERS`.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -98,15 +99,19 @@ def numbered_lines(path: Path, latin_1: bool = False) -> Iterator[tuple[str, str
     """("file:line", text) of every line that is not blank.
 
     Args:
-      path: a file of UTF-8 text.
+      path: a file of UTF-8 text, with the line ends of any system.
       latin_1: what is not UTF-8 is Latin-1, which every file is.
 
     Raises:
-      DataError: the file is not UTF-8, and may not be Latin-1.
+      DataError: the file can't be read, or is not UTF-8 and may not be Latin-1.
     """
-    content = path.read_bytes()
     try:
-        text = content.decode("utf-8-sig")
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}). Unpack it again.") from error
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    try:
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         if not latin_1:
             line = content.count(b"\n", 0, error.start) + 1

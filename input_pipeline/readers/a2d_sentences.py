@@ -120,10 +120,10 @@ class A2DSentences:
         clip = self.raw / CLIPS / f"{video}.mp4"
         numbers = {}
         for path in sorted((self.raw / INSTANCES / video).glob("*.h5")):
-            if re.fullmatch(r"[0-9]+", path.stem) and int(path.stem) >= 1:
+            if re.fullmatch(r"[0-9]{5}", path.stem) and int(path.stem) >= 1:
                 numbers[int(path.stem)] = path
             else:
-                yield Skipped(str(path), "the name of the h5 file is not a frame number")
+                yield Skipped(f"{path.parent}: {path.name!r}", "the name of the h5 file is not a frame number")
         if not numbers:
             yield Skipped(str(self.raw / INSTANCES / video), "no h5 file for the video")
             return
@@ -137,7 +137,10 @@ class A2DSentences:
             if number - 1 not in frames or earlier - 1 not in frames:
                 yield Skipped(f"{clip}: frame {number}", "the clip is damaged or ends before the frame")
                 continue
-            frame = frames[number - 1]
+            frame, earlier_frame = frames[number - 1], frames[earlier - 1]
+            if earlier_frame.shape != frame.shape:
+                yield Skipped(f"{clip}: frame {number}", "the earlier frame has another size than the frame")
+                continue
             sentences = self.tables.sentences[video]
             try:
                 masks = read_masks(path, frame.shape[:2], {sentence.instance for sentence in sentences})
@@ -150,7 +153,7 @@ class A2DSentences:
                     yield Skipped(where, "the instance is not in the frame")
             present = tuple(sentence for sentence in sentences if sentence.instance in masks)
             if present:
-                yield FramePair(video, number, frame, frames[earlier - 1], rule, masks, present)
+                yield FramePair(video, number, frame, earlier_frame, rule, masks, present)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +174,8 @@ def decode_frames(clip: Path, wanted: set[int]) -> dict[int, np.ndarray]:
     frames: dict[int, np.ndarray] = {}
     to_rgb = VideoReformatter()  # one for all frames: each new one costs as much as a small frame
     try:
-        with av.open(str(clip), options={"err_detect": "explode"}) as container:
+        # Left to guess, FFmpeg also follows lists of other files
+        with av.open(str(clip), format="mp4", options={"err_detect": "explode"}) as container:
             codec = next((stream.codec_context for stream in container.streams.video), None)
             if codec is None:  # no video stream, or none whose codec can be told
                 return frames
@@ -187,6 +191,10 @@ def decode_frames(clip: Path, wanted: set[int]) -> dict[int, np.ndarray]:
     except (av.FFmpegError, ValueError):
         pass  # the caller reports each frame that is not there
     return frames
+
+
+#: In one frame, and some more: a broken file may claim any number.
+MOST_INSTANCES = 1000
 
 
 def read_masks(path: Path, size: tuple[int, int], wanted: set[int]) -> dict[int, np.ndarray]:
@@ -205,8 +213,13 @@ def read_masks(path: Path, size: tuple[int, int], wanted: set[int]) -> dict[int,
     """
     try:
         with h5py.File(path, "r") as file:
-            ids = [int(number) for number in np.ravel(file["instance"][()])]
-            planes = file["reMask"]
+            instance, planes = file["instance"], file["reMask"]
+            if instance.size > MOST_INSTANCES or instance.dtype.kind not in "iuf":
+                raise DataError("the instances of the h5 file are no list of numbers")
+            numbers = np.ravel(instance[()]).tolist()
+            if not all(float(number).is_integer() for number in numbers):
+                raise DataError("the instances of the h5 file are no whole numbers")
+            ids = [int(number) for number in numbers]
             if planes.shape[-2:] != size[::-1]:
                 raise DataError("the masks have another size than the frame")
             alone = len(ids) == 1 and planes.ndim == 2

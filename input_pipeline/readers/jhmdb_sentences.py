@@ -244,7 +244,9 @@ def find_videos(folder: Path, skipped: list[Skipped]) -> dict[str, str]:
     """Video -> action, from the tree of frames. A name that lies under two actions is left out."""
     actions: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*/*")):
-        if path.is_dir():
+        if not (is_plain_name(path.name) and is_plain_name(path.parent.name)):  # one that is not UTF-8 can't be printed
+            skipped.append(Skipped(repr(str(path)), "the video's name is not a plain file name"))
+        elif path.is_dir():
             actions.setdefault(path.name, []).append(path.parent.name)
     for video, found in actions.items():
         if len(found) > 1:
@@ -286,7 +288,7 @@ def _read_samples(
         entries = json.loads(path.read_bytes().decode("utf-8-sig"))
         if not isinstance(entries, list):
             raise ValueError("not a list")
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not the list of samples that comes with MTTR ({error}). Download it again, or move it away: "
             "without it the frames are chosen here."

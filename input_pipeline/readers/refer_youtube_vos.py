@@ -181,7 +181,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             case {"videos": dict(videos)}:
                 return videos
         raise ValueError('it has no "videos"')
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} holds no expressions ({error}). Unpack the file again.") from error
 
 

@@ -14,7 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from input_pipeline.images import UNREADABLE
 from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, read_frame
+
+#: Where a PNG file tells the bits of a channel, in bytes.
+BIT_DEPTH = 24
 
 
 def frame_numbers(folder: Path, suffix: str) -> set[int]:
@@ -119,12 +123,13 @@ def read_labels(path: Path) -> np.ndarray:
         content = io.BytesIO(path.read_bytes())
         Image.open(content, formats=("PNG",)).verify()  # the checksums, which Pillow does not look at when it decodes
         with Image.open(content, formats=("PNG",)) as picture:
-            if picture.mode not in ("P", "L"):
-                raise DataError("the mask has colours instead of object ids")
+            grey = picture.mode == "L" and content.getvalue()[BIT_DEPTH] == 8  # with fewer, Pillow scales the values
+            if picture.mode != "P" and not grey:
+                raise DataError("the mask has neither a palette nor 8 bits of grey: no object ids")
             return np.asarray(picture)
     except FileNotFoundError as error:
         raise DataError("mask missing") from error
     except DataError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError("the mask can't be read") from error
