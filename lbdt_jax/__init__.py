@@ -1,6 +1,6 @@
 """Referring video object segmentation in JAX: a video and a sentence go in, the mask of that object comes out.
 
-model = lbdt_jax.load("runs/shapes")
+model = lbdt_jax.load()  # the small model of coloured shapes that is in the package; or load("runs/mine")
 masks, scores = model.segment(frames, ["the red circle moving left"])
 """
 
@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lbdt_jax.segmenter import Segmenter
 
+#: A small model of Moving Shapes, and beside it the commands that made it and its scores.
+DEFAULT_CHECKPOINT = Path(__file__).parent / "moving_shapes"
 
-def load(checkpoint: str | Path, word_vectors: str = "") -> Segmenter:
+
+def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") -> Segmenter:
     """Loads a trained or converted model, ready to segment; see `lbdt_jax.segmenter.Segmenter`.
 
     Args:
-      checkpoint: a checkpoint's folder, or WORKDIR for the newest one in it.
+      checkpoint: a checkpoint's folder, or WORKDIR for the newest one in it; by default one that knows a few coloured
+        shapes and how they move, and nothing else.
       word_vectors: where words are looked up that the checkpoint does not hold: a GloVe text file or a package's name;
         "" tries the source that the model was trained with, and goes without where it is not there.
 
