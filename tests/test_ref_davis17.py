@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fabricate_video_folders import picture_of, walking, write_frame, write_labe
 from PIL import Image
 
 from input_pipeline.prepare import prepare
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
+from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, read_frame, video_folders
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
 
 FRAMES, MASKS, TEXTS = "DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p", "davis_text_annotations"
@@ -391,3 +392,23 @@ def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.Cap
     assert train["groups"] == dict.fromkeys(GROUPS, 7)
     assert (val["videos"], val["frame_pairs"], val["sentences"]) == (1, 2, 16)
     assert "1 val videos of 30 in the full data set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("interval, reads", [(2, 24), (12, 48)])
+def test_a_long_video_is_not_kept_in_memory(raw: Path, monkeypatch: pytest.MonkeyPatch, interval: int, reads: int):
+    """Frames that soon are earlier frames are read once; others are read again, and none is mistaken."""
+    for number in range(24):
+        write_frame(raw / FRAMES / CAR / f"{number:05d}.jpg", number % 20)
+        write_labels(raw / MASKS / CAR / f"{number:05d}.png", {1: walking(1, number)})
+    count = Counter()
+
+    def counting(path: Path, what: str) -> np.ndarray:
+        count[what] += 1
+        return read_frame(path, what)
+
+    monkeypatch.setattr(video_folders, "read_frame", counting)
+    pairs, _ = read(raw, interval=interval)
+    assert len(pairs) == 24 and count.total() == reads
+    for pair in pairs:
+        number = pair.frame_index
+        check(raw, pair, number - interval if number >= interval else number + interval)

@@ -151,9 +151,8 @@ class Prepared:
         if not frames.is_dir():
             yield Skipped(str(frames), "the video's folder of frames is missing")
             return
-        known = frame_numbers(frames, self.SUFFIX).union(
-            row.frame for row in rows
-        )  # one that is lost has no substitute
+        listed = {row.frame for row in rows}  # one of these that is lost has no substitute
+        known = frame_numbers(frames, self.SUFFIX) | listed
         for number, of_frame in itertools.groupby(sorted(rows, key=lambda row: row.frame), key=lambda row: row.frame):
             asked = tuple(of_frame)
             earlier, rule = self.earlier(number, known)

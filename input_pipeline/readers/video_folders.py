@@ -17,6 +17,8 @@ from PIL import Image
 from input_pipeline.images import UNREADABLE
 from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, read_frame
 
+#: Decoded frames of a video that are kept at a time: enough for the published intervals, whatever the video's length.
+FRAMES_KEPT = 8
 #: Where a PNG file tells the bits of a channel, in bytes.
 BIT_DEPTH = 24
 
@@ -79,6 +81,8 @@ def read_video(
 
     def picture(number: int, what: str) -> np.ndarray:
         if number not in pictures:
+            if len(pictures) == FRAMES_KEPT:
+                del pictures[next(iter(pictures))]  # read first
             pictures[number] = read_frame(frames / f"{number:05d}.jpg", what)
         return pictures[number]
 
