@@ -47,11 +47,7 @@ def boundary_accuracies(predictions: Sequence[np.ndarray], masks: Sequence[np.nd
     """
     both = [*predictions, *masks]
     radius = math.ceil(0.008 * math.hypot(*both[0].shape))
-    rows, columns = (np.flatnonzero(np.any([mask.any(axis) for mask in both], axis=0)) for axis in (1, 0))
-    if not rows.size:
-        return np.ones((len(predictions), len(masks)))
-    crop = (slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2))
-    boundaries = _boundaries([mask[crop] for mask in both], radius)
+    boundaries = _boundaries(both, radius)
     own = boundaries[:, radius : -radius - 1].reshape(len(both), -1).view(np.uint64)
     near = _dilate(boundaries, radius).reshape(len(both), -1).view(np.uint64)
     split = len(predictions)
@@ -74,29 +70,32 @@ def _boundaries(masks: Sequence[np.ndarray], margin: int) -> np.ndarray:
       margin: rows that each band shares with the next ones, and empty columns on the right, at least.
 
     Returns:
-      (N, margin + ceil(h / 8) + margin + 1, multiple of 8 over w + margin) uint8.
+      (N, margin + ceil(h / 8) + margin + 1, multiple of 8) uint8, without columns that are empty in all masks.
     """
     height, width = masks[0].shape
     band = -(-height // 8)
-    rows, row_bytes = margin + band + margin + 1, -(-(width + margin) // 8) * 8
-    padded = np.zeros((len(masks), 7 * band + rows, row_bytes), bool)
+    rows, words = margin + band + margin + 1, -(-(width + margin) // 8)
+    padded = np.zeros((7 * band + rows, 8 * words), bool)
+    padded_words = padded.view(np.uint64)  # eight pixels, each 0 or 1 in a byte of its own
     inside = slice(margin, margin + height)
-    for picture, mask in zip(padded, masks, strict=True):
-        picture[inside, :width] = mask
-        picture[inside, width] = mask[:, -1]  # as its neighbour: no boundary between them
-        picture[margin + height] = picture[margin + height - 1]
-    words = padded.view(np.uint64)  # eight pixels, each 0 or 1 in a byte of its own
-    bands = words[:, :rows].copy()
-    for bit in range(1, 8):
-        bands |= words[:, bit * band : bit * band + rows] << bit
-    pixels = bands.view(np.uint8).ravel()
+    bands = np.zeros((len(masks), rows, words), np.uint64)
+    for mask, own in zip(masks, bands, strict=True):
+        padded[inside, :width] = mask
+        padded[inside, width] = mask[:, -1]  # as its neighbour: no boundary between them
+        padded[margin + height] = padded[margin + height - 1]
+        for bit in range(8):
+            own |= padded_words[bit * band : bit * band + rows] << bit
+    used = np.flatnonzero(np.bitwise_or.reduce(bands, axis=(0, 1)))
+    first, last = (max(used[0] - 1, 0), used[-1]) if used.size else (0, 0)
+    pixels = bands[:, :, first : last + 1 - (-margin // 8)].view(np.uint8)
+    shape, pixels = pixels.shape, pixels.ravel()
     boundaries = np.zeros_like(pixels)
-    for offset in (1, row_bytes, row_bytes + 1):
+    for offset in (1, shape[2], shape[2] + 1):
         boundaries[:-offset] |= pixels[:-offset] ^ pixels[offset:]
-    boundaries = boundaries.reshape(len(masks), rows, row_bytes)
+    boundaries = boundaries.reshape(shape)
     row = np.arange(rows)[:, None] + np.arange(8) * band - margin  # of the picture, for each row and bit of the bands
     boundaries &= np.packbits((row >= 0) & (row < height), axis=1, bitorder="little")
-    boundaries[:, :, width:] = 0
+    boundaries[:, :, min(width - 8 * first, shape[2] - 1) :] = 0  # the last column's neighbour is in the next row
     return boundaries
 
 
