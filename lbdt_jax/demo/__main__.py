@@ -1,0 +1,110 @@
+"""A page to try a model: drop a clip, say what to look for, see it, and take the masks home.
+
+    pip install -r requirements-demo.txt
+    python -m lbdt_jax.demo --checkpoint=DIR [--port=7860] [--host=0.0.0.0] [--max_seconds=20] [--max_megabytes=50]
+
+The page is for this machine only unless --host says otherwise. It asks nothing of the internet. What visitors send and
+get lies in one temporary folder, is removed after an hour, and all of it when the page is stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import lbdt_jax
+from input_pipeline.moving_shapes import FRAME_RATE
+from input_pipeline.readers import DataError
+from input_pipeline.scenes import make_scene
+from lbdt_jax.checkpoint import CheckpointError
+from lbdt_jax.command import fail
+from lbdt_jax.demo.work import Limits
+from lbdt_jax.predict import at_least
+from lbdt_jax.segmenter import Segmenter
+from lbdt_jax.video import Clip, ClipWriter
+
+#: Scenes of Moving Shapes' test split, and some of their sentences.
+EXAMPLES = {
+    6: "the only yellow square\ntriangle moving up\nthe rightward moving green shape",
+    10: "the red circle\nthe blue triangle moving left",
+    3: "the topmost triangle\nthe blue square moving up",
+    0: "the leftmost circle\nthe moving red square",
+}
+
+
+def main() -> None:
+    """Parses the command line and serves until it is stopped; status 2 and one message for what the user must mend."""
+    asked = arguments().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # stopped like that, it cleans up too
+    with tempfile.TemporaryDirectory(prefix="lbdt_demo_", ignore_cleanup_errors=True) as folder:
+        root = Path(folder)
+        # Gradio reads these while it is imported.
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(root / "sent"), HF_HUB_OFFLINE="1")
+        try:
+            from lbdt_jax.demo.page import serve
+        except ModuleNotFoundError as error:
+            fail(f"{error}. The page needs `pip install -r requirements-demo.txt`.")
+        try:
+            segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
+            print("Compiling the model ...", flush=True)
+            warm_up(segmenter)
+            limits = Limits(asked.max_seconds, asked.max_megabytes)
+            serve(segmenter, root, limits, draw_examples(segmenter, root), asked.host, asked.port)
+        except (DataError, CheckpointError) as error:
+            fail(str(error))
+        except OSError as error:
+            fail(f"Can't serve the page: {error}")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lbdt_jax.demo", description="A page to try a model.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a checkpoint's folder, or WORKDIR for its newest one")
+    add("--word_vectors", default="", help="where to look up words that the checkpoint does not hold")
+    add("--host", default="127.0.0.1", help="the address to serve; 0.0.0.0 lets other machines in (default: 127.0.0.1)")
+    add("--port", type=at_least(int, 1), default=7860, help="(default: 7860)")
+    add("--max_seconds", type=at_least(float, 0.1), default=20.0, help="longest clip (default: 20)")
+    add("--max_megabytes", type=at_least(float, 0.001), default=50.0, help="largest file, 10^6 bytes (default: 50)")
+    return parser
+
+
+def warm_up(segmenter: Segmenter) -> None:
+    """Compiles everything, so that the first visitor does not wait for it."""
+    frames = [(0.0, np.zeros((64, 64, 3), np.uint8))]
+    sentence = segmenter.checkpoint.word_vectors.words[0]
+    for answer in segmenter.answers(segmenter.moments(frames), [sentence]):
+        segmenter.explain(answer.moment, sentence)
+
+
+def draw_examples(segmenter: Segmenter, root: Path) -> list[tuple[Path, str]]:
+    """Clips to begin with and sentences about them: for a model of Moving Shapes, and none for others."""
+    if segmenter.checkpoint.config.dataset != "moving_shapes":
+        return []
+    examples = []
+    for number, text in EXAMPLES.items():
+        frames = make_scene(0, "test", number).frames
+        path = root / f"shapes {number}.mp4"
+        clip = Clip(path, Fraction(FRAME_RATE), Fraction(1, FRAME_RATE), len(frames), None)
+        with ClipWriter(path, frames.shape[1:3], clip) as writer:
+            for time, frame in enumerate(frames):
+                writer.write(time, frame)
+        Image.fromarray(frames[len(frames) // 2]).resize((384, 288), Image.Resampling.BICUBIC).save(
+            path.with_suffix(".png")
+        )
+        examples.append((path, text))
+    return examples
+
+
+if __name__ == "__main__":
+    main()
