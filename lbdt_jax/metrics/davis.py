@@ -50,7 +50,7 @@ def merge_objects(probabilities: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class MatchedScores:
-    """What is known of the frames so far; `MatchedScores()` knows of none. A frame takes a kilobyte or two.
+    """What is known of the frames so far; `MatchedScores()` knows of none. A frame takes some hundred bytes.
 
     Attributes:
       frames: video -> index of the frame -> (2, predicted objects + 1, true objects + 1) float64: J and F of each with
