@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from lbdt_jax.render import INK, PALETTE, PAPER, QUIET, Color, overlay, write
+from lbdt_jax.lettering import legible, write
+from lbdt_jax.render import INK, PALETTE, PAPER, QUIET, Color, overlay
 
 _WIDTH = 360  # pixels of a frame on the sheet
 _GAP, _MARGIN = 12, 36  # pixels between frames, and around all
@@ -45,8 +46,7 @@ def answered_frame(frame: np.ndarray, masks: np.ndarray, sentences: Sequence[str
         labels.append(f"and {len(sentences) - shown} more")
 
     # Darkened, so that the text is legible on any frame.
-    font = ImageFont.load_default(size)
-    longest = max(font.getlength(" ".join(label.split())) for label in labels)
+    longest = max(font.getlength(text) for text, font in (legible(label, size) for label in labels))
     box = min(picture.width, round(longest) + 3 * margin + size), len(labels) * line + margin
     top = picture.height - box[1]
     corner = 0, top

@@ -7,7 +7,6 @@ TensorBoard, and prediction lays masks over a user's video with `overlay`. `atte
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import itertools
 import os
@@ -16,9 +15,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from lbdt_jax.command import whole_or_not_at_all
+from lbdt_jax.lettering import write
 
 if TYPE_CHECKING:
     from lbdt_jax.explain import BridgeAttention, ChannelGates, Explanation
@@ -57,7 +57,7 @@ class Example:
       earlier_frame: (h, w, 3) uint8 RGB, the same video a few frames before.
       mask: (h, w) bool, the ground truth; None, a blank panel, where there is none.
       prediction: (h, w) bool.
-      sentence: of any length; letters beyond English, which Pillow's own font lacks, come out as boxes.
+      sentence: of any length, in any letters; see `lettering.legible`.
       iou: of prediction and mask, in [0, 1]; None without ground truth.
       name: of the sample, "video/frame/instance".
     """
@@ -343,25 +343,3 @@ def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes to (width, height) where at least half of a pixel is covered; no object is too small to be kept."""
     coverage = np.asarray(Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     return (coverage > 0) & (coverage >= min(0.5, coverage.max()))
-
-
-def write(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, color: Color, width: int, lines: int = 1
-) -> int:
-    """Writes from the upper left corner, wrapped to a width and cut with an ellipsis; returns the lower edge."""
-    font = ImageFont.load_default(size)
-    left, top = corner
-    rest = " ".join(text.split())
-    for line in range(lines):
-        head = rest
-        if font.getlength(rest) > width:
-            mark = "…" if line == lines - 1 else ""
-            fitting = bisect.bisect(range(len(rest)), width, key=lambda n: font.getlength(rest[:n] + mark)) - 1
-            blank = rest.rfind(" ", 1, fitting + 1)
-            head = rest[: fitting if blank < 0 else blank] + mark
-        draw.text((left, top), head, color, font)
-        top += round(1.3 * size)
-        rest = rest[len(head) :].lstrip()
-        if not rest:
-            break
-    return top

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbdt_jax import render
+from lbdt_jax import lettering, render
 from lbdt_jax.models.lbdt import normalise
 
 
@@ -185,3 +185,25 @@ def test_save_that_fails_half_way_leaves_the_earlier_file(tmp_path, monkeypatch)
         render.save(Image.new("RGB", (4, 3)), path)
     assert path.read_bytes() == b"earlier"
     assert [file.name for file in tmp_path.iterdir()] == ["best.png"]
+
+
+def test_letters_that_a_font_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ())
+    lettering.legible.cache_clear()
+    assert lettering.legible(" the\tred dog ", 20)[0] == "the red dog"
+    assert lettering.legible("un café", 20)[0] == "un cafe"
+    assert (
+        lettering.legible("一只狗 left\x00", 20)[0] == "(3 characters without a font) left(1 character without a font)"
+    )
+
+    # With a system font that has them they are drawn as they are; the size tells it from Pillow's own.
+    own = lettering._load("", 20)
+    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ("missing.ttf", "all.ttf"))
+    monkeypatch.setattr(
+        lettering, "_load", lambda name, size: {"": own, "all.ttf": own.font_variant(size=21)}.get(name)
+    )
+    monkeypatch.setattr(lettering, "_has", lambda font, character: font.size == 21 or character.isascii())
+    lettering.legible.cache_clear()
+    for text, size in (("café 一只狗", 21), ("cafe", 20)):
+        assert (lettering.legible(text, 20)[0], lettering.legible(text, 20)[1].size) == (text, size)
+    lettering.legible.cache_clear()
