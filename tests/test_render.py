@@ -202,7 +202,9 @@ def test_letters_that_a_font_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         lettering, "_load", lambda name, size: {"": own, "all.ttf": own.font_variant(size=21)}.get(name)
     )
-    monkeypatch.setattr(lettering, "_has", lambda font, character: font.size == 21 or character.isascii())
+    monkeypatch.setattr(
+        lettering, "_has", lambda font, character: font.size == 21 or character.isascii() or character == "…"
+    )
     lettering.legible.cache_clear()
     for text, size in (("café 一只狗", 21), ("cafe", 20)):
         assert (lettering.legible(text, 20)[0], lettering.legible(text, 20)[1].size) == (text, size)
