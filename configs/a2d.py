@@ -28,7 +28,7 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
         raise ValueError(f"configs/a2d.py:{model} is unknown; choose a2d.py:{' or a2d.py:'.join(LAYERS)}.")
     config = base.get_config()
     config.model.transfer_layers = LAYERS[model]
-    config.published = tuple(zip(MEASURES, PUBLISHED[model], strict=True))
+    config.published = tuple(("paper", *row) for row in zip(MEASURES, PUBLISHED[model], strict=True))
     # ImageNet weights, IMAGENET1K_V1: https://download.pytorch.org/models/resnet50-0676ba61.pth [R]
     config.initial_weights = "data/resnet50.pth"
     return config

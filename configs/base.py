@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
     config.log_every_steps = 20
     config.picture_every_steps = 500
     config.checkpoint_every_steps = 500
+    config.checkpoint_every_minutes = 10.0  # and also so often, looked at when the loss is logged; 0: by steps alone
     config.keep_checkpoints = 2
 
     # -- evaluation
@@ -62,7 +63,7 @@ def get_config() -> ConfigDict:
     config.evaluation_split = "test"
     config.evaluation_frames = 8  # frame pairs encoded at once, on each device
     config.evaluation_sentences = 16  # sentences answered at once, on each device
-    config.published = ()  # (name in the json, score) of protocol "paper", to print below ours
+    config.published = ()  # (protocol, name in the json, score), to print below ours
     config.contact_sheet_samples = 8  # best, worst and random samples on each sheet
     config.evaluation_attention_sheets = 3  # of the random samples, those whose attention is drawn
     return config

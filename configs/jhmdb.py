@@ -27,5 +27,5 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config.dataset = "jhmdb_sentences"
     config.frame_interval = 5
     config.evaluation_split = "test"
-    config.published = tuple(zip(a2d.MEASURES, PUBLISHED[model], strict=True))
+    config.published = tuple(("paper", *row) for row in zip(a2d.MEASURES, PUBLISHED[model], strict=True))
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import heapq
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
-from scipy.special import expit
 from tqdm import tqdm
 
 from input_pipeline.glove import WordVectors, extend
@@ -25,16 +23,17 @@ from lbdt_jax.ask import Answerer
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.command import write_json
 from lbdt_jax.explain import explain
-from lbdt_jax.metrics import PaperScores, StandardScores, foreground_score, format_table, resize_logits
+from lbdt_jax.metrics import StandardScores, foreground_score, format_table, resize_logits
 from lbdt_jax.models.lbdt import LBDT
+from lbdt_jax.scoring import SCORING
 from lbdt_jax.step import make_model
 
 
 def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Scores a checkpoint on config.evaluation_split of config.dataset.
 
-    Writes WORKDIR/evaluation/<dataset>-<split>.json, three contact sheets beside it (best, worst and random samples)
-    and the attention of the first random samples, and prints the scores as a table.
+    Writes WORKDIR/evaluation/<dataset>-<split>.json, three contact sheets beside it (best, worst and random samples),
+    the attention of the first random samples, and what the benchmark's own scorer reads; prints the scores as a table.
 
     Args:
       checkpoint: the model. Its own configuration tells the network and the preparation of its input.
@@ -44,6 +43,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     Returns:
       What the json holds: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups"}, scores
       as fractions; "groups" has the samples, "paper" and "standard" of each group of sentences (Moving Shapes: tiers).
+      Scores are left out where the truth is not published. See `lbdt_jax.scoring` for what data sets add.
 
     Raises:
       DataError: the data set is not there, has no such split, or words of it have no fitting vectors; or the published
@@ -64,29 +64,21 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     samples = samples_per_epoch(config, split)
     examples = evaluation_examples(config, split, words)
 
-    states = collections.defaultdict(lambda: (PaperScores(), StandardScores()))
+    name, folder = f"{config.dataset}-{split}", workdir / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
     sheets = Sheets(config.contact_sheet_samples, config.seed)
-    with tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress:
+    with (
+        SCORING[config.dataset](folder / name) as scoring,
+        tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress,
+    ):
         for example, logits in answerer(examples):
-            for index, sentence in enumerate(example.sentences):
-                prediction = resize_logits(logits[index], example.masks[index].shape) > 0
-                paper, standard = states[sentence.group]
-                paper.add(expit(logits[index]), example.targets[index], example.masks[index].shape)
-                iou = standard.add(prediction, example.masks[index], foreground_score(logits[index]))
+            for index, (prediction, iou) in enumerate(scoring.add(example, logits)):
                 sheets.add(Sample(example, index, prediction, iou))
                 progress.update()
-
-    groups = {name: compute(*states[name]) for name in sorted(states)}
-    whole = (PaperScores(), StandardScores())
-    for paper, standard in states.values():
-        whole = whole[0].merge(paper), whole[1].merge(standard)
-    result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **compute(*whole)}
-    result["groups"] = groups if len(groups) > 1 else {}
+        result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **scoring.compute()}
 
     chosen = sheets.chosen()
-    name, title = f"{config.dataset}-{split}", f"{config.dataset} {split}"
-    folder = workdir / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
+    title = f"{config.dataset} {split}"
     write_json(result, folder / f"{name}.json")
     for kind, some in chosen.items():
         rows = [to_picture(*sample) for sample in some]
@@ -95,7 +87,18 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     for number, sample in enumerate(chosen["random"][: config.evaluation_attention_sheets], start=1):
         sheet = attention_sheet(model, checkpoint.variables, sample, f"{title}: attention, step {checkpoint.step}")
         render.save(sheet, folder / f"{name}-attention-{number}.png")
-    print(format_table({"all": result, **result["groups"]}, dict(config.published)))
+    if "paper" in result:
+        print(format_table({"all": result, **result["groups"]}, config.published))
+    else:
+        print(
+            f"The truth of {config.dataset}, split {split}, is not published: {result['samples']} answers, no scores."
+        )
+    skipped = load_report(config.data_dir, config.dataset)["splits"][split]["skipped"]
+    if skipped and scoring.files:
+        reasons = "; ".join(f"{len(places)} x {reason}" for reason, places in skipped.items())
+        print(f"The data were not complete ({reasons}), so what is to be sent in may lack frames: see report.json.")
+    if scoring.files:
+        print(f"For the benchmark's own scorer: {', '.join(f'{folder}/{file}' for file in scoring.files)}.")
     print(f"Scores: {folder}/{name}.json; pictures: {name}-*.png beside it.")
     return result
 
@@ -106,24 +109,22 @@ def words_for(checkpoint: Checkpoint, config: ConfigDict) -> WordVectors:
     Raises:
       DataError: the source is missing, or its vectors are not those that the model was trained with.
     """
-    own = checkpoint.word_vectors
-    if own.words and checkpoint.config.dataset == config.dataset:
-        return own
-    return extend(own, config.word_vectors, load_report(config.data_dir, config.dataset)["tokens"])
-
-
-def compute(paper: PaperScores, standard: StandardScores) -> dict[str, Any]:
-    """Both protocols' scores, and how many samples they are made of."""
-    return {"samples": len(standard.samples), "paper": paper.compute(), "standard": standard.compute()}
+    own, tokens = checkpoint.word_vectors, load_report(config.data_dir, config.dataset)["tokens"]
+    if not own.words or checkpoint.config.dataset != config.dataset:
+        return extend(own, config.word_vectors, tokens)
+    if unknown := own.unknown(tokens):
+        first = " ".join(map(repr, unknown[:10]))
+        print(f"{len(unknown)} of {len(tokens)} words have no vector in the checkpoint, read as blanks: {first}")
+    return own
 
 
 class Sample(NamedTuple):
-    """Sentence `index` of an example, its prediction (h, w) bool, and the IoU of that."""
+    """Sentence `index` of an example, its prediction (h, w) bool, and the IoU of that, None without truth."""
 
     example: EvaluationExample
     index: int
     prediction: np.ndarray
-    iou: float
+    iou: float | None
 
 
 class Sheets:
@@ -142,7 +143,10 @@ class Sheets:
     def add(self, sample: Sample) -> None:
         """Considers a sample."""
         self._count += 1
-        for kind, key in (("best", sample.iou), ("worst", -sample.iou), ("random", self._rng.random())):
+        keys = {"random": self._rng.random()}
+        if sample.iou is not None:
+            keys |= {"best": sample.iou, "worst": -sample.iou}
+        for kind, key in keys.items():
             heap = self._heaps[kind]
             if len(heap) < self._size or key > heap[0][0]:
                 # The count breaks ties, since pictures can't be compared.
@@ -151,10 +155,10 @@ class Sheets:
 
     def chosen(self) -> dict[str, list[Sample]]:
         """Kind of sheet -> its samples, the most extreme first."""
-        return {kind: [entry[2] for entry in sorted(heap, reverse=True)] for kind, heap in self._heaps.items()}
+        return {kind: [entry[2] for entry in sorted(heap, reverse=True)] for kind, heap in self._heaps.items() if heap}
 
 
-def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, iou: float) -> render.Example:
+def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, iou: float | None) -> render.Example:
     """A sample as a row of a contact sheet."""
     sentence = example.sentences[index]
     group = f" {sentence.group}" if sentence.group else ""
