@@ -82,7 +82,7 @@ def describe(report: dict[str, Any], examples: int = 20) -> str:
     sources += [(split, counts["skipped"]) for split, counts in report["splits"].items()]
     for source, skipped in sources:
         for reason, places in skipped.items():
-            lines.append(f"  left out ({source}): {len(places)} x {reason}")
+            lines.append(f"  left out, or kept as it says ({source}): {len(places)} x {reason}")
             lines += [f"    {place}" for place in places[:examples]]
             if len(places) > examples:
                 lines.append(f"    ... all {len(places)} in report.json beside the records")
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data", help="records go to DATA_DIR/<dataset>/ (default: data)")
     parser.add_argument("--interval", type=int, help="frames from earlier frame to frame (default: as published)")
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval)
     except (DataError, OSError) as error:

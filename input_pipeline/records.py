@@ -127,8 +127,8 @@ def open_reader(dataset: str, raw: Path, interval: int) -> Any:
 
 
 def features() -> tfds.features.FeaturesDict:
-    """What a record holds; frames are JPEG and masks PNG, at the original size."""
-    picture = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+    """What a record holds, at the original size: frames as JPEG or PNG, masks as PNG."""
+    picture = tfds.features.Image(shape=(None, None, 3))  # JPEG or PNG
     return tfds.features.FeaturesDict(
         {
             "video": tfds.features.Text(),
@@ -160,13 +160,14 @@ def features() -> tfds.features.FeaturesDict:
 def encode_record(pair: FramePair) -> Record:
     """A frame pair as `features` describes it."""
     height, width = pair.frame.shape[:2]
+    frame, earlier_frame = pair.files or map(encode_frame, (pair.frame, pair.earlier_frame))
     return {
         "video": pair.video,
         "frame_index": pair.frame_index,
         "height": height,
         "width": width,
-        "frame": encode_frame(pair.frame),
-        "earlier_frame": encode_frame(pair.earlier_frame),
+        "frame": frame,
+        "earlier_frame": earlier_frame,
         "earlier_rule": pair.earlier_rule,
         "labels": b"" if pair.labels is None else encode_labels(pair.labels),
         "instances": [{"id": number, "mask": encode_mask(mask)} for number, mask in pair.masks.items()],
@@ -393,8 +394,8 @@ def _encode_in_parallel(
         for video in videos:  # noqa: B007  the message needs it
             encoded = waiting.popleft().result()
             waiting.extend(pool.submit(_encode_video, later) for later in itertools.islice(remaining, 1))
-            yield encoded
             progress.update()
+            yield encoded
     except BrokenProcessPool as error:
         raise DataError(
             f"A process that read the videos of split {split!r} died at or soon after {video}. Out of memory, or a "

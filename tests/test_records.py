@@ -17,6 +17,7 @@ from input_pipeline.images import decode_frame, decode_mask
 from input_pipeline.prepare import main, prepare
 from input_pipeline.readers import DataError
 from input_pipeline.readers.a2d_sentences import A2DSentences
+from input_pipeline.readers.prepared import PreparedA2D
 from input_pipeline.records import encode_record, is_prepared, load_report, records_dir
 
 MASKS = "text_annotations/a2d_annotation_with_instances"
@@ -39,6 +40,16 @@ def test_a_record_keeps_pictures_and_masks(raw: Path):
     assert np.abs(decoded - pair.frame).mean() < 1.5
     for instance in record["instances"]:
         np.testing.assert_array_equal(decode_mask(instance["mask"]), pair.masks[instance["id"]])
+
+
+def test_a_record_keeps_the_files_of_frames_as_they_are(tmp_path: Path):
+    raw = fabricate_prepared(tmp_path / "datasets") / "a2d"
+    pair = next(iter(PreparedA2D(raw).read("Cat_-1")))
+    record = encode_record(pair)
+    assert record["frame"] == (raw / f"images/Cat_-1/{pair.frame_index:05d}.jpg").read_bytes()
+    assert record["earlier_frame"] in [path.read_bytes() for path in (raw / "images/Cat_-1").iterdir()]
+    np.testing.assert_array_equal(decode_frame(record["frame"]), pair.frame)
+    np.testing.assert_array_equal(decode_frame(record["earlier_frame"]), pair.earlier_frame)
 
 
 def test_counts_tokens_and_what_was_left_out(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

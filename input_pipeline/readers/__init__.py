@@ -70,6 +70,8 @@ class FramePair:
       sentences: at least one; their instances are among the masks, or None.
       labels: (H, W) uint8, the object of every pixel, 0 for none and 255 for void, where a benchmark scores on objects
         that are numbered otherwise than those that the sentences name (Ref-DAVIS17).
+      files: the JPEG or PNG files of frame and earlier frame, which are stored as they are; None where both come from a
+        clip.
     """
 
     video: str
@@ -80,6 +82,7 @@ class FramePair:
     masks: dict[int, np.ndarray]
     sentences: tuple[Sentence, ...]
     labels: np.ndarray | None = None
+    files: tuple[bytes, bytes] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,19 +131,25 @@ def is_plain_name(name: str) -> bool:
     return inside and name.isprintable() and len(name.encode()) <= MOST_BYTES_OF_A_NAME
 
 
-def read_frame(path: Path, what: str) -> np.ndarray:
-    """A picture, (H, W, 3) uint8 RGB. Raises DataError that says what is wrong with `what`."""
+def read_frame(path: Path, what: str) -> tuple[np.ndarray, bytes]:
+    """A picture, (H, W, 3) uint8 RGB, and its file. Raises DataError that says what is wrong with `what`."""
     try:
-        return decode_frame(path.read_bytes())
+        content = path.read_bytes()
+        return decode_frame(content), content
     except FileNotFoundError as error:
         raise DataError(f"{what} missing") from error
     except OSError as error:
         raise DataError(f"the {what} can't be read") from error
 
 
-def read_frames(path: Path, earlier: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A frame and its earlier frame, (H, W, 3) uint8 RGB each. Raises DataError also where their sizes differ."""
-    frame, earlier_frame = read_frame(path, "frame"), read_frame(earlier, "earlier frame")
+def read_frames(path: Path, earlier: Path) -> tuple[np.ndarray, np.ndarray, tuple[bytes, bytes]]:
+    """A frame and its earlier frame, (H, W, 3) uint8 RGB each, and their files.
+
+    Raises:
+      DataError: what is wrong with either, or their sizes differ.
+    """
+    frame, file = read_frame(path, "frame")
+    earlier_frame, earlier_file = read_frame(earlier, "earlier frame")
     if earlier_frame.shape != frame.shape:
         raise DataError("the earlier frame has another size than the frame")
-    return frame, earlier_frame
+    return frame, earlier_frame, (file, earlier_file)

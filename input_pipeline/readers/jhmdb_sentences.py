@@ -158,10 +158,11 @@ class JHMDBSentences:
         """
         earlier, rule = self.earlier(number)
         folder = self.frames_of(video)
-        frame, earlier_frame = read_frames(folder / f"{number:05d}.png", folder / f"{earlier:05d}.png")
+        frame, earlier_frame, files = read_frames(folder / f"{number:05d}.png", folder / f"{earlier:05d}.png")
         mask = mask_of_frame(masks, number, frame.shape[:2])
         sentence = self.tables.sentences[video]
-        return FramePair(video, number, frame, earlier_frame, rule, {sentence.instance: mask}, (sentence,))
+        masks_of_frame = {sentence.instance: mask}
+        return FramePair(video, number, frame, earlier_frame, rule, masks_of_frame, (sentence,), files=files)
 
 
 @dataclasses.dataclass(frozen=True)

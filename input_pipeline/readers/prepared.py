@@ -158,7 +158,7 @@ class Prepared:
             earlier, rule = self.earlier(number, known)
             path = frames / f"{number:05d}{self.SUFFIX}"
             try:
-                frame, earlier_frame = read_frames(path, path.with_stem(f"{earlier:05d}"))
+                frame, earlier_frame, files = read_frames(path, path.with_stem(f"{earlier:05d}"))
                 path = self.masks_of(split, video, number)
                 masks = self.read_masks(path, number, frame.shape[:2], {row.sentence.instance for row in asked}, split)
             except DataError as error:
@@ -167,15 +167,16 @@ class Prepared:
             sentences = []
             for row in asked:
                 if (row.height, row.width) != frame.shape[:2]:
-                    yield Skipped(f"{file}:{row.line}", "the row's height and width are not those of the frame")
-                elif row.sentence.instance not in masks:
+                    where = f"{file}:{row.line}"
+                    yield Skipped(where, "the row's height and width are not those of the frame: kept with the frame's")
+                if row.sentence.instance not in masks:
                     where = f"{file}:{row.line}: instance {row.sentence.instance}"
                     yield Skipped(where, "the instance is not in the frame")
                 else:
                     sentences.append(row.sentence)
             if sentences:
                 present = {s.instance: masks[s.instance] for s in sorted(sentences, key=lambda s: s.instance)}
-                yield FramePair(video, number, frame, earlier_frame, rule, present, tuple(sentences))
+                yield FramePair(video, number, frame, earlier_frame, rule, present, tuple(sentences), files=files)
 
     def instance(self, field: str) -> int | None:
         """The id that a row gives its object; None if there can be no such object."""

@@ -77,9 +77,9 @@ def read_video(
     if not sentences:
         return
 
-    pictures: dict[int, np.ndarray] = {}  # a frame is soon an earlier frame
+    pictures: dict[int, tuple[np.ndarray, bytes]] = {}  # a frame is soon an earlier frame
 
-    def picture(number: int, what: str) -> np.ndarray:
+    def picture(number: int, what: str) -> tuple[np.ndarray, bytes]:
         if number not in pictures:
             if len(pictures) == FRAMES_KEPT:
                 del pictures[next(iter(pictures))]  # read first
@@ -90,7 +90,8 @@ def read_video(
         path = frames / f"{number:05d}.jpg"
         earlier_number, rule = earlier(number)
         try:
-            frame, earlier_frame = picture(number, "frame"), picture(earlier_number, "earlier frame")
+            frame, file = picture(number, "frame")
+            earlier_frame, earlier_file = picture(earlier_number, "earlier frame")
             if earlier_frame.shape != frame.shape:
                 raise DataError("the earlier frame has another size than the frame")
         except DataError as error:
@@ -108,7 +109,8 @@ def read_video(
         if asked:
             present = sorted({sentence.instance for sentence in asked} - {None})
             planes = {instance: label == instance for instance in present}
-            yield FramePair(video, number, frame, earlier_frame, rule, planes, asked)
+            files = file, earlier_file
+            yield FramePair(video, number, frame, earlier_frame, rule, planes, asked, files=files)
 
 
 def read_labels(path: Path) -> np.ndarray:
