@@ -68,17 +68,19 @@ class Strip:
 
     Args:
       most: frames on the sheet, an even number.
+      pixel_aspect: width of a frame's pixel by its height.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most, self._count, self._step = most, 0, 1
+    def __init__(self, most: int, pixel_aspect: float = 1.0) -> None:
+        self._most, self._pixel_aspect, self._count, self._step = most, float(pixel_aspect), 0, 1
         self._kept: list[tuple[str, Image.Image]] = []
 
     def add(self, picture: np.ndarray, label: str) -> None:
         """Considers a frame (h, w, 3) uint8 RGB."""
         if self._count % self._step == 0:
             small = Image.fromarray(picture)
-            small = small.resize((_WIDTH, max(1, round(_WIDTH * small.height / small.width))), Image.Resampling.BICUBIC)
+            height = max(1, round(_WIDTH * small.height / (small.width * self._pixel_aspect)))
+            small = small.resize((_WIDTH, height), Image.Resampling.BICUBIC)
             self._kept.append((label, small))
             if len(self._kept) > self._most:  # full: every second one goes, and every second one comes from now on
                 self._kept, self._step = self._kept[::2], 2 * self._step

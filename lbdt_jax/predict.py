@@ -1,11 +1,12 @@
 """Segments your own video.
 
-    python -m lbdt_jax.predict --checkpoint=DIR --video=clip.mp4 --text="the dog" [--text="the cat"] --output=DIR
+    python -m lbdt_jax.predict --video=clip.mp4 --text="the dog" [--text="the cat"] --output=DIR [--checkpoint=DIR]
 
---video is any clip that FFmpeg reads, or a folder of pictures. All sentences are asked about each frame together. In
---output then are
+--checkpoint is the model; without it, the small one in the package answers, which knows coloured shapes only. --video
+is any clip that FFmpeg reads, or a folder of pictures. All sentences are asked about each frame together. In --output
+then are
 
-    overlay.mp4             the masks over the video, a colour for each sentence; size, rate and times are the video's
+    overlay.mp4             the masks over the video, a colour for each sentence; frames and times are the video's
     masks/1/000012.png      sentence 1 in frame 12, both as counted in masks.jsonl; one bit a pixel, white is the object
     masks.jsonl             a line for each frame and sentence: {"frame": from 0, "time": seconds, "sentence": from 1,
                             "confidence": mean probability of the pixels found, 0 where none are,
@@ -22,70 +23,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from pycocotools import mask as run_length
 from tqdm import tqdm
 
 import lbdt_jax
 from input_pipeline.images import encode_mask
 from input_pipeline.readers import DataError
 from lbdt_jax import film, render
-from lbdt_jax.checkpoint import CheckpointError
-from lbdt_jax.command import fail, whole_or_not_at_all, write_json
+from lbdt_jax.checkpoint import Checkpoint, CheckpointError
+from lbdt_jax.command import fail, whole_or_not_at_all
 from lbdt_jax.metrics import resize_logits
-from lbdt_jax.segmenter import Answer, Moment, Segmenter
+from lbdt_jax.results import Settings, Stopwatch, answered, begin, finish
+from lbdt_jax.segmenter import Moment, Segmenter
 from lbdt_jax.video import Clip, ClipWriter, open_clip
 
 SHEET_FRAMES = 12  # at most, on the contact sheet
 
-Timed = TypeVar("Timed")
 Number = TypeVar("Number", int, float)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is asked; a run can only be resumed with the same."""
-
-    checkpoint: str
-    video: str
-    text: tuple[str, ...]
-    every: int = 1
-    start: float = 0.0
-    end: float | None = None
-    rate: float = 30.0
-
-
-@dataclasses.dataclass
-class Stopwatch:
-    """Seconds spent in each part of the work."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def add(self, part: str, since: float) -> None:
-        """Counts the time since a value of time.monotonic()."""
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - since
-
-    def each(self, part: str, items: Iterable[Timed]) -> Iterator[Timed]:
-        """The items, the time that it takes to make them counted."""
-        iterator = iter(items)
-        while True:
-            since, counted = time.monotonic(), sum(self.seconds.values())
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                # Less what other parts have counted meanwhile.
-                self.add(part, since + sum(self.seconds.values()) - counted)
-            yield item
 
 
 def predict(
@@ -116,9 +77,12 @@ def predict(
     absent = [frame for frame in explained if 0 < clip.frames <= frame]
     if absent:
         raise DataError(f"--explain: {clip.path} has no frame {', '.join(map(str, absent))}.")
-    begin(settings, unknown, clip, output, resume)
+    if begin(settings, unknown, clip, output, resume):
+        explain(segmenter, clip, settings, output / "explain", set(explained))
+        print(f"Nothing was left to do: {output}")
+        return
 
-    strip, confidence, frames = film.Strip(SHEET_FRAMES), np.zeros(len(settings.text)), 0
+    strip, confidence, frames = film.Strip(SHEET_FRAMES, clip.pixel_aspect), np.zeros(len(settings.text)), 0
     moments = itertools.chain([first], moments)
     answers = answered(segmenter, moments, settings.text, output / "masks.jsonl", watch)
     total = None
@@ -147,6 +111,7 @@ def predict(
     seconds = time.monotonic() - started
     render.save(strip.sheet(settings.text), output / "contact_sheet.png")
     explain(segmenter, clip, settings, output / "explain", set(explained))
+    finish(output)
 
     for sentence, mean in zip(settings.text, confidence / frames, strict=True):
         print(f"{sentence!r}: mean confidence {mean:.2f}")
@@ -170,59 +135,6 @@ def selected(segmenter: Segmenter, clip: Clip, settings: Settings) -> Iterator[M
             f"{clip.path} says that it has {clip.frames} frames, and holds {moment.index + 1}. Is it cut short?",
             file=sys.stderr,
         )
-
-
-def answered(
-    segmenter: Segmenter, moments: Iterator[Moment], text: tuple[str, ...], path: Path, watch: Stopwatch
-) -> Iterator[Answer]:
-    """Every moment's answer: those that the file holds are read, and the others found and added to it."""
-    good = 0  # bytes
-    for offset, lines in stored(path, len(text)):
-        moment = next(moments, None)
-        if moment is None or any(
-            (line["frame"], line["segmentation"]["size"]) != (moment.index, [*moment.original_frame.shape[:2]])
-            for line in lines
-        ):
-            raise DataError(f"{path} is not about the frames of this video. Choose another --output.")
-        masks = np.stack([run_length.decode(line["segmentation"]).astype(bool) for line in lines])
-        yield Answer(moment, masks, np.array([line["confidence"] for line in lines], np.float32))
-        good = offset
-    with path.open("ab") as file:
-        file.truncate(good)  # a line that was cut short
-        for answer in watch.each("model", segmenter.answers(moments, text)):
-            lines = [to_line(answer, number) for number in range(len(text))]
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            file.flush()
-            yield answer
-
-
-def stored(path: Path, sentences: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """(offset after them, the lines of one frame) of every frame that is there whole."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        while True:
-            lines = [file.readline() for _ in range(sentences)]
-            if not all(line.endswith(b"\n") for line in lines):
-                return
-            try:
-                answers = [json.loads(line) for line in lines]
-                _ = [(answer["frame"], answer["confidence"], answer["segmentation"]["size"]) for answer in answers]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path} is broken near byte {file.tell()}: {error}. Begin again.") from error
-            yield file.tell(), answers
-
-
-def to_line(answer: Answer, number: int) -> dict[str, Any]:
-    """What masks.jsonl holds of a sentence at a moment."""
-    encoded = run_length.encode(np.asfortranarray(answer.masks[number], np.uint8))
-    return {
-        "frame": answer.moment.index,
-        "time": round(answer.moment.time, 6),
-        "sentence": number + 1,
-        "confidence": round(float(answer.scores[number]), 6),
-        "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")},
-    }
 
 
 def explain(segmenter: Segmenter, clip: Clip, settings: Settings, folder: Path, frames: set[int]) -> None:
@@ -252,28 +164,19 @@ def explain(segmenter: Segmenter, clip: Clip, settings: Settings, folder: Path, 
         raise DataError(f"--explain: {clip.path} has no frame {', '.join(map(str, sorted(frames)))}.")
 
 
-def begin(settings: Settings, unknown: list[str], clip: Clip, output: Path, resume: bool) -> None:
-    """Makes the folder, or checks that a run with the same settings, words and video left it. Raises DataError."""
-    path = output / "settings.json"
-    size = clip.frames if clip.path.is_dir() else clip.path.stat().st_size
-    new = json.loads(json.dumps({**dataclasses.asdict(settings), "unknown_words": unknown, "video_size": size}))
-    if resume:
-        try:
-            old = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"--resume: no run to go on with in {output} ({error}).") from error
-        different = [
-            f"{name}: {old.get(name)} there, {value} asked for" for name, value in new.items() if old.get(name) != value
-        ]
-        if different:
-            raise DataError(f"--resume: {output} was asked something else.\n  " + "\n  ".join(different))
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(
-            f"{output} is not empty. Nothing is overwritten: choose another --output, or go on with --resume."
+def introduce(checkpoint: Checkpoint) -> str:
+    """Says which model answers; of the one in the package also what it knows."""
+    config = checkpoint.config
+    words = (
+        f"Model: LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth} of {checkpoint.path}, "
+        f"{checkpoint.step} steps on {config.dataset}."
+    )
+    if checkpoint.path.is_relative_to(lbdt_jax.DEFAULT_CHECKPOINT):
+        words += (
+            "\nIt comes with the package and knows coloured shapes and how they move, as in "
+            '"the red circle moving left", and nothing else. --checkpoint names another.'
         )
-    for number in range(1, len(settings.text) + 1):
-        (output / "masks" / str(number)).mkdir(parents=True, exist_ok=True)
-    write_json(new, path)
+    return words
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -282,7 +185,11 @@ def arguments() -> argparse.ArgumentParser:
         prog="python -m lbdt_jax.predict", description="Segments your own video.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a checkpoint's folder, or WORKDIR for its newest one")
+    add(
+        "--checkpoint",
+        default=lbdt_jax.DEFAULT_CHECKPOINT,
+        help="a checkpoint's folder, or WORKDIR for its newest one (default: a small one that knows coloured shapes)",
+    )
     add("--video", required=True, help="a clip, or a folder of pictures")
     add("--text", required=True, action="append", help="a sentence; may be given several times")
     add("--output", required=True, type=Path, help="a new folder for the results")
@@ -314,6 +221,7 @@ def main() -> None:
     asked = arguments().parse_args()
     try:
         segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
+        print(introduce(segmenter.checkpoint))
         settings = Settings(
             str(segmenter.checkpoint.path),
             str(Path(asked.video).resolve()),

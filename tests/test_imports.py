@@ -25,6 +25,7 @@ def test_the_model_needs_no_tensorflow() -> None:
         "lbdt_jax.explain",
         "lbdt_jax.export",
         "lbdt_jax.predict",
+        "lbdt_jax.results",
         "lbdt_jax.benchmark.__main__",
         "lbdt_jax.benchmark.measure",
         "lbdt_jax.benchmark.report",

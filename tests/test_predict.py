@@ -25,11 +25,12 @@ from input_pipeline.glove import load_word_vectors
 from input_pipeline.images import decode_mask, resize_frame
 from input_pipeline.readers import DataError
 from lbdt_jax import film
-from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint
 from lbdt_jax.metrics import resize_logits
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate
-from lbdt_jax.predict import Settings, Stopwatch, predict
+from lbdt_jax.predict import arguments, introduce, predict
+from lbdt_jax.results import Settings, Stopwatch
 from lbdt_jax.segmenter import Segmenter
 from lbdt_jax.step import initial_state, make_model
 from lbdt_jax.video import Clip, ClipWriter, open_clip
@@ -160,6 +161,22 @@ def test_written_clips_are_read_as_written(tmp_path: Path) -> None:
         for (time, frame), (copied_time, copied) in both:
             assert copied_time == pytest.approx(time, abs=1e-4) and copied.shape == frame.shape
             assert np.abs(copied.astype(int) - frame).mean() < 4
+
+
+@pytest.mark.parametrize("quarter", [None, (0, 1, -1, 0)])
+def test_the_aspect_of_pixels_is_kept(tmp_path: Path, quarter: tuple[int, int, int, int] | None) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24")))
+        container.mux(stream.encode(None))
+    source = open_clip(turned(tmp_path / "a.mp4", quarter) if quarter else tmp_path / "a.mp4")
+    assert source.pixel_aspect == (Fraction(3, 4) if quarter else Fraction(4, 3))
+    ((time, frame),) = source
+    with ClipWriter(tmp_path / "copy.mp4", frame.shape[:2], source) as writer:
+        writer.write(time, frame)
+    assert open_clip(tmp_path / "copy.mp4").pixel_aspect == source.pixel_aspect
 
 
 @pytest.mark.parametrize(("rate", "between"), [(30, 6), (60, 12), (15, 3), (10, 2), (2, 1)])
@@ -327,6 +344,8 @@ def test_a_killed_run_is_resumed(segmenter: Segmenter, tmp_path: Path, monkeypat
     lines = whole.splitlines(keepends=True)
     (output / "masks.jsonl").write_bytes(b"".join(lines[:13]) + lines[13][:20])
     (output / "masks" / "1" / "000008.png").unlink()
+    stored = (output / "settings.json").read_text()
+    (output / "settings.json").write_text(stored.replace('"finished": true', '"finished": false'))
     seen: list[int] = []
     answers = Segmenter.answers
 
@@ -341,6 +360,12 @@ def test_a_killed_run_is_resumed(segmenter: Segmenter, tmp_path: Path, monkeypat
     assert (output / "masks.jsonl").read_bytes() == whole
     assert (output / "masks" / "1" / "000008.png").exists()
     assert len(frames_of(output / "overlay.mp4")) == 10
+
+    # Now that it is whole, nothing is drawn anew but what is asked for.
+    overlay = (output / "overlay.mp4").stat()
+    predict(segmenter, asked, output, explained=[2], resume=True)
+    assert (output / "overlay.mp4").stat() == overlay and seen == [6, 7, 8, 9]
+    assert (output / "explain" / "000002-1.png").exists()
 
     with pytest.raises(DataError, match="every: 1 there, 2 asked for"):
         predict(segmenter, settings(segmenter, video, every=2), output, resume=True)
@@ -413,15 +438,22 @@ def test_the_command(workdir: Path, tmp_path: Path) -> None:
 
     done = run(f"--checkpoint={workdir}", f"--output={tmp_path / 'output'}")
     assert done.returncode == 0, done.stderr
+    assert "Model: LBDT-1 with ResNet-18 of" in done.stdout and "coloured shapes" not in done.stdout
     assert "3 frames in" in done.stdout and len(list((tmp_path / "output" / "masks" / "1").iterdir())) == 3
-    for arguments, message in [
+    for flags, message in [
         ([f"--checkpoint={tmp_path}", "--output=x"], "No checkpoint in"),
         ([f"--checkpoint={workdir}", f"--output={video}/x"], "Can't read or write"),
         ([f"--checkpoint={workdir}", "--output=x", "--every=0"], "0 is below 1, or not finite"),
     ]:
-        done = run(*arguments)
+        done = run(*flags)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (ROOT / "x").exists()
+
+
+def test_the_model_in_the_package_says_what_it_knows() -> None:
+    assert 'knows coloured shapes and how they move, as in "the red' in introduce(
+        load_checkpoint(arguments().parse_args(["--video=a", "--text=b", "--output=c"]).checkpoint)
+    )
 
 
 def test_the_shares_of_time_add_up() -> None:
