@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from fabricate_video_folders import fabricate_ref_davis17, fabricate_refer_youtube_vos
 from ml_collections import ConfigDict
 from PIL import Image
 from tiny import tiny_config
@@ -20,6 +23,7 @@ from input_pipeline.moving_shapes import write_raw
 from input_pipeline.pipeline import steps_per_epoch
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
+from input_pipeline.readers.ref_davis17 import ANNOTATORS
 from lbdt_jax import train as train_module
 from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
 from lbdt_jax.evaluate import evaluate
@@ -130,6 +134,51 @@ def test_not_a_number_stops_the_run_and_names_the_batch(config: ConfigDict, tmp_
     with pytest.raises(NotFinite, match=r"Step 3: the loss is nan.*video 2"):
         train(config, tmp_path)
     assert load_checkpoint(tmp_path).step == 2
+
+
+def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDict:
+    """The same model, asked about another data set; with the published scores that stand beside it."""
+    recipe = importlib.import_module(f"configs.{name}").get_config()
+    config = config.copy_and_resolve_references()
+    config.update({"dataset": name, "raw": str(raw), "data_dir": str(raw.parent), "evaluation_split": split})
+    config.update({"frame_interval": recipe.frame_interval, "published": recipe.published})
+    return config
+
+
+def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    raw = fabricate_refer_youtube_vos(tmp_path / "rvos")
+    (raw / "valid/Annotations/0062f687f1/00005.png").unlink()
+    config = other_data(config, "refer_youtube_vos", raw, "valid")
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert (result["samples"], result["dataset"], result["split"]) == (2, "refer_youtube_vos", "valid")
+    assert all(0 <= result[protocol]["j_and_f"] <= 1 for protocol in ("paper", "standard"))
+    printed = capsys.readouterr().out
+    assert "published" in printed and "49.4" in printed and "1 x mask missing" in printed
+
+    shutil.rmtree(raw / "valid/Annotations")
+    shutil.rmtree(tmp_path / "refer_youtube_vos")
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert result == json.loads((tmp_path / "evaluation/refer_youtube_vos-valid.json").read_text())
+    assert result["samples"] == 4 and not result.keys() & {"paper", "standard"}
+    assert "not published: 4 answers, no scores" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "evaluation/refer_youtube_vos-valid-standard.zip") as file:
+        expected = [f"Annotations/0062f687f1/{e}/{frame}.png" for frame in ("00000", "00005") for e in (0, 1)]
+        assert sorted(file.namelist()) == sorted(expected)
+
+
+def test_ref_davis17_is_scored_by_annotator(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    raw = fabricate_ref_davis17(tmp_path / "davis")
+    result = evaluate(load_checkpoint(workdir), other_data(config, "ref_davis17", raw, "val"), tmp_path)
+    # Frame 1 has no earlier frame in so short a video.
+    assert result["samples"] == 2 * 2 * 4 and list(result["groups"]) == list(ANNOTATORS)
+    means = [group["standard"]["j_and_f"] for group in result["groups"].values()]
+    assert result["standard"]["j_and_f"] == pytest.approx(np.mean(means))
+    printed = capsys.readouterr().out
+    assert "Per expression" in printed and "54.3" in printed
+    pictures = sorted((tmp_path / "evaluation/ref_davis17-val-annotators").rglob("*.png"))
+    assert [str(path.relative_to(pictures[0].parents[2])) for path in pictures] == [
+        f"anno_{annotator}/dogs-scale/{frame:05d}.png" for annotator in range(4) for frame in (0, 2)
+    ]
 
 
 def test_evaluating_an_unknown_split(config: ConfigDict, workdir: Path) -> None:

@@ -9,25 +9,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import HEIGHT, WIDTH, box, frame
-from fabricate_video_folders import picture_of, walking, write_frame, write_labels
+from fabricate import HEIGHT, WIDTH, frame
+from fabricate_video_folders import (
+    CAR,
+    DOGS,
+    FILES,
+    FRAMES,
+    GROUPS,
+    MASKS,
+    SCORED,
+    TEXTS,
+    VOID,
+    fabricate_ref_davis17,
+    picture_of,
+    scored,
+    walking,
+    write_frame,
+    write_labels,
+)
 from PIL import Image
 
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, read_frame, video_folders
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
-
-FRAMES, MASKS, TEXTS = "DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p", "davis_text_annotations"
-FILES = ("Davis17_annot1", "Davis17_annot1_full_video", "Davis17_annot2", "Davis17_annot2_full_video")
-GROUPS = ("annot1 first", "annot1 full", "annot2 first", "annot2 full")
-SCORED = "DAVIS/Annotations_unsupervised/480p"
-CAR, DOGS = "classic-car", "dogs-scale"
-VOID = box(44, 40, height=4)
-
-
-def scored(instances: list[int], number: int) -> dict[int, np.ndarray]:
-    """The objects of a frame as published scores number them."""
-    return {255: VOID, **{3 - instance: walking(instance, number) for instance in instances}}
 
 
 def sentences(described: str) -> tuple[Sentence, ...]:
@@ -41,29 +45,7 @@ def sentences(described: str) -> tuple[Sentence, ...]:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """A training and a validation video; the latter's object 2 is absent in frame 1; void pixels in every mask.
-
-    The masks for published scores have objects 1 and 2 the other way round.
-    """
-    raw = tmp_path / "davis"
-    present = {CAR: [[1, 2], [1], [1, 2], [1, 2]], DOGS: [[1, 2], [1], [1, 2]]}
-    for video, objects in present.items():
-        for number, instances in enumerate(objects):
-            write_frame(raw / FRAMES / video / f"{number:05d}.jpg", number)
-            masks = {instance: walking(instance, number) for instance in instances}
-            write_labels(raw / MASKS / video / f"{number:05d}.png", {255: VOID, **masks})
-            write_labels(raw / SCORED / video / f"{number:05d}.png", scored(instances, number))
-        (raw / MASKS / video / "._00000.png").write_bytes(b"\0")
-    lists = raw / "DAVIS/ImageSets/2017"
-    lists.mkdir(parents=True)
-    (lists / "train.txt").write_text(f"{CAR}\n")
-    (lists / "val.txt").write_text(DOGS)
-    (raw / TEXTS).mkdir()
-    for number, file in enumerate(FILES):
-        lines = ["clasic-car 1 car", "clasic-car 2 driver", "dog-scale 1 dog", "dog-scale 2 scale"]
-        lines = [" ".join(line.split()[:2]) + f' "a "{line.split()[2]}" n\u00ba {number}"\r\n' for line in lines]
-        (raw / TEXTS / f"{file}.txt").write_bytes("".join(lines).encode("latin-1" if number > 1 else "utf-8"))
-    return raw
+    return fabricate_ref_davis17(tmp_path / "davis")
 
 
 def read(raw: Path, video: str = CAR, interval: int = 2) -> tuple[list[FramePair], list[Skipped]]:

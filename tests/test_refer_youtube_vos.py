@@ -12,7 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fabricate import HEIGHT, WIDTH, frame
-from fabricate_video_folders import picture_of, walking, write_frame, write_labels
+from fabricate_video_folders import (
+    MAN,
+    NEW,
+    OLD,
+    TRAIN,
+    VALID,
+    expressions_of,
+    fabricate_refer_youtube_vos,
+    picture_of,
+    walking,
+    write_expressions,
+)
 from PIL import Image
 
 from input_pipeline.prepare import prepare
@@ -20,61 +31,10 @@ from input_pipeline.readers import DataError, FramePair, Sentence, Skipped
 from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
 from input_pipeline.readers.video_folders import read_labels
 
-TRAIN = {
-    "003234408d": {
-        "expressions": {
-            "0": {"exp": " a Penguin on the left", "obj_id": "1"},
-            "1": {"exp": "the second penguin", "obj_id": "2"},
-            "2": {"exp": "penguin, at the front", "obj_id": "1"},
-        },
-        "frames": ["00005", "00010", "00015"],
-    },
-    "0a7a2514aa": {
-        "objects": {
-            "1": {"category": "cat", "frames": ["00000", "00005"], "expressions": ["a cat", "a caf\u00e9 cat"]},
-            "3": {"category": "dog", "frames": ["00005", "00010"], "expressions": ["a dog"]},
-        }
-    },
-}
-VALID = {
-    "0062f687f1": {
-        "expressions": {"0": {"exp": "a man", "obj_id": "1"}, "1": {"exp": "a horse", "obj_id": "2"}},
-        "frames": ["00000", "00005"],
-    },
-    "test_video": {"expressions": {"0": {"exp": "a boat"}}, "frames": ["00000"]},
-}
-OLD, NEW, MAN = "0a7a2514aa", "003234408d", "0062f687f1"
-
-
-def expressions_of(raw: Path, split: str) -> Path:
-    return raw / f"meta_expressions/{split}/meta_expressions.json"
-
-
-def write_json(raw: Path, split: str, videos: object) -> None:
-    expressions_of(raw, split).parent.mkdir(parents=True, exist_ok=True)
-    expressions_of(raw, split).write_text(json.dumps({"videos": videos}))
-
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Two training videos, one in the older form, and a validation video; object 2 of two videos is absent at times."""
-    raw = tmp_path / "rvos"
-    present = {
-        ("train", NEW): {0: [1], 5: [1, 2], 10: [1], 15: [1, 2]},  # frame 0 is there, and not listed
-        ("train", OLD): {0: [1], 5: [1, 3], 10: [3]},
-        ("valid", MAN): {0: [1], 5: [1, 2]},
-    }
-    for (split, video), objects in present.items():
-        for number, instances in objects.items():
-            write_frame(raw / split / f"JPEGImages/{video}/{number:05d}.jpg", number)
-            masks = {instance: walking(instance, number) for instance in instances}
-            write_labels(raw / split / f"Annotations/{video}/{number:05d}.png", masks)
-        (raw / split / f"JPEGImages/{video}/._00000.jpg").write_bytes(b"\0")
-    write_json(raw, "train", TRAIN)
-    write_json(raw, "valid", VALID)
-    write_json(raw, "test", {"test_video": VALID["test_video"]})
-    (raw / "train/meta.json").write_text("not read")
-    return raw
+    return fabricate_refer_youtube_vos(tmp_path / "rvos")
 
 
 def read(raw: Path, video: str = NEW, interval: int = 5) -> tuple[list[FramePair], list[Skipped]]:
@@ -218,7 +178,7 @@ def test_only_one_of_the_splits(raw: Path):
 def test_validation_as_first_published_has_no_truth(raw: Path):
     """No masks, no objects: every listed frame with every sentence, and one note."""
     named = {"0": {"exp": "a man"}, "1": {"exp": "a horse"}}
-    write_json(raw, "valid", {MAN: {"expressions": named, "frames": ["00000", "00005"]}})
+    write_expressions(raw, "valid", {MAN: {"expressions": named, "frames": ["00000", "00005"]}})
     sentences = Sentence("a man", None, "", "0"), Sentence("a horse", None, "", "1")
     for masks, note in ((True, ()), (False, "split valid has no masks: only the server can score it")):
         if not masks:
@@ -247,7 +207,7 @@ def test_objects_without_masks_are_no_truth(raw: Path):
 @pytest.mark.parametrize("named, notes", [({}, 0), ({"obj_id": "0"}, 1), ({"obj_id": "../../x"}, 1)])
 def test_a_validation_sentence_that_names_no_object_is_asked_without_truth(raw: Path, named: dict, notes: int):
     expressions = {**VALID[MAN]["expressions"], "2": {"exp": "a hat", **named}}
-    write_json(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
+    write_expressions(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
     where = f"{expressions_of(raw, 'valid')}: video {MAN!r}: expression '2'"
     note = Skipped(where, "the object is not a number from 1 to 255: kept without truth")
     assert ReferYouTubeVOS(raw).skipped() == (note,) * notes
@@ -259,7 +219,7 @@ def test_a_validation_sentence_that_names_no_object_is_asked_without_truth(raw: 
 
 def test_a_validation_sentence_that_is_broken_is_left_out(raw: Path):
     expressions = {**VALID[MAN]["expressions"], "2": {"exp": "", "obj_id": "1"}, "../3": {"exp": "a hat"}}
-    write_json(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
+    write_expressions(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
     assert [item.reason for item in ReferYouTubeVOS(raw).skipped()] == [
         "empty sentence",
         "the expression's name is not a plain file name",
@@ -302,7 +262,7 @@ def test_validation_without_the_list_of_test(raw: Path):
 
 
 def test_a_video_of_two_splits_is_not_evaluated(raw: Path):
-    write_json(raw, "valid", {**VALID, NEW: TRAIN[NEW]})
+    write_expressions(raw, "valid", {**VALID, NEW: TRAIN[NEW]})
     reader = ReferYouTubeVOS(raw)
     assert reader.videos("valid") == [MAN] and reader.videos("train") == [NEW, OLD]
     assert reader.skipped() == (Skipped(f"{expressions_of(raw, 'valid')}: video {NEW}", "video of two splits"),)
@@ -324,7 +284,7 @@ def test_a_broken_json_file(raw: Path, split: str, content: bytes | None):
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "", "a/b", "a\\b", "a\nb", "a\0b", "\ud800", "x" * 300])
 def test_a_video_whose_name_leaves_its_folder(raw: Path, name: str):
-    write_json(raw, "train", {**TRAIN, name: TRAIN[NEW]})
+    write_expressions(raw, "train", {**TRAIN, name: TRAIN[NEW]})
     assert ReferYouTubeVOS(raw).videos("train") == [NEW, OLD]
     where = f"{expressions_of(raw, 'train')}: video {name!r}"
     assert ReferYouTubeVOS(raw).skipped() == (Skipped(where, "the video's name is not a plain file name"),)
@@ -344,7 +304,7 @@ def test_a_video_whose_name_leaves_its_folder(raw: Path, name: str):
     ],
 )
 def test_a_malformed_video(raw: Path, entry: object):
-    write_json(raw, "train", {**TRAIN, "stranger": entry})
+    write_expressions(raw, "train", {**TRAIN, "stranger": entry})
     where = f"{expressions_of(raw, 'train')}: video 'stranger'"
     assert ReferYouTubeVOS(raw).skipped() == (Skipped(where, "video without a readable sentence or frame"),)
     assert ReferYouTubeVOS(raw).videos("train") == [NEW, OLD]
@@ -372,7 +332,7 @@ def test_a_malformed_video(raw: Path, entry: object):
 )
 def test_a_bad_expression(raw: Path, name: str, expression: object, reason: str):
     expressions = {**TRAIN[NEW]["expressions"], name: expression}
-    write_json(raw, "train", {**TRAIN, NEW: {**TRAIN[NEW], "expressions": expressions}})
+    write_expressions(raw, "train", {**TRAIN, NEW: {**TRAIN[NEW], "expressions": expressions}})
     where = f"{expressions_of(raw, 'train')}: video {NEW!r}: expression {name!r}"
     assert ReferYouTubeVOS(raw).skipped() == (Skipped(where, reason),)
     assert [len(pair.sentences) for pair in read(raw)[0]] == [3, 2, 3]
@@ -388,7 +348,7 @@ def test_other_line_ends_and_a_byte_order_mark(raw: Path):
 
 @pytest.mark.parametrize("content", [None, {"frames": ["00000"]}, {"frames": "00000", "expressions": ["a seal"]}])
 def test_a_malformed_object_of_the_older_form(raw: Path, content: object):
-    write_json(raw, "train", {**TRAIN, OLD: {"objects": {**TRAIN[OLD]["objects"], "2": content}}})
+    write_expressions(raw, "train", {**TRAIN, OLD: {"objects": {**TRAIN[OLD]["objects"], "2": content}}})
     where = f"{expressions_of(raw, 'train')}: video {OLD!r}: object '2'"
     assert ReferYouTubeVOS(raw).skipped() == (Skipped(where, "malformed object"),)
     assert [pair.frame_index for pair in read(raw, OLD)[0]] == [0, 5, 10]
@@ -406,7 +366,7 @@ def test_a_malformed_object_of_the_older_form(raw: Path, content: object):
     ],
 )
 def test_a_bad_frame_name(raw: Path, name: object, reason: str):
-    write_json(raw, "train", {**TRAIN, NEW: {**TRAIN[NEW], "frames": [*TRAIN[NEW]["frames"], name]}})
+    write_expressions(raw, "train", {**TRAIN, NEW: {**TRAIN[NEW], "frames": [*TRAIN[NEW]["frames"], name]}})
     (skipped,) = ReferYouTubeVOS(raw).skipped()
     assert skipped.reason == reason and skipped.where.startswith(f"{expressions_of(raw, 'train')}: video {NEW!r}")
     assert [pair.frame_index for pair in read(raw)[0]] == [5, 10, 15]
@@ -421,14 +381,14 @@ def test_a_video_without_its_folder(raw: Path, part: str, what: str):
 
 def test_an_object_that_is_in_no_mask_of_the_video(raw: Path):
     expressions = {**VALID[MAN]["expressions"], "2": {"exp": "a unicorn", "obj_id": "9"}}
-    write_json(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
+    write_expressions(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
     pairs, skipped = read(raw, MAN)
     where = f"{raw / 'valid/Annotations' / MAN}: instance 9 (a unicorn)"
     assert skipped == [Skipped(where, "the instance is in no mask of the video: kept with empty masks")]
     assert [pair.masks.keys() for pair in pairs] == [{1, 2, 9}, {1, 2, 9}]
     assert not any(pair.masks[9].any() for pair in pairs)
 
-    write_json(raw, "train", {NEW: {**TRAIN[NEW], "expressions": expressions}})
+    write_expressions(raw, "train", {NEW: {**TRAIN[NEW], "expressions": expressions}})
     pairs, skipped = read(raw)
     where = f"{raw / 'train/Annotations' / NEW}: instance 9 (a unicorn)"
     assert skipped[0] == Skipped(where, "the instance is in no mask of the video")
