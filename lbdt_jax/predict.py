@@ -131,10 +131,12 @@ def selected(segmenter: Segmenter, clip: Clip, settings: Settings) -> Iterator[M
         if moment.time - origin >= settings.start and moment.index % settings.every == 0:
             yield moment
     if moment.index + 1 < clip.frames:
-        tqdm.write(
-            f"{clip.path} says that it has {clip.frames} frames, and holds {moment.index + 1}. Is it cut short?",
-            file=sys.stderr,
-        )
+        said, found = f"has {clip.frames} frames", f"holds {moment.index + 1}"
+    elif not clip.frames and moment.time - origin + 1 < (clip.seconds or 0):
+        said, found = f"lasts {clip.seconds:.1f} s", f"ends after {moment.time - origin:.1f} s"
+    else:
+        return
+    tqdm.write(f"{clip.path} says that it {said}, and {found}. Is it cut short?", file=sys.stderr)
 
 
 def explain(segmenter: Segmenter, clip: Clip, settings: Settings, folder: Path, frames: set[int]) -> None:

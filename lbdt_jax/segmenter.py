@@ -28,6 +28,23 @@ from lbdt_jax.step import initial_variables, make_model
 AT_ONCE = 4
 
 
+class Picture:
+    """A frame of a video, which is resized once, and only if a question needs it.
+
+    Args:
+      original: (h, w, 3) uint8 RGB.
+      size: (H, W) of the model.
+    """
+
+    def __init__(self, original: np.ndarray, size: tuple[int, int]) -> None:
+        self.original, self._size = original, size
+
+    @functools.cached_property
+    def resized(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        return resize_frame(self.original, self._size)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moment:
     """A frame of a video and its earlier frame.
@@ -35,16 +52,30 @@ class Moment:
     Attributes:
       index: of the frame in the video, from 0.
       time: of the frame, seconds.
-      original_frame, original_earlier_frame: (h, w, 3) uint8 RGB.
-      frame, earlier_frame: (H, W, 3) uint8 RGB, at the model's size.
+      picture, earlier_picture: both frames. Their arrays are also here as `original_frame`, `original_earlier_frame`,
+        (h, w, 3) uint8 RGB, and as `frame`, `earlier_frame`, (H, W, 3) at the model's size.
     """
 
     index: int
     time: float
-    original_frame: np.ndarray
-    original_earlier_frame: np.ndarray
-    frame: np.ndarray
-    earlier_frame: np.ndarray
+    picture: Picture
+    earlier_picture: Picture
+
+    @property
+    def original_frame(self) -> np.ndarray:
+        return self.picture.original
+
+    @property
+    def original_earlier_frame(self) -> np.ndarray:
+        return self.earlier_picture.original
+
+    @property
+    def frame(self) -> np.ndarray:
+        return self.picture.resized
+
+    @property
+    def earlier_frame(self) -> np.ndarray:
+        return self.earlier_picture.resized
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,21 +219,23 @@ class Segmenter:
           DataError: a frame is not of that kind, differs in size from those before it, or is not later than they are.
         """
         size = tuple(self.checkpoint.config.image_size)
-        recent: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
+        recent: deque[tuple[float, Picture]] = deque()
         for index, (time, original) in enumerate(frames):
             if original.dtype != np.uint8 or original.ndim != 3 or original.shape[2] != 3 or not original.size:
                 raise DataError(
                     f"Frame {index} is {original.dtype} of shape {original.shape}; expected uint8 (height, width, 3)."
                 )
-            if recent and recent[-1][1].shape != original.shape:
-                raise DataError(f"Frame {index} has shape {original.shape}, those before it {recent[-1][1].shape}.")
+            if recent and recent[-1][1].original.shape != original.shape:
+                raise DataError(
+                    f"Frame {index} has shape {original.shape}, those before it {recent[-1][1].original.shape}."
+                )
             if recent and not time > recent[-1][0]:
                 raise DataError(f"Frame {index} has the time {time} s, the one before it {recent[-1][0]} s.")
-            recent.append((time, original, resize_frame(original, size)))
+            recent.append((time, Picture(original, size)))
             wanted = time - self.seconds_between
             while len(recent) > 1 and abs(recent[1][0] - wanted) <= abs(recent[0][0] - wanted):
                 recent.popleft()
-            yield Moment(index, time, original, recent[0][1], recent[-1][2], recent[0][2])
+            yield Moment(index, time, recent[-1][1], recent[0][1])
 
     def answers(self, moments: Iterable[Moment], sentences: Sequence[str]) -> Iterator[Answer]:
         """Answers all sentences about each moment, in order; holds a few moments at a time.
