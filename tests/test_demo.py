@@ -1,4 +1,4 @@
-"""What the page does for a visitor, without a browser (lbdt_jax/demo/work.py); tests/test_demo_page.py has one."""
+"""What the page does for a visitor (lbdt_jax/demo/checks.py and work.py); tests/test_demo_page.py has a browser."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from input_pipeline.images import decode_mask
 from input_pipeline.readers import DataError
 from lbdt_jax import film, render
 from lbdt_jax.checkpoint import CheckpointWriter
-from lbdt_jax.demo import work
-from lbdt_jax.demo.work import Limits
+from lbdt_jax.demo import checks, work
+from lbdt_jax.demo.checks import Limits
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate
 from lbdt_jax.segmenter import Segmenter
@@ -46,16 +46,21 @@ def write_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def write_clip(path: Path, times: Sequence[int] = range(6), size: tuple[int, int] = (48, 64)) -> Path:
-    """A clip of noise that brightens, with a red corner; times in units of 1/24 s."""
+def write_clip(
+    path: Path, times: Sequence[int] = range(6), size: tuple[int, int] = (48, 64), aspect: Fraction = Fraction(1)
+) -> Path:
+    """A clip of noise that brightens, with a red corner; times in units of 1/24 s, the aspect is a pixel's."""
     rng = np.random.default_rng(0)
     codec, pixels = {".gif": ("gif", "rgb8")}.get(path.suffix, ("libx264", "yuv420p"))
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=24)
         stream.height, stream.width = size
         stream.pix_fmt = pixels
+        stream.codec_context.sample_aspect_ratio = aspect
         for number, time in enumerate(times):
-            picture = np.full((*size, 3), 30 + 8 * number, np.uint8) + rng.integers(0, 9, (*size, 3), dtype=np.uint8)
+            picture = np.full((*size, 3), 30 + 8 * number % 200, np.uint8) + rng.integers(
+                0, 9, (*size, 3), dtype=np.uint8
+            )
             picture[: size[0] // 4, : size[1] // 4] = (220, 30, 30)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 24)
@@ -71,7 +76,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi", "a.ts", "a.gif"])
 def test_clips_within_the_limits_are_taken(tmp_path: Path, name: str) -> None:
-    described, first = work.look(write_clip(tmp_path / name), LIMITS)
+    described, first = checks.look(write_clip(tmp_path / name), LIMITS)
     assert described.startswith(f"{name}: 64 x 48 pixels, 6 frames, 0.")
     assert first.shape == (48, 64, 3) and abs(first[24:].mean() - 34) < 6
 
@@ -138,7 +143,7 @@ def too_fast(path: Path) -> str:
 
 
 def large_file(path: Path) -> str:
-    path.write_bytes(bytes(100_001))
+    path.write_bytes(bytes(105_000))
     return "a.mp4 has 0.1 MB. This page takes clips of up to 0.1 MB"
 
 
@@ -170,7 +175,7 @@ def large_frames(path: Path) -> str:
 def test_other_uploads_are_refused(tmp_path: Path, fault: Callable[[Path], str]) -> None:
     message = fault(tmp_path / "a.mp4")
     with pytest.raises(DataError, match=message) as error:
-        work.check_clip(tmp_path / "a.mp4", LIMITS)
+        checks.check_clip(tmp_path / "a.mp4", LIMITS)
     assert str(tmp_path) not in str(error.value)
 
 
@@ -185,14 +190,14 @@ def test_other_uploads_are_refused(tmp_path: Path, fault: Callable[[Path], str])
 )
 def test_sentences_that_cannot_be_asked(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        work.read_sentences(text, LIMITS)
+        checks.read_sentences(text, LIMITS)
 
 
 @pytest.mark.parametrize("sentence", ["那只狗", "flurbl", "!!!"])
 def test_sentences_without_a_known_word(segmenter: Segmenter, sentence: str) -> None:
     with pytest.raises(DataError, match=f"knows no word of “{sentence}”.* trained with are .*black"):
-        work.unknown_words(segmenter, ("the red dog", sentence))
-    assert work.unknown_words(segmenter, ("the red dog", "a flurbl cat")) == ["flurbl"]
+        checks.unknown_words(segmenter, ("the red dog", sentence))
+    assert checks.unknown_words(segmenter, ("the red dog", "a flurbl cat")) == ["flurbl"]
 
 
 def test_a_clip_is_answered(segmenter: Segmenter, tmp_path: Path) -> None:
@@ -250,6 +255,15 @@ def test_a_clip_is_answered(segmenter: Segmenter, tmp_path: Path) -> None:
     assert not list(root.iterdir())
     with pytest.raises(DataError, match="has been removed"):
         result.frame(3)
+
+
+def test_wide_pixels_are_shown_wide(segmenter: Segmenter, tmp_path: Path) -> None:
+    upload = write_clip(tmp_path / "a.mp4", range(1), aspect=Fraction(2))
+    result = work.answer(segmenter, upload, "the red dog", tmp_path, LIMITS)
+    with Image.open(result.frame(0)) as picture:
+        assert picture.size == (640, 240)
+    shown = open_clip(result.folder / "shown.mp4")
+    assert shown.pixel_aspect == 1 and [frame.shape for _, frame in shown] == [(240, 640, 3)]
 
 
 def test_what_fails_on_the_way_leaves_nothing(segmenter: Segmenter, tmp_path: Path) -> None:

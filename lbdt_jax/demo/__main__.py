@@ -1,10 +1,11 @@
 """A page to try a model: drop a clip, say what to look for, see it, and take the masks home.
 
     pip install -r requirements-demo.txt
-    python -m lbdt_jax.demo --checkpoint=DIR [--port=7860] [--host=0.0.0.0] [--max_seconds=20] [--max_megabytes=50]
+    python -m lbdt_jax.demo [--checkpoint=DIR] [--port=7860] [--host=0.0.0.0] [--max_seconds=20] [--max_megabytes=50]
 
-The page is for this machine only unless --host says otherwise. It asks nothing of the internet. What visitors send and
-get lies in one temporary folder, is removed after an hour, and all of it when the page is stopped.
+Without --checkpoint, the small model in the package answers, which knows coloured shapes only. The page is for this
+machine only unless --host says otherwise, and asks nothing of the internet. What visitors send and get lies in one
+temporary folder, for an hour or two, and until the page is stopped at most.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 import tempfile
 from fractions import Fraction
@@ -26,14 +28,14 @@ from input_pipeline.readers import DataError
 from input_pipeline.scenes import make_scene
 from lbdt_jax.checkpoint import CheckpointError
 from lbdt_jax.command import fail
-from lbdt_jax.demo.work import Limits
-from lbdt_jax.predict import at_least
+from lbdt_jax.demo.checks import Limits
+from lbdt_jax.predict import at_least, introduce
 from lbdt_jax.segmenter import Segmenter
 from lbdt_jax.video import Clip, ClipWriter
 
 #: Scenes of Moving Shapes' test split, and some of their sentences.
 EXAMPLES = {
-    6: "the only yellow square\ntriangle moving up\nthe rightward moving green shape",
+    6: "the only yellow square\nthe rightward moving green shape",
     10: "the red circle\nthe blue triangle moving left",
     3: "the topmost triangle\nthe blue square moving up",
     0: "the leftmost circle\nthe moving red square",
@@ -53,8 +55,10 @@ def main() -> None:
         except ModuleNotFoundError as error:
             fail(f"{error}. The page needs `pip install -r requirements-demo.txt`.")
         try:
+            with socket.create_server((asked.host, asked.port)):
+                pass  # if the port is taken, that is said now, and not after a minute
             segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
-            print("Compiling the model ...", flush=True)
+            print(f"{introduce(segmenter.checkpoint)}\nCompiling it ...", flush=True)
             warm_up(segmenter)
             limits = Limits(asked.max_seconds, asked.max_megabytes)
             serve(segmenter, root, limits, draw_examples(segmenter, root), asked.host, asked.port)
@@ -62,6 +66,8 @@ def main() -> None:
             fail(str(error))
         except OSError as error:
             fail(f"Can't serve the page: {error}")
+        except KeyboardInterrupt:
+            fail("Stopped.", status=130)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -70,12 +76,16 @@ def arguments() -> argparse.ArgumentParser:
         prog="python -m lbdt_jax.demo", description="A page to try a model.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a checkpoint's folder, or WORKDIR for its newest one")
+    add(
+        "--checkpoint",
+        default=lbdt_jax.DEFAULT_CHECKPOINT,
+        help="a checkpoint's folder, or WORKDIR for its newest one (default: a small one that knows coloured shapes)",
+    )
     add("--word_vectors", default="", help="where to look up words that the checkpoint does not hold")
     add("--host", default="127.0.0.1", help="the address to serve; 0.0.0.0 lets other machines in (default: 127.0.0.1)")
     add("--port", type=at_least(int, 1), default=7860, help="(default: 7860)")
     add("--max_seconds", type=at_least(float, 0.1), default=20.0, help="longest clip (default: 20)")
-    add("--max_megabytes", type=at_least(float, 0.001), default=50.0, help="largest file, 10^6 bytes (default: 50)")
+    add("--max_megabytes", type=at_least(float, 0.001), default=50.0, help="largest file (default: 50)")
     return parser
 
 

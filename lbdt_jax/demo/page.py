@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
-import numpy as np
 
 from input_pipeline.readers import DataError
-from lbdt_jax.demo import work
-from lbdt_jax.demo.work import Limits, Result
-from lbdt_jax.film import color_of
+from lbdt_jax.demo import checks, legend, work
+from lbdt_jax.demo.checks import Limits
+from lbdt_jax.demo.work import Result
 from lbdt_jax.segmenter import Segmenter
 
 KEPT = 3600  # seconds that uploads and results are kept for their visitor
@@ -22,23 +21,19 @@ WAITING = 20  # questions in the queue; who comes then is told that it is full
 _IN_TURN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 _TRACKED = gr.Progress(track_tqdm=True)  # the bars that prediction shows in a terminal
 
-_CURVE = 240, 28  # width and height of the confidences' curves, in their own units
 _CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto; }
 #title h1 { font-size: 1.9rem; margin: .8rem 0 .3rem; }
 #title p { font-size: 1.05rem; max-width: 44rem; margin: 0; }
 #status { min-height: 3.6rem; display: flex; align-items: center; }
+#preview { height: 100% !important; }
 #preview img { width: 100%; height: 100%; object-fit: contain; }
-#or { margin-bottom: -.6rem; }
+#or .html-container, #status .html-container, #legend .html-container { padding: 0; }
+#or { margin-bottom: -.5rem; }
+#status { margin-bottom: -.5rem; }
 #examples .grid-wrap { min-height: 0; padding: 0; }
 #examples .thumbnail-item { aspect-ratio: 4 / 3; }
 .quiet { color: var(--body-text-color-subdued); margin: 0 !important; }
-.legend { display: grid; grid-template-columns: auto 1fr minmax(6rem, 15rem) 3.2rem; gap: .45rem .8rem;
-  align-items: center; font-size: 1.05rem; }
-.legend .swatch { width: 1.1rem; height: 1.1rem; border-radius: 3px; }
-.legend .head { font-size: .85rem; color: var(--body-text-color-subdued); }
-.legend svg { width: 100%; height: 28px; display: block; }
-.legend .number { font-variant-numeric: tabular-nums; text-align: right; }
 footer { display: none !important; }
 """
 
@@ -57,13 +52,13 @@ def serve(
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=int(limits.megabytes * 1e6),
+            max_file_size=int(limits.megabytes * 2**20),
             footer_links=[],
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
             theme=theme(),
-            css=_CSS,
+            css=_CSS + legend.CSS,
         )
         print(f"Open http://{host}:{port}/ in a browser; Ctrl-C stops it.", flush=True)
         page.block_thread()
@@ -90,7 +85,10 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
       limits: of what they may ask.
       examples: clips and sentences about them, one a line.
     """
-
+    known, placeholder = "", "the dog that jumps\nthe cat on the left"
+    if segmenter.checkpoint.config.dataset == "moving_shapes":
+        known = " The model behind this page knows coloured shapes and how they move, and nothing else."
+        placeholder = "the red circle moving left\nthe largest shape"
     allowed = (
         f"Clips of up to {limits.seconds:g} seconds and {limits.megabytes:g} MB, as mp4, mov, webm, mkv, avi or gif."
     )
@@ -98,7 +96,7 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
     def choose(upload: str | None) -> dict[Any, Any]:
         if upload is None:
             return {preview: gr.Image(value=None, visible=False), status: quiet(allowed)}
-        described, first = tell(work.look, Path(upload), limits)
+        described, first = tell(checks.look, Path(upload), limits)
         return {preview: gr.Image(value=first, visible=True), status: quiet(described)}
 
     def ask(upload: str | None, text: str, previous: Result | None, progress: gr.Progress = _TRACKED) -> dict[Any, Any]:
@@ -111,7 +109,7 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
             state: result,
             status: quiet(" ".join([f"{result.name}: {len(result.times)} frames asked about.", *result.notes])),
             found: gr.Column(visible=True),
-            legend: legend_of(result, middle),
+            confidences: legend.draw(result, middle),
             video: str(result.folder / "shown.mp4"),
             picture: str(result.frame(middle)),
             slider: gr.Slider(maximum=max(1, len(result.times) - 1), value=middle),
@@ -122,7 +120,7 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
 
     def turn(result: Result | None, index: float) -> tuple[str, str]:
         result, index = current(result), int(index)
-        return str(tell(result.frame, index)), legend_of(result, index)
+        return str(tell(result.frame, index)), legend.draw(result, index)
 
     def explain(result: Result | None, index: float, number: int) -> Any:
         return gr.Image(value=str(tell(work.attention, segmenter, current(result), int(index), number)), visible=True)
@@ -131,12 +129,12 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
         path, sentences = examples[event.index]
         return str(path), sentences
 
-    with gr.Blocks(title="Ask a video", analytics_enabled=False, delete_cache=(300, KEPT)) as page:
+    with gr.Blocks(title="Ask a video", analytics_enabled=False, delete_cache=(KEPT // 12, KEPT)) as page:
         state = gr.State(None, time_to_live=KEPT, delete_callback=work.remove)
         gr.Markdown(
             "# Ask a video\n"
             "Say in your own words what to look for, and see where it is in every frame of your clip. "
-            "Several sentences are asked together, each in a colour of its own.",
+            f"Several sentences are asked together, each in a colour of its own.{known}",
             elem_id="title",
         )
         with gr.Row(equal_height=True):
@@ -155,7 +153,7 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
             with gr.Column(scale=4):
                 text = gr.Textbox(
                     label="What to look for, one sentence a line",
-                    placeholder="the dog that jumps\nthe cat on the left",
+                    placeholder=placeholder,
                     lines=4,
                     max_lines=limits.sentences,
                     elem_id="text",
@@ -176,7 +174,7 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
             gallery.select(try_example, None, [clip, text], show_progress="hidden", api_visibility="private")
         status = gr.HTML(quiet(allowed), elem_id="status")
         with gr.Column(visible=False, elem_id="found") as found:
-            legend = gr.HTML(elem_id="legend")
+            confidences = gr.HTML(elem_id="legend")
             with gr.Row(equal_height=True):
                 video = gr.Video(label="The clip", autoplay=True, loop=True, buttons=[], elem_id="video")
                 picture = gr.Image(label="A frame", buttons=["fullscreen"], interactive=False, elem_id="picture")
@@ -184,7 +182,7 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
             download = gr.DownloadButton(
                 "Download the overlay video, all masks and confidences (zip)", size="md", elem_id="download"
             )
-            gr.Markdown("### What did the model attend to?")
+            gr.Markdown("### What did the model attend to?", elem_id="attended")
             with gr.Row():
                 sentence = gr.Radio(show_label=False, container=False, scale=4, elem_id="sentence")
                 show = gr.Button("Show it for this frame", size="md", min_width=200, elem_id="explain")
@@ -192,13 +190,21 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
                 show_label=False, buttons=["fullscreen", "download"], visible=False, interactive=False, elem_id="sheet"
             )
 
-        shown = {state, status, found, legend, video, picture, slider, download, sentence, sheet}
+        shown = {state, status, found, confidences, video, picture, slider, download, sentence, sheet}
         clip.change(choose, clip, {preview, status}, show_progress="hidden", api_visibility="private")
-        button.click(ask, [clip, text, state], shown, show_progress_on=status, api_visibility="private", **_IN_TURN)
+        gr.on(
+            [button.click, text.submit],  # Shift and Enter, in a field of several lines
+            ask,
+            [clip, text, state],
+            shown,
+            show_progress_on=status,
+            api_visibility="private",
+            **_IN_TURN,
+        )
         slider.input(
             turn,
             [state, slider],
-            [picture, legend],
+            [picture, confidences],
             show_progress="hidden",
             queue=False,
             trigger_mode="always_last",
@@ -238,27 +244,3 @@ def current(result: Result | None) -> Result:
     if result is None:
         raise told("This result has been removed. Ask again.")
     return result
-
-
-def legend_of(result: Result, index: int) -> str:
-    """The sentences in their colours as html, each with its confidence over the clip and in a frame."""
-    width, height = _CURVE
-    cells = [
-        f'<span></span><span class="head">In frame {index}, at {result.times[index]:.2f} s</span>'
-        '<span class="head">confidence over the clip</span><span class="head number">here</span>'
-    ]
-    across = np.linspace(0, width, len(result.times))
-    for number, sentence in enumerate(result.sentences):
-        color = "rgb({}, {}, {})".format(*color_of(number))
-        down = 1 + (height - 2) * (1 - result.confidence[:, number])
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
-        here = result.confidence[index, number]
-        cells.append(
-            f'<span class="swatch" style="background: {color}"></span><span>{html.escape(sentence)}</span>'
-            f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" fill="none" stroke-width="2">'
-            f'<polyline points="{points}" stroke="{color}" vector-effect="non-scaling-stroke"/>'
-            f'<path d="M {across[index]:.1f} 0 v {height}" stroke="currentColor" stroke-opacity=".4" '
-            f'vector-effect="non-scaling-stroke"/></svg>'
-            f'<span class="number">{f"{here:.2f}" if here else "nothing"}</span>'
-        )
-    return f'<div class="legend">{"".join(cells)}</div>'
