@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -427,6 +428,16 @@ def test_bad_videos(segmenter: Segmenter, tmp_path: Path, fault: object) -> None
     message = fault(tmp_path / "a.mp4")
     with pytest.raises(DataError, match=message):
         predict(segmenter, settings(segmenter, tmp_path / "a.mp4"), tmp_path / "output")
+
+
+def test_a_clip_that_ends_before_it_says(
+    segmenter: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Matroska tells how long a clip lasts, and not how many frames it has.
+    content = write_clip(tmp_path / "a.mkv", frames=20, times=[*range(0, 100, 5)]).read_bytes()
+    (tmp_path / "a.mkv").write_bytes(content[: len(content) * 4 // 5])
+    predict(segmenter, settings(segmenter, tmp_path / "a.mkv"), tmp_path / "output")
+    assert re.search(r"says that it lasts 4\.\d s, and ends after [12]\.\d s", capsys.readouterr().err)
 
 
 def test_the_command(workdir: Path, tmp_path: Path) -> None:
