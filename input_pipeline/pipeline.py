@@ -146,14 +146,15 @@ def evaluation_examples(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[EvaluationExample]:
-    """Every frame pair of a split exactly once over all processes, in a fixed order.
+    """Every frame pair of a split exactly once over all processes, in a fixed order: the first process has the first.
 
     Args and errors as in `training_batches`; the processes' parts differ in length by one at most.
     """
     frame_pairs = _split_counts(config, split)["frame_pairs"]
     dataset = tf.data.TFRecordDataset(_files(config, split))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(frame_pairs))
-    dataset = dataset.shard(process_count, process_index).map(_parser(config)).prefetch(2)
+    begin, end = (-(-frame_pairs * index // process_count) for index in (process_index, process_index + 1))
+    dataset = dataset.skip(begin).take(end - begin).map(_parser(config)).prefetch(2)
     yield from _in_threads(partial(_decode_record, config, word_vectors), _elements(dataset, config, split))
 
 

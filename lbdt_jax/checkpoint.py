@@ -8,9 +8,11 @@ sha256sum, is checked before anything is read: orbax alone would not notice a fl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ class Checkpoint:
 class CheckpointWriter:
     """Writes checkpoints while training goes on, and keeps the newest few; a context manager.
 
+    All processes of a run make the same calls; the first of them writes.
+
     Args:
       folder: WORKDIR/checkpoints; made if it is not there.
       keep: how many are kept.
@@ -79,10 +83,15 @@ class CheckpointWriter:
             self._wait()
         finally:
             self._background.shutdown()
-            self._checkpointer.close()
+            with contextlib.suppress(Exception):  # what a save has raised, once more
+                self._checkpointer.close()
 
     def save(self, state: TrainState, config: ConfigDict, word_vectors: WordVectors) -> None:
-        """Saves a state under its step, in the background; does nothing if that step is there already."""
+        """Saves a state under its step, in the background; does nothing if that step is there already.
+
+        Raises:
+          CheckpointError: the save before, or the beginning of this one, has failed.
+        """
         step = int(state.step)
         latest = self._checkpointer.latest
         if latest is not None and latest.step == step:
@@ -91,24 +100,31 @@ class CheckpointWriter:
         context = ocp.Context()
         # Else every array is cut into a piece per device, which for hundreds of small ones takes longer than writing.
         context.array.saving.use_replica_parallel = False
-        with context:
+        folder = Path(self._checkpointer.directory) / str(step)
+        with context, _explained(folder):
             saving = self._checkpointer.save_checkpointables_async(
                 step,
                 {
                     "variables": state.variables,
                     "optimizer_state": state.optimizer_state,
-                    "word_vectors": _stored(word_vectors),
+                    "word_vectors": jax.device_put(_stored(word_vectors), state.step.sharding),
                 },
                 custom_metadata=_described(config, word_vectors),
                 force=True,
             )
-        folder = Path(self._checkpointer.directory) / str(step)
 
         def finish() -> None:
-            saving.result()
-            _write_checksums(folder)
+            with _explained(folder):
+                saving.result()
+                if jax.process_index() == 0:
+                    _write_checksums(folder)
 
         self._last = self._background.submit(finish)
+
+    def raise_what_failed(self) -> None:
+        """Raises the CheckpointError of a save that has failed in the background, without waiting for one under way."""
+        if self._last is not None and self._last.done():
+            self._wait()
 
     def _wait(self) -> None:
         last, self._last = self._last, None
@@ -255,6 +271,18 @@ def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
         return ocp.load_checkpointables(folder, abstract)
     except Exception as error:  # orbax passes on whatever its storage layers raise
         raise CheckpointError(_broken(folder, _first_line(error))) from error
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns whatever stops a save into a CheckpointError."""
+    try:
+        yield
+    except Exception as error:  # orbax passes on whatever its storage layers raise
+        raise CheckpointError(
+            f"The checkpoint {folder} could not be written: {_first_line(error)}\n"
+            "Earlier ones are whole. When there is room again, the same command goes on from the newest of them."
+        ) from error
 
 
 def _broken(folder: Path, reason: str) -> str:

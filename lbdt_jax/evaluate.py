@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -25,12 +26,16 @@ from lbdt_jax.command import write_json
 from lbdt_jax.explain import explain
 from lbdt_jax.metrics import StandardScores, foreground_score, format_table, resize_logits
 from lbdt_jax.models.lbdt import LBDT
-from lbdt_jax.scoring import SCORING
+from lbdt_jax.parallel import gather, in_turn
+from lbdt_jax.scoring import SCORING, Scoring
 from lbdt_jax.step import make_model
 
 
 def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Scores a checkpoint on config.evaluation_split of config.dataset.
+
+    All processes of a run call it together and share the samples; the first of them writes and prints. Where the
+    benchmark's own scorer reads files, it also does all the samples.
 
     Writes WORKDIR/evaluation/<dataset>-<split>.json, three contact sheets beside it (best, worst and random samples),
     the attention of the first random samples, and what the benchmark's own scorer reads; prints the scores as a table.
@@ -44,12 +49,13 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       What the json holds: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups"}, scores
       as fractions; "groups" has the samples, "paper" and "standard" of each group of sentences (Moving Shapes: tiers).
       Scores are left out where the truth is not published. See `lbdt_jax.scoring` for what data sets add.
+      Nothing in processes other than the first.
 
     Raises:
       DataError: the data set is not there, has no such split, or words of it have no fitting vectors; or the published
         scores to compare with are those of another network.
     """
-    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    in_turn(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
     config, split = config.copy_and_resolve_references(), config.evaluation_split
     layers = checkpoint.config.model.transfer_layers
     if config.published and layers != config.model.transfer_layers:
@@ -61,23 +67,34 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     words = words_for(checkpoint, config)
     model = make_model(config)
     answerer = Answerer(model, checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
-    samples = samples_per_epoch(config, split)
-    examples = evaluation_examples(config, split, words)
+    scoring_kind, process, processes = SCORING[config.dataset], jax.process_index(), jax.process_count()
+    if scoring_kind is Scoring:
+        examples = evaluation_examples(config, split, words, process, processes)
+        samples = samples_per_epoch(config, split) // processes
+    elif process == 0:
+        examples = evaluation_examples(config, split, words)
+        samples = samples_per_epoch(config, split)
+    else:  # one process writes the files, so it does it all
+        scoring_kind, examples, samples = Scoring, iter(()), 0
 
     name, folder = f"{config.dataset}-{split}", workdir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    sheets = Sheets(config.contact_sheet_samples, config.seed)
+    sheets = Sheets(config.contact_sheet_samples, config.seed, process)
     with (
-        SCORING[config.dataset](folder / name) as scoring,
+        scoring_kind(folder / name) as scoring,
         tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress,
     ):
         for example, logits in answerer(examples):
             for index, (prediction, iou) in enumerate(scoring.add(example, logits)):
                 sheets.add(Sample(example, index, prediction, iou))
                 progress.update()
+        parts, all_sheets = zip(*gather((scoring.part(), sheets)), strict=True)
+        if process:
+            return {}
+        scoring.join(parts)
         result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **scoring.compute()}
 
-    chosen = sheets.chosen()
+    chosen = sheets.joined(all_sheets)
     title = f"{config.dataset} {split}"
     write_json(result, folder / f"{name}.json")
     for kind, some in chosen.items():
@@ -133,11 +150,12 @@ class Sheets:
     Args:
       size: samples on each sheet.
       seed: of the random choice.
+      process: which part of the samples it sees.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._count = size, 0
-        self._rng = np.random.default_rng(seed)
+    def __init__(self, size: int, seed: int, process: int = 0) -> None:
+        self._size, self._process, self._count = size, process, 0
+        self._rng = np.random.default_rng((seed, process))
         self._heaps: dict[str, list] = {"best": [], "worst": [], "random": []}
 
     def add(self, sample: Sample) -> None:
@@ -149,13 +167,18 @@ class Sheets:
         for kind, key in keys.items():
             heap = self._heaps[kind]
             if len(heap) < self._size or key > heap[0][0]:
-                # The count breaks ties, since pictures can't be compared.
-                entry = (key, -self._count, sample)
+                # Process and count break ties, since pictures can't be compared.
+                entry = (key, -self._process, -self._count, sample)
                 (heapq.heappush if len(heap) < self._size else heapq.heapreplace)(heap, entry)
 
-    def chosen(self) -> dict[str, list[Sample]]:
-        """Kind of sheet -> its samples, the most extreme first."""
-        return {kind: [entry[2] for entry in sorted(heap, reverse=True)] for kind, heap in self._heaps.items() if heap}
+    def joined(self, all_sheets: Sequence[Sheets]) -> dict[str, list[Sample]]:
+        """Kind of sheet -> its samples, the most extreme first, of what all processes kept, this one among them."""
+        chosen = {}
+        for kind in self._heaps:
+            entries = heapq.nlargest(self._size, (entry for sheets in all_sheets for entry in sheets._heaps[kind]))
+            if entries:
+                chosen[kind] = [sample for *_, sample in entries]
+        return chosen
 
 
 def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, iou: float | None) -> render.Example:

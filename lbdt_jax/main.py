@@ -2,11 +2,17 @@
 
     python -m lbdt_jax.main --config=configs/shapes.py [--workdir=DIR] [--mode=train|evaluate] [--config.FIELD=VALUE]
 
-Training ends with an evaluation. A run that was stopped goes on where its newest checkpoint stands.
+Training ends with an evaluation. A run that was stopped goes on where its newest checkpoint stands: the same command,
+as often as it takes. Started in several processes (see launch/), they train and evaluate together.
+
+Exit status: 0 when all is done, 2 for what the user must mend, 130 after Ctrl-C, 143 after SIGTERM, by which schedulers
+take a machine back: 128 + 15 is what they read as "ended by that signal, start it again", and not as failed or done.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,19 +29,28 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and then
 
 def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     """Does what the command line asks for."""
-    # Imported late, so that a wrong flag is answered at once.
-    import jax
-
     from lbdt_jax.checkpoint import load_checkpoint
     from lbdt_jax.evaluate import evaluate
-    from lbdt_jax.parallel import set_cpu_devices
     from lbdt_jax.train import train
 
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    set_cpu_devices(config.cpu_devices)
     if mode == "train":
         train(config, workdir)
     evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)
+
+
+def start_jax(config: ConfigDict, workdir: Path) -> None:
+    """Prepares JAX, with the other processes of this run if there are any; only the first of them prints."""
+    import jax
+
+    from lbdt_jax.parallel import connect, is_first_process, set_cpu_devices
+
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR: one for many runs
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    connect()
+    set_cpu_devices(config.cpu_devices)
+    if not is_first_process():
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
+        sys.stdout = open(os.devnull, "w")
 
 
 def main(arguments: list[str]) -> None:
@@ -49,16 +64,26 @@ def main(arguments: list[str]) -> None:
         fail(explain_flags(error, USAGE))
     config_file = Path(flags.FLAGS["config"].config_filename)
     workdir = Path(WORKDIR.value or Path("runs") / config_file.name.replace(".py", "").replace(":", "-"))
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what it raises as well, from every thread
 
+    # Imported late, so that a wrong flag is answered at once.
     from input_pipeline.readers import DataError
+
+    try:
+        start_jax(CONFIG.value, workdir)
+    except DataError as error:
+        fail(str(error))
+
     from lbdt_jax.checkpoint import CheckpointError
+    from lbdt_jax.parallel import Stopped
     from lbdt_jax.step import NotFinite
 
     try:
         run(CONFIG.value, workdir, MODE.value)
     except (DataError, CheckpointError, NotFinite) as error:
         fail(str(error))
+    except Stopped as error:
+        fail(f"\n{error}", status=128 + signal.SIGTERM)
     except KeyboardInterrupt:
         fail(f"\nStopped. The same command goes on from the newest checkpoint in {workdir}.", status=130)
 

@@ -87,6 +87,19 @@ class Scoring:
             answers.append((prediction, iou))
         return answers
 
+    def part(self) -> Any:
+        """What the other processes want to know of this one's samples."""
+        return self.unscored, dict(self._states)
+
+    def join(self, parts: Sequence[Any]) -> None:
+        """Goes on with the samples of all processes: their parts, in order, this one's among them."""
+        self.unscored = sum(unscored for unscored, _ in parts)
+        self._states.clear()
+        for _, states in parts:
+            for group, (paper, standard) in states.items():
+                known_paper, known_standard = self._states[group]
+                self._states[group] = known_paper.merge(paper), known_standard.merge(standard)
+
     def compute(self) -> dict[str, Any]:
         """{"samples", "paper", "standard"}, and "groups" with the same of every group of sentences.
 

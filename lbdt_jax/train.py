@@ -27,7 +27,17 @@ from lbdt_jax.command import write_json
 from lbdt_jax.convert.initial import initialise
 from lbdt_jax.evaluate import pictures
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.parallel import (
+    Stopped,
+    StopRequest,
+    first_process_says,
+    in_turn,
+    is_first_process,
+    local,
+    make_mesh,
+    replicate,
+    split,
+)
 from lbdt_jax.step import NotFinite, initial_state, initial_variables, make_model, make_train_step
 
 
@@ -36,15 +46,19 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     Writes WORKDIR/config.json, words_without_vector.json (the data set's words that are read as blanks, commonest
     first), checkpoints/, TensorBoard's event files and pictures/ of what the model finds in the first frames of the
-    evaluation's split.
+    evaluation's split. A new run saves its start as step 0: there is a checkpoint to go back to from the first step
+    on, and a folder that can't be written to is noticed before anything is computed.
+
+    All processes call it together; WORKDIR is a folder that they share, and the first of them writes.
 
     Raises:
       DataError: data, word vectors or config.initial_weights are missing, or don't fit.
       CheckpointError: WORKDIR holds a run of another configuration.
       NotFinite: training diverged; the checkpoints from before are kept.
+      Stopped: SIGTERM arrived; the step under way was finished and saved.
     """
     # -- the data
-    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    in_turn(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
     steps = steps_per_epoch(config)
     vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
     word_vectors = load_word_vectors(config.word_vectors, vocabulary)
@@ -73,16 +87,22 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # -- resume where the last run stopped; a configuration that was refused above leaves nothing in the way
     keep_config(config, workdir / "config.json")
-    write_json(missing, workdir / "words_without_vector.json")
-    writer = metric_writers.SummaryWriter(str(workdir))
+    writer = metric_writers.MultiWriter([])  # writes nothing
+    if is_first_process():
+        write_json(missing, workdir / "words_without_vector.json")
+        writer = metric_writers.SummaryWriter(str(workdir))
     with CheckpointWriter(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
         state = checkpoints.restore(state)
         first_step = int(state.step)
+        if first_process_says(first_step) != first_step:
+            raise CheckpointError(f"{workdir} is not the same in all processes; choose a --workdir that they share.")
+        checkpoints.save(state, config, word_vectors)
+        saved = time.monotonic()
         if first_step:
             print(f"Going on from step {first_step}.")
         if first_step >= total_steps:
             return
-        batches = training_batches(config, word_vectors, first_step)
+        batches = training_batches(config, word_vectors, first_step, jax.process_index(), jax.process_count())
 
         # -- compile, and say so, since it takes a while
         first = next(batches)
@@ -93,40 +113,51 @@ def train(config: ConfigDict, workdir: Path) -> None:
         print(f"{time.monotonic() - started:.0f} s")
 
         # As the evaluation after it asks, so that both share one compiled program.
-        answerer = Answerer(model, state.variables, config.evaluation_frames, config.evaluation_sentences)
+        answerer = Answerer(model, local(state.variables), config.evaluation_frames, config.evaluation_sentences)
 
         # -- the loop
         recent: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
         progress = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", smoothing=0.05)
         logged = time.monotonic()
-        for step, batch in zip(range(first_step + 1, total_steps + 1), itertools.chain([first], batches), strict=False):
-            state, metrics = train_step(state, split(device_fields(batch), mesh))
-            recent.append((step, metrics, batch["name"]))
-            progress.update()
+        steps = range(first_step + 1, total_steps + 1)
+        with StopRequest() as stop:
+            for step, batch in zip(steps, itertools.chain([first], batches), strict=False):
+                state, metrics = train_step(state, split(device_fields(batch), mesh))
+                recent.append((step, metrics, batch["name"]))
+                progress.update()
+                stopping = stop.reached(step)
+                save = stopping or step % config.checkpoint_every_steps == 0 or step == total_steps
 
-            if step % config.log_every_steps == 0 or step == total_steps:
-                means = mean_metrics(recent)
-                seconds, logged = time.monotonic() - logged, time.monotonic()
-                means["learning_rate"] = float(learning_rate(step - 1))
-                means["samples_per_second"] = len(recent) * config.batch_size / seconds
-                writer.write_scalars(step, means)
-                progress.set_postfix_str(
-                    f"loss {means['loss']:.3f}, IoU {means['iou']:.3f}, {means['samples_per_second']:.0f} samples/s"
-                )
-                recent.clear()
+                if step % config.log_every_steps == 0 or step == total_steps:
+                    means = mean_metrics(recent)
+                    seconds, logged = time.monotonic() - logged, time.monotonic()
+                    means["learning_rate"] = float(learning_rate(step - 1))
+                    means["samples_per_second"] = len(recent) * config.batch_size / seconds
+                    writer.write_scalars(step, means)
+                    progress.set_postfix_str(
+                        f"loss {means['loss']:.3f}, IoU {means['iou']:.3f}, {means['samples_per_second']:.0f} samples/s"
+                    )
+                    recent.clear()
+                    checkpoints.raise_what_failed()
+                    if config.checkpoint_every_minutes:
+                        minutes = (time.monotonic() - saved) / 60
+                        save |= bool(first_process_says(minutes >= config.checkpoint_every_minutes))
 
-            if step % config.picture_every_steps == 0:
-                answerer.use(state.variables)
-                examples = evaluation_examples(config, config.evaluation_split, word_vectors)
-                shown = pictures(answerer, itertools.islice(examples, config.contact_sheet_samples))
-                sheet = render.contact_sheet(shown, f"{config.dataset} {config.evaluation_split}, step {step}")
-                render.save(sheet, workdir / "pictures" / f"step_{step:06d}.png")
-                writer.write_images(step, {"predictions": np.asarray(sheet)[None]})
+                if step % config.picture_every_steps == 0 and is_first_process():
+                    answerer.use(local(state.variables))
+                    examples = evaluation_examples(config, config.evaluation_split, word_vectors)
+                    shown = pictures(answerer, itertools.islice(examples, config.contact_sheet_samples))
+                    sheet = render.contact_sheet(shown, f"{config.dataset} {config.evaluation_split}, step {step}")
+                    render.save(sheet, workdir / "pictures" / f"step_{step:06d}.png")
+                    writer.write_images(step, {"predictions": np.asarray(sheet)[None]})
 
-            if step % config.checkpoint_every_steps == 0 or step == total_steps:
-                # What is saved was looked at: no checkpoint holds a number that is not finite.
-                mean_metrics(recent)
-                checkpoints.save(state, config, word_vectors)
+                if save:
+                    # What is saved was looked at: no checkpoint holds a number that is not finite.
+                    mean_metrics(recent)
+                    checkpoints.save(state, config, word_vectors)
+                    saved = time.monotonic()
+                if stopping and step < total_steps:
+                    raise Stopped(f"Stopped by SIGTERM after step {step}, which is saved. The same command goes on.")
         progress.close()
     writer.close()
 
@@ -172,8 +203,8 @@ def keep_config(config: ConfigDict, path: Path) -> None:
                 f"{path.parent} holds a run of another configuration; choose another --workdir, or delete it.\n  "
                 + "\n  ".join(different)
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(new, path)
+    if is_first_process():
+        write_json(new, path)
 
 
 #: Fields that don't change what is learnt, so that a run may go on with other values.
@@ -181,6 +212,7 @@ FREE_TO_CHANGE = (
     "data_dir",
     "raw",
     "frame_rate",
+    "cpu_devices",
     "word_vectors",
     "log_every",
     "picture_every",

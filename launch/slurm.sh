@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=lbdt
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+# SLURM, several nodes: one process on each, which uses all its GPUs and shares its input pipeline among them.
+#
+#   sbatch [--nodes=N --gpus-per-node=N ...] launch/slurm.sh --config=configs/a2d.py --workdir=/shared/DIR
+#   launch/slurm.sh --dry-run --config=... --workdir=...      prints what would be run on the nodes
+#
+# Submit from the repository, with its environment active; repository, WORKDIR, data and word vectors lie on file systems
+# that all nodes share. Prepare the data before, on one machine: python -m input_pipeline.prepare. A job that is preempted
+# or about to reach its time limit saves, and is queued again: it goes on from there until it is done. Options above are
+# examples; those of the command line replace them.
+#
+# Not run on a cluster; only the dry run is tested.
+set -euo pipefail
+dry_run=false
+if [[ ${1:-} == --dry-run ]]; then
+  dry_run=true
+  shift
+fi
+if [[ " $*" != *" --config="* || " $*" != *" --workdir="* ]]; then
+  echo "usage: sbatch launch/slurm.sh [--dry-run] --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]" >&2
+  exit 2
+fi
+# Else JAX would give each task the one GPU of its own number.
+export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-8} - 1)))
+command=(srun --kill-on-bad-exit=1 python -m lbdt_jax.main "$@")
+if $dry_run; then
+  printf "JAX_LOCAL_DEVICE_IDS=%s " "$JAX_LOCAL_DEVICE_IDS"
+  printf "%q " "${command[@]}" && echo
+  exit
+fi
+"${command[@]}" &
+steps=$!
+trap 'kill -TERM "$steps"' TERM # --signal sends it to this script alone; srun passes it on to every task
+status=0
+wait "$steps" || status=$?
+if kill -0 "$steps" 2>/dev/null; then # that was SIGTERM's arrival
+  status=0
+  wait "$steps" || status=$?
+fi
+if ((status == 143)); then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,126 @@
+"""Two processes with four devices each do what one does with eight (lbdt_jax/parallel.py, launch/local.sh)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import finish, logged, start, start_together, write_config
+
+from input_pipeline.readers import DataError
+from lbdt_jax import parallel
+from lbdt_jax.checkpoint import load_checkpoint
+from lbdt_jax.parallel import connect
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("together"), STEPS, checkpoint_every_steps=2)
+
+
+@pytest.fixture(scope="module")
+def alone(config: Path) -> Path:
+    """What one process leaves behind."""
+    workdir = config.parent / "alone"
+    finish(start(config, workdir))
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(config: Path, alone: Path) -> None:
+    workdir = config.parent / "together"
+    (printed, bars), (silence, no_bars) = map(finish, start_together(2, config, workdir))
+    for name in ("loss", "bce", "dice", "iou"):
+        one, two = logged(alone, name), logged(workdir, name)
+        assert list(one) == list(two) == [1, 2, 3]
+        np.testing.assert_allclose([*two.values()], [*one.values()], rtol=0, atol=1e-6)
+    one, two = logged(alone, "gradient_norm"), logged(workdir, "gradient_norm")
+    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-5)
+
+    assert "mean IoU" in printed and "step/s" in bars
+    assert silence == "" and "step/s" not in no_bars and "sentence/s" not in no_bars
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "3"}
+
+
+@pytest.mark.slow
+def test_two_processes_score_every_sample_once(config: Path, alone: Path) -> None:
+    workdir = config.parent / "scored_together"
+    for process in start_together(2, config, workdir, "--mode=evaluate", f"--config.checkpoint={alone}"):
+        finish(process)
+    one, two = (json.loads((at / "evaluation" / "moving_shapes-test.json").read_text()) for at in (alone, workdir))
+    assert two["samples"] == 48
+    assert two == one
+    for kind in ("best", "worst"):
+        name = f"moving_shapes-test-{kind}.png"
+        assert (workdir / "evaluation" / name).read_bytes() == (alone / "evaluation" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 40, checkpoint_every_steps=1000)
+    arguments = ("--config.evaluation_split=validation",)
+    for process in start_together(2, config, tmp_path / "whole", *arguments):
+        finish(process)
+    workdir = tmp_path / "stopped"
+    first, second = start_together(2, config, workdir, *arguments)
+    while len(list((workdir / "checkpoints").glob("0"))) == 0 or not logged(workdir, "loss"):
+        time.sleep(0.5)
+    second.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    for process in (first, second):
+        _, errors = finish(process, status=143)
+        assert "Stopped by SIGTERM after step" in errors
+    assert time.monotonic() - begun < 30
+    assert 0 < load_checkpoint(workdir).step < 40
+    for process in start_together(2, config, workdir, *arguments):
+        finish(process)
+    whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(workdir)
+    assert whole.step == resumed.step == 40
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
+
+
+def test_one_process_connects_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in parallel.PROCESS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    connect()
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_NUM_PROCESSES": "2"},
+        {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"},
+        {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+    ],
+)
+def test_half_a_description_of_the_processes_is_refused(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in parallel.PROCESS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match="set all of JAX_COORDINATOR_ADDRESS"):
+        connect()
+
+
+def test_in_slurm_jax_finds_the_others_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **named: called.append((arguments, named)))
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    connect()
+    assert called == [((), {})]
+    for name, value in zip(parallel.PROCESS_VARIABLES, ("host:1", "4", "3"), strict=True):
+        monkeypatch.setenv(name, value)
+    connect()
+    assert called[1] == (("host:1", 4, 3), {"cluster_detection_method": "deactivate"})
