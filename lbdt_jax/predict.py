@@ -130,7 +130,7 @@ def selected(segmenter: Segmenter, clip: Clip, settings: Settings) -> Iterator[M
             return
         if moment.time - origin >= settings.start and moment.index % settings.every == 0:
             yield moment
-    if moment.index + 1 < clip.frames:
+    if moment.index + 2 < clip.frames:  # some whole AVI files count one too many
         said, found = f"has {clip.frames} frames", f"holds {moment.index + 1}"
     elif not clip.frames and moment.time - origin + 1 < (clip.seconds or 0):
         said, found = f"lasts {clip.seconds:.1f} s", f"ends after {moment.time - origin:.1f} s"
