@@ -13,10 +13,10 @@
 #   sbatch [--nodes=N --gpus-per-node=N ...] launch/slurm.sh --config=configs/a2d.py --workdir=/shared/DIR
 #   launch/slurm.sh --dry-run --config=... --workdir=...      prints what would be run on the nodes
 #
-# Submit from the repository, with its environment active; repository, WORKDIR, data and word vectors lie on file systems
-# that all nodes share. Prepare the data before, on one machine: python -m input_pipeline.prepare. A job that is preempted
-# or about to reach its time limit saves, and is queued again: it goes on from there until it is done. Options above are
-# examples; those of the command line replace them.
+# Submit from the repository, with its environment active; repository, WORKDIR, data and word vectors lie on file
+# systems that all nodes share. Prepare the data before, on one machine: python -m input_pipeline.prepare. A job that is
+# preempted or about to reach its time limit saves, and is queued again: it goes on from there until it is done. Options
+# above are examples; those of the command line replace them.
 #
 # Not run on a cluster; only the dry run is tested.
 set -euo pipefail

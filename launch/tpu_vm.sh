@@ -3,10 +3,10 @@
 #
 #   TPU=name ZONE=us-central2-b [PROJECT=...] launch/tpu_vm.sh [--dry-run] --config=configs/a2d.py --workdir=/mnt/DIR
 #
-# It copies this repository to every machine, installs it there with jax[tpu], and runs; JAX finds the machines by itself.
-# WORKDIR lies on storage that all machines mount at the same place (Filestore, or a bucket with gcsfuse), and so do the
-# data: pass --config.data_dir and --config.word_vectors. --config.model.dtype=bfloat16 is what TPUs are made for. When a
-# spot TPU was taken back, make it anew and run the same command: it goes on from the newest checkpoint.
+# It copies what is committed here to every machine, installs it there with jax[tpu], and runs; JAX finds the machines by
+# itself. WORKDIR lies on storage that all machines mount at the same place (Filestore, or a bucket with gcsfuse), and so
+# do the data: pass --config.data_dir and --config.word_vectors. --config.model.dtype=bfloat16 is what TPUs are made for.
+# When a spot TPU was taken back, make it anew and run the same command: it goes on from the newest checkpoint.
 # --dry-run prints the commands.
 #
 # Not run on a TPU; only the dry run is tested.
@@ -17,7 +17,7 @@ if [[ ${1:-} == --dry-run ]]; then
   shift
 fi
 if [[ -z ${TPU:-} || -z ${ZONE:-} || " $*" != *" --config="* || " $*" != *" --workdir="* ]]; then
-  echo "usage: TPU=name ZONE=zone launch/tpu_vm.sh [--dry-run] --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]" >&2
+  echo "usage: TPU=name ZONE=zone launch/tpu_vm.sh [--dry-run] --config=FILE --workdir=DIR [...]" >&2
   exit 2
 fi
 where=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"} --worker=all)
@@ -29,7 +29,6 @@ run() {
   fi
 }
 printf -v command "%q " python -m lbdt_jax.main "$@"
-# Only what is committed is sent.
 archive=lbdt_jax.tar.gz
 run git archive --format=tar.gz --output="/tmp/$archive" HEAD
 run gcloud compute tpus tpu-vm scp "/tmp/$archive" "$TPU:/tmp/$archive" "${where[@]}"

@@ -1,17 +1,23 @@
-"""The rows of the paper's tables from a released checkpoint, on a made-up miniature of the data (launch/)."""
+"""launch/: the rows of the paper's tables on a made-up miniature of the data; what other machines would be told."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from fabricate import fabricate_jhmdb, write_a2d
 from published import torch_state
+
+from lbdt_jax.parallel import PROCESS_VARIABLES
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,3 +76,109 @@ def test_both_tables_from_one_released_checkpoint(tmp_path: Path) -> None:
 
     done = launch(tmp_path, "a2d", "lbdt4", "lbdt1.ckpt")
     assert done.returncode == 2 and "is an LBDT-1" in done.stderr and "Traceback" not in done.stderr
+
+
+# -- machines: what would be run, since there are none here
+
+ARGUMENTS = ("--config=configs/a2d.py", "--workdir=/shared/runs/a 2", '--config.raw="x"')
+
+
+def dry_run(script: str, folder: Path, *arguments: str, **environment: str) -> str:
+    command = [str(ROOT / "launch" / script), "--dry-run", *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_local_dry_run(tmp_path: Path) -> None:
+    assert shlex.split(dry_run("local.sh", tmp_path, *ARGUMENTS)) == ["python", "-m", "lbdt_jax.main", *ARGUMENTS]
+    lines = dry_run("local.sh", tmp_path, "--processes=2", *ARGUMENTS, PORT="1234").splitlines()
+    for process, line in enumerate(lines):
+        assert shlex.split(line) == [
+            "JAX_COORDINATOR_ADDRESS=localhost:1234",
+            "JAX_NUM_PROCESSES=2",
+            f"JAX_PROCESS_ID={process}",
+            *("python", "-m", "lbdt_jax.main", *ARGUMENTS),
+        ]
+    assert len(lines) == 2
+
+
+def test_slurm_dry_run(tmp_path: Path) -> None:
+    assert shlex.split(dry_run("slurm.sh", tmp_path, *ARGUMENTS, SLURM_GPUS_ON_NODE="4")) == [
+        *("JAX_LOCAL_DEVICE_IDS=0,1,2,3", "srun", "--kill-on-bad-exit=1"),
+        *("python", "-m", "lbdt_jax.main", *ARGUMENTS),
+    ]
+    options = re.findall(r"^#SBATCH --([a-z-]+)", (ROOT / "launch" / "slurm.sh").read_text(), re.MULTILINE)
+    assert {"nodes", "ntasks-per-node", "requeue", "signal"} <= set(options)
+
+
+def test_tpu_vm_dry_run(tmp_path: Path) -> None:
+    printed = dry_run("tpu_vm.sh", tmp_path, *ARGUMENTS, TPU="pod", ZONE="us-central2-b", PROJECT="mine")
+    # The command for the machines has lines of its own, inside quotes that only bash writes and reads.
+    words = subprocess.run(
+        ["bash", "-c", f"for word in {printed.replace(chr(10), ' ')}; do printf '%s\\0' \"$word\"; done"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    where = ["--zone=us-central2-b", "--project=mine", "--worker=all"]
+    archive = "/tmp/lbdt_jax.tar.gz"
+    assert words[:5] == ["git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"]
+    assert words[5:-1] == [
+        *("gcloud", "compute", "tpus", "tpu-vm", "scp", archive, f"pod:{archive}", *where),
+        *("gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", *where, words[-2]),
+    ]
+    last = words[-2].splitlines()[-1]
+    assert shlex.split(last) == ["exec", "python", "-m", "lbdt_jax.main", *ARGUMENTS]
+
+
+def test_kubernetes_dry_run(tmp_path: Path) -> None:
+    printed = dry_run(
+        "kubernetes.sh", tmp_path, *ARGUMENTS, IMAGE="registry/lbdt:1", CLAIM="disk", NODES="4", NAME="a2d"
+    )
+    manifest = yaml.safe_load(printed)
+    assert (manifest["kind"], manifest["metadata"]["name"]) == ("JobSet", "a2d")
+    (workers,) = manifest["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["completionMode"]) == (4, 4, "Indexed")
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["image"] == "registry/lbdt:1"
+    assert container["command"] == ["python", "-m", "lbdt_jax.main", *ARGUMENTS]
+    variables = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert set(variables) == set(PROCESS_VARIABLES)
+    assert variables["JAX_COORDINATOR_ADDRESS"] == f"a2d-{workers['name']}-0-0.a2d:12355"
+    assert variables["JAX_NUM_PROCESSES"] == "4"
+
+
+@pytest.mark.parametrize("script", ["local.sh", "slurm.sh", "tpu_vm.sh", "kubernetes.sh"])
+def test_what_is_missing_is_told(script: str, tmp_path: Path) -> None:
+    for arguments in ([], ["--dry-run", "--config=configs/a2d.py"]):
+        done = subprocess.run([str(ROOT / "launch" / script), *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("usage: ")
+
+
+def test_local_runs_both_processes_and_gives_back_what_fails(tmp_path: Path) -> None:
+    """With a program in the place of Python that says who it is, or waits to be ended."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        "#!/usr/bin/env bash\n"
+        'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"\n'
+        'if [[ $* == *wait* ]]; then trap "exit 143" TERM; touch "$JAX_PROCESS_ID"; while :; do sleep 0.05; done; fi\n'
+        "if [[ $* == *fail* && $JAX_PROCESS_ID == 1 ]]; then exit 2; fi\n"
+    )
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [str(ROOT / "launch" / "local.sh"), "--processes=2", "--config=a", "--workdir=b"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == [
+        f"{process} of 2: -m lbdt_jax.main --config=a --workdir=b" for process in range(2)
+    ]
+    done = subprocess.run([*command, "--fail"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    process = subprocess.Popen([*command, "--wait"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=10) == 143
