@@ -5,9 +5,9 @@
 #       launch/kubernetes.sh [--dry-run] --config=configs/a2d.py --workdir=/shared/DIR
 #
 # IMAGE holds this repository as its working directory, and jax[cuda13]; CLAIM is a volume that many nodes may write
-# (ReadWriteMany), mounted as /shared: for WORKDIR, --config.data_dir and --config.word_vectors. Prepare the data before,
-# in one pod. A pod that is evicted saves and ends with 143; whatever does not end with 0 restarts the set, which goes on
-# from the newest checkpoint. --dry-run prints what would be submitted.
+# (ReadWriteMany), mounted as /shared: for WORKDIR, --config.data_dir and --config.word_vectors. Prepare the data
+# before, in one pod. A pod that is evicted saves and ends with 143; whatever does not end with 0 restarts the set,
+# which goes on from the newest checkpoint. --dry-run prints what would be submitted.
 #
 # Not run on a cluster; only the dry run is tested.
 set -euo pipefail

@@ -3,11 +3,11 @@
 #
 #   TPU=name ZONE=us-central2-b [PROJECT=...] launch/tpu_vm.sh [--dry-run] --config=configs/a2d.py --workdir=/mnt/DIR
 #
-# It copies what is committed here to every machine, installs it there with jax[tpu], and runs; JAX finds the machines by
-# itself. WORKDIR lies on storage that all machines mount at the same place (Filestore, or a bucket with gcsfuse), and so
-# do the data: pass --config.data_dir and --config.word_vectors. --config.model.dtype=bfloat16 is what TPUs are made for.
-# When a spot TPU was taken back, make it anew and run the same command: it goes on from the newest checkpoint.
-# --dry-run prints the commands.
+# It copies what is committed here to every machine, installs it there with jax[tpu], and runs; JAX finds the machines
+# by itself. WORKDIR lies on storage that all machines mount at the same place (Filestore, or a bucket with gcsfuse),
+# and so do the data: pass --config.data_dir and --config.word_vectors. --config.model.dtype=bfloat16 is what TPUs are
+# made for. When a spot TPU was taken back, make it anew and run the same command: it goes on from the newest
+# checkpoint. --dry-run prints the commands.
 #
 # Not run on a TPU; only the dry run is tested.
 set -euo pipefail
