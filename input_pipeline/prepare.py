@@ -49,7 +49,7 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
         print(
             f"{dataset} is prepared: {folder}, from {report['raw']}. If the raw data have changed, delete that folder."
         )
-        print(describe(report))
+        print(describe(report, examples=0))
         return report
 
     raw = Path(raw or Path(data_dir) / "raw" / dataset)
@@ -68,7 +68,7 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
 
 
 def describe(report: dict[str, Any], examples: int = 20) -> str:
-    """The counts of a report, and what was left out: each reason with its first examples."""
+    """The counts of a report, and what was left out, or kept as its reason says: each with its first examples."""
     lines = []
     for split, counts in report["splits"].items():
         lines.append(
@@ -80,12 +80,12 @@ def describe(report: dict[str, Any], examples: int = 20) -> str:
         )
     sources = [("annotation lines", report["skipped_lines"])]
     sources += [(split, counts["skipped"]) for split, counts in report["splits"].items()]
+    if any(skipped for _, skipped in sources):
+        lines.append("  Left out, or kept as it says (all places are in report.json beside the records):")
     for source, skipped in sources:
         for reason, places in skipped.items():
-            lines.append(f"  left out, or kept as it says ({source}): {len(places)} x {reason}")
-            lines += [f"    {place}" for place in places[:examples]]
-            if len(places) > examples:
-                lines.append(f"    ... all {len(places)} in report.json beside the records")
+            lines.append(f"    {source}: {len(places)} x {reason}")
+            lines += [f"      {place}" for place in places[:examples]]
     return "\n".join(lines)
 
 

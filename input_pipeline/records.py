@@ -34,6 +34,7 @@ from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
 from input_pipeline.readers.moving_shapes import MovingShapes
 from input_pipeline.readers.prepared import (
+    Prepared,
     PreparedA2D,
     PreparedJHMDB,
     PreparedReferYouTubeVOS,
@@ -97,6 +98,7 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
 
     Returns:
       {"dataset", "raw", "interval",
+       "layout": "raw", or "prepared" as LBDT's released code has it
        "skipped_lines": {reason: [where, ...]}        of the annotation files
        "splits": {split: {"videos", "frame_pairs", "instances", "sentences",
                           "without_truth": sentences whose instance is not published,
@@ -122,8 +124,11 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
 
 def open_reader(dataset: str, raw: Path, interval: int) -> Any:
     """The reader of a data set, by the layout of the folder `raw`; see `input_pipeline.readers`."""
-    of_layout = PREPARED if is_prepared_layout(raw) else {}
-    return of_layout.get(dataset, READERS[dataset])(raw, interval)
+    kind = READERS[dataset]
+    if dataset in PREPARED and is_prepared_layout(raw):
+        kind = PREPARED[dataset]
+        print(f"{raw} is read in the layout of LBDT's released code, since train.txt or val.txt lies there.")
+    return kind(raw, interval)
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -195,8 +200,8 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
       The report, as `load_report` gives it.
 
     Raises:
-      DataError: raw data are missing, not one frame pair of a split could be read (nothing is left behind then), or
-        another process is writing the same records.
+      DataError: raw data are missing, not one frame pair of a split could be read, another process is writing the same
+        records, or the disk is full.
     """
     # Videos that lie side by side are often alike; in the order of a checksum they are not.
     splits = {
@@ -209,6 +214,8 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
         if not videos:
             raise DataError(f"{reader.raw}: no video of split {split!r} has a sentence.\n{_summary(reader.skipped())}")
     folder = records_dir(data_dir, dataset)
+    if folder.exists():
+        raise DataError(f"{folder} is in the way: it does not hold whole records. Move it away.")
     unfinished = folder.with_name(f"{VERSION}.unfinished")
     with _begun(unfinished, _plan(dataset, reader, splits)):
         shards = {}
@@ -216,7 +223,8 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
             for split, videos in splits.items():
                 shards[split] = _write_split(unfinished, dataset, split, videos, pool)
                 if not any(shard["counts"].get("frame_pairs") for shard in shards[split]):
-                    shutil.rmtree(unfinished)
+                    for file in unfinished.glob(f"{dataset}-{split}.*"):  # once it can be read, it is read
+                        file.unlink()
                     skipped = [Skipped(*item) for shard in shards[split] for item in shard["skipped"]]
                     raise DataError(
                         f"{reader.raw}: not one frame pair of split {split!r} could be read.\n{_summary(skipped)}"
@@ -224,16 +232,17 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
         report = _report(dataset, reader, shards)
         (unfinished / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
         _describe(unfinished, dataset, shards)
-        for file in [unfinished / "plan.json", *unfinished.glob("*.counts.json")]:
-            file.unlink()
         os.replace(unfinished, folder)
+        for file in [folder / "plan.json", *folder.glob("*.counts.json")]:
+            file.unlink()
     return load_report(data_dir, dataset)
 
 
 def _plan(dataset: str, reader: Any, splits: dict[str, list[str]]) -> dict[str, Any]:
     """What the shards depend on, apart from the pictures: only a run with the same plan may go on with them."""
-    content = [splits, reader.inventory(), [str(item) for item in reader.skipped()], VIDEOS_PER_SHARD]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    reader.skipped()  # with `inventory`, everything that readers keep of their annotation files
+    content = repr((splits, reader.inventory(), vars(reader), VIDEOS_PER_SHARD))
+    digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
     return {"dataset": dataset, "raw": str(reader.raw), "interval": reader.interval, "digest": digest}
 
 
@@ -250,7 +259,7 @@ def _begun(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
         path = unfinished / "plan.json"
         if not path.exists() or path.read_text("utf-8") != json.dumps(plan):
             for file in unfinished.iterdir():
-                file.unlink()
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
             path.write_text(json.dumps(plan), "utf-8")
         yield
     finally:
@@ -284,28 +293,37 @@ def _write_shard(path: Path, encoded: Iterable[tuple[list[Record], list[Skipped]
     Returns:
       {"bytes": of the file, "counts", "rules", "groups", "lengths": see the report, "skipped": [[where, reason], ...],
       "tokens": [...]}
+
+    Raises:
+      DataError: TensorFlow could not write.
     """
     import tensorflow as tf  # only here: the processes that read raw data don't need it
 
     kind = features()
     counts, rules, groups, lengths, skipped, tokens = Counter(), Counter(), Counter(), Counter(), [], set()
-    with tf.io.TFRecordWriter(os.fspath(path)) as writer:
-        for records, skipped_here in encoded:
-            skipped += [[item.where, item.reason] for item in skipped_here]
-            counts["videos"] += bool(records)
-            for record in records:
-                # Once more, for protobuf's order of the fields differs from one process to the next.
-                example = tf.train.Example.FromString(kind.serialize_example(record))
-                writer.write(example.SerializeToString(deterministic=True))
-                counts["frame_pairs"] += 1
-                counts["instances"] += len(record["instances"])
-                counts["sentences"] += len(record["sentences"])
-                lengths[str(len(record["sentences"]))] += 1
-                rules[record["earlier_rule"]] += 1
-                for sentence in record["sentences"]:
-                    counts["without_truth"] += sentence["instance"] == NO_INSTANCE
-                    groups[sentence["group"]] += 1
-                    tokens.update(tokenize(sentence["text"], max_words=len(sentence["text"])))
+    try:
+        with tf.io.TFRecordWriter(os.fspath(path)) as writer:
+            for records, skipped_here in encoded:
+                skipped += [[item.where, item.reason] for item in skipped_here]
+                counts["videos"] += bool(records)
+                for record in records:
+                    # Once more, for protobuf's order of the fields differs from one process to the next.
+                    example = tf.train.Example.FromString(kind.serialize_example(record))
+                    writer.write(example.SerializeToString(deterministic=True))
+                    counts["frame_pairs"] += 1
+                    counts["instances"] += len(record["instances"])
+                    counts["sentences"] += len(record["sentences"])
+                    lengths[str(len(record["sentences"]))] += 1
+                    rules[record["earlier_rule"]] += 1
+                    for sentence in record["sentences"]:
+                        counts["without_truth"] += sentence["instance"] == NO_INSTANCE
+                        groups[sentence["group"]] += 1
+                        tokens.update(tokenize(sentence["text"], max_words=len(sentence["text"])))
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"{path} can't be written: {error.message}. Make room, or choose another data_dir. Started again, the same "
+            "command goes on."
+        ) from error
     shard = {"counts": counts, "rules": rules, "groups": groups, "lengths": lengths}
     return shard | {"skipped": skipped, "tokens": sorted(tokens), "bytes": path.stat().st_size}
 
@@ -330,6 +348,7 @@ def _report(dataset: str, reader: Any, shards: dict[str, list[Shard]]) -> dict[s
         "dataset": dataset,
         "raw": str(reader.raw),
         "interval": reader.interval,
+        "layout": "prepared" if isinstance(reader, Prepared) else "raw",
         "skipped_lines": _by_reason(reader.skipped()),
         "splits": splits,
         "tokens": sorted({token for of_split in shards.values() for shard in of_split for token in shard["tokens"]}),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -27,6 +32,7 @@ from input_pipeline.readers.ref_davis17 import ANNOTATORS
 from lbdt_jax import train as train_module
 from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
 from lbdt_jax.evaluate import evaluate
+from lbdt_jax.parallel import Stopped
 from lbdt_jax.step import NotFinite
 from lbdt_jax.train import keep_config, train
 
@@ -46,7 +52,8 @@ def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> 
     config.word_vectors = "random:8"
     config.batch_size = 8
     config.log_every_steps = 1
-    config.picture_every_steps = 4
+    config.picture_every_steps = 2
+    config.evaluation_sentences = 3
     config.checkpoint_every_steps = 2
     config.contact_sheet_samples = 2
     prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
@@ -54,12 +61,32 @@ def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> 
     return config
 
 
+@contextlib.contextmanager
+def compilations() -> Iterator[Counter[str]]:
+    """How often each program was compiled, or read from the cache of compiled ones."""
+    compiled: Counter[str] = Counter()
+
+    def listen(event: str, seconds: float, **details: str) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled[details["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="module")
-def workdir(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What training leaves behind."""
+def trained(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Counter[str]]:
+    """What training leaves behind, and what it compiled."""
     workdir = tmp_path_factory.mktemp("run")
-    train(config, workdir)
-    return workdir
+    with compilations() as compiled:
+        train(config, workdir)
+    return workdir, compiled
+
+
+@pytest.fixture(scope="module")
+def workdir(trained: tuple[Path, Counter[str]]) -> Path:
+    return trained[0]
 
 
 def test_training_leaves_what_it_promises(config: ConfigDict, workdir: Path) -> None:
@@ -84,8 +111,47 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(config: ConfigDict,
     assert all(jax.tree.leaves(moved))
 
 
+def test_sigterm_saves_the_step_under_way_and_the_clock_saves_too(
+    config: ConfigDict, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_module.training_batches
+
+    def batches(*arguments):
+        for number, batch in enumerate(whole(*arguments), start=1):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(train_module, "training_batches", batches)
+    config = config.copy_and_resolve_references()
+    config.update(checkpoint_every_steps=1000, checkpoint_every_minutes=1e-9, log_every_steps=2)
+    usual = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="Stopped by SIGTERM after step 3, which is saved"):
+        train(config, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is usual
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
+
+    monkeypatch.setattr(train_module, "training_batches", whole)
+    config.checkpoint_every_minutes = 0
+    train(config, tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "4"}
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(workdir).variables, load_checkpoint(tmp_path).variables)
+
+
+def test_training_compiles_every_program_once(trained: tuple[Path, Counter[str]]) -> None:
+    # Four steps, and pictures twice.
+    assert {name: trained[1][f"jit({name})"] for name in ("step_on_device", "encode", "answer")} == {
+        "step_on_device": 1,
+        "encode": 1,
+        "answer": 1,
+    }
+
+
 def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, workdir: Path, capsys) -> None:
-    result = evaluate(load_checkpoint(workdir), config, workdir)
+    with compilations() as compiled:
+        result = evaluate(load_checkpoint(workdir), config, workdir)
+    # Eight sentences about every frame, three at once: the last two of them are padded.
+    assert compiled["jit(encode)"] == compiled["jit(answer)"] == 1
     saved = json.loads((workdir / "evaluation" / "moving_shapes-test.json").read_text())
     assert saved == result
     assert (saved["dataset"], saved["split"], saved["checkpoint_step"]) == ("moving_shapes", "test", 4)
@@ -126,14 +192,17 @@ def test_not_a_number_stops_the_run_and_names_the_batch(config: ConfigDict, tmp_
         size, words = tuple(config.image_size), config.max_words
         for number in range(4):
             batch = random_batch(config.batch_size, size, words, 8, seed=number)
-            batch["words"] = batch["words"] * (np.nan if number == 2 else 1)
+            batch["words"] = batch["words"] * (np.nan if number == 0 else 1)
             batch["name"] = np.array([f"video {number}"] * config.batch_size, object)
             yield batch
 
     monkeypatch.setattr(train_module, "training_batches", batches)
-    with pytest.raises(NotFinite, match=r"Step 3: the loss is nan.*video 2"):
+    with pytest.raises(NotFinite, match=r"Step 1: the loss is nan.*video 0"):
         train(config, tmp_path)
-    assert load_checkpoint(tmp_path).step == 2
+    # The start itself was saved: there is something to go back to from the first step on.
+    start = load_checkpoint(tmp_path)
+    assert start.step == 0
+    assert all(np.isfinite(array).all() for array in jax.tree.leaves(start.variables))
 
 
 def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDict:
@@ -169,15 +238,14 @@ def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir
 def test_ref_davis17_is_scored_by_annotator(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
     raw = fabricate_ref_davis17(tmp_path / "davis")
     result = evaluate(load_checkpoint(workdir), other_data(config, "ref_davis17", raw, "val"), tmp_path)
-    # Frame 1 has no earlier frame in so short a video.
-    assert result["samples"] == 2 * 2 * 4 and list(result["groups"]) == list(ANNOTATORS)
+    assert result["samples"] == 3 * 2 * 4 and list(result["groups"]) == list(ANNOTATORS)
     means = [group["standard"]["j_and_f"] for group in result["groups"].values()]
     assert result["standard"]["j_and_f"] == pytest.approx(np.mean(means))
     printed = capsys.readouterr().out
     assert "Per expression" in printed and "54.3" in printed
     pictures = sorted((tmp_path / "evaluation/ref_davis17-val-annotators").rglob("*.png"))
     assert [str(path.relative_to(pictures[0].parents[2])) for path in pictures] == [
-        f"anno_{annotator}/dogs-scale/{frame:05d}.png" for annotator in range(4) for frame in (0, 2)
+        f"anno_{annotator}/dogs-scale/{frame:05d}.png" for annotator in range(4) for frame in range(3)
     ]
 
 

@@ -137,14 +137,18 @@ def test_every_fault_at_once_is_counted(raw: Path, tmp_path: Path):
     assert report["splits"]["test"]["sentences"] == 2
 
 
-def test_a_split_without_anything_is_an_error_that_leaves_nothing(raw: Path, tmp_path: Path):
-    (raw / "Release/clips320H/Cat_-1.mp4").unlink()
+def test_a_split_without_anything_is_an_error_until_it_is_mended(raw: Path, tmp_path: Path, capsys):
+    clip = raw / "Release/clips320H/Cat_-1.mp4"
+    content = clip.read_bytes()
+    clip.unlink()
     with pytest.raises(
         DataError, match="(?s)not one frame pair of split 'test' could be read.*1 x clip missing, first"
     ):
         prepare("a2d_sentences", raw, tmp_path / "data")
     assert not is_prepared(tmp_path / "data", "a2d_sentences")
-    assert contents(tmp_path / "data") == {}
+    clip.write_bytes(content)
+    assert prepare("a2d_sentences", raw, tmp_path / "data")["splits"]["test"]["sentences"] == 1
+    assert "train: goes on after 2 of 2 videos" in capsys.readouterr().out
 
 
 def test_a_killed_run_is_not_taken_for_whole_and_goes_on(raw: Path, tmp_path: Path, monkeypatch, capsys):
@@ -179,13 +183,36 @@ def test_a_killed_run_is_not_taken_for_whole_and_goes_on(raw: Path, tmp_path: Pa
 
 
 def test_raw_data_that_changed_meanwhile_begin_again(raw: Path, tmp_path: Path, capsys):
-    unfinished = records_dir(tmp_path / "data", "a2d_sentences").with_name("2.0.0.unfinished")
-    unfinished.mkdir(parents=True)
-    (unfinished / "plan.json").write_text("{}")
-    (unfinished / "a2d_sentences-train.tfrecord-00000-of-00001").write_text("of other data")
-    (unfinished / "a2d_sentences-train.tfrecord-00000-of-00001.counts.json").write_text("{}")
-    assert prepare("a2d_sentences", raw, tmp_path / "data")["splits"]["train"]["sentences"] == 6
+    """One word of a sentence is another, and nothing else, after a run that stopped behind the training split."""
+    sentences, clip = raw / "text_annotations/a2d_annotation.txt", raw / "Release/clips320H/Cat_-1.mp4"
+    clip.rename(raw / "elsewhere")
+    with pytest.raises(DataError, match="not one frame pair of split 'test'"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    (raw / "elsewhere").rename(clip)
+    sentences.write_text(sentences.read_text().replace("dog", "fox"))
+    report = prepare("a2d_sentences", raw, tmp_path / "data")
     assert "goes on" not in capsys.readouterr().out
+    assert "fox" in report["tokens"] and "dog" not in report["tokens"]
+
+
+def test_what_is_in_the_way_is_left_alone(raw: Path, tmp_path: Path):
+    folder = records_dir(tmp_path / "data", "a2d_sentences")
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=f"{folder} is in the way"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    assert contents(tmp_path / "data") == {"a2d_sentences/2.0.0/notes.txt": b"mine"}
+
+
+def test_a_full_disk(raw: Path, tmp_path: Path, monkeypatch):
+    """TensorFlow's own error, from a device that is always full."""
+    (tmp_path / "data").mkdir()
+    import tensorflow as tf
+
+    writer = tf.io.TFRecordWriter
+    monkeypatch.setattr(tf.io, "TFRecordWriter", lambda path: writer("/dev/full"))
+    with pytest.raises(DataError, match=r"-00000-of-00001 can't be written: .*[Nn]o space.* the same command goes on"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
 
 
 def test_two_at_once_do_not_write_the_same_records(raw: Path, tmp_path: Path):

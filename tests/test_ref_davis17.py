@@ -109,8 +109,9 @@ def test_training_frames_hold_the_sentences_whose_object_is_there(raw: Path):
 
 def test_validation_keeps_every_frame_of_every_sentence(raw: Path):
     pairs, skipped = read(raw, DOGS)
-    assert [pair.frame_index for pair in pairs] == [0, 2]  # frame 1 + 2 is not there
-    assert skipped == [Skipped(str(raw / FRAMES / DOGS / "00001.jpg"), "earlier frame missing")]
+    assert [pair.earlier_rule for pair in pairs] == ["index + interval", "the frame itself", "interval"]
+    check(raw, pairs[1], 1)
+    assert skipped == []
     write_frame(raw / FRAMES / DOGS / "00003.jpg", 3)
     write_labels(raw / MASKS / DOGS / "00003.png", {1: walking(1, 3)})
     write_labels(raw / SCORED / DOGS / "00003.png", scored([1], 3))
@@ -134,7 +135,7 @@ def test_a_frame_without_labels_for_published_scores_is_read_all_the_same(raw: P
     if fault == "folder missing":
         shutil.rmtree(path.parent)
         reason = "the video's folder of masks for published scores is missing"
-        expected, without = Skipped(str(path.parent), reason), [0, 2]
+        expected, without = Skipped(str(path.parent), reason), [0, 1, 2]
     elif fault == "missing":
         path.unlink()
     elif fault == "truncated":
@@ -145,9 +146,9 @@ def test_a_frame_without_labels_for_published_scores_is_read_all_the_same(raw: P
         expected = Skipped(str(path), "the mask has another size than the frame")
     pairs, skipped = read(raw, DOGS)
     assert skipped.count(expected) == 1
-    assert [pair.frame_index for pair in pairs] == [0, 2]
+    assert [pair.frame_index for pair in pairs] == [0, 1, 2]
     assert [pair.frame_index for pair in pairs if pair.labels is None] == without
-    for pair, earlier in zip(pairs, (2, 0), strict=True):
+    for pair, earlier in zip(pairs, (2, 1, 0), strict=True):
         check(raw, pair, earlier)
 
 
@@ -156,13 +157,13 @@ def test_a_frame_without_labels_for_published_scores_is_read_all_the_same(raw: P
     [
         (1, [1, 0, 1, 2], ["index + interval"] + ["interval"] * 3),
         (2, [2, 3, 0, 1], ["index + interval"] * 2 + ["interval"] * 2),
-        (3, [3, 0], ["index + interval", "interval"]),
+        (3, [3, 1, 2, 0], ["index + interval", "the frame itself", "the frame itself", "interval"]),
     ],
 )
 def test_the_earlier_frame(raw: Path, interval: int, earlier: list[int], rules: list[str]):
     pairs, skipped = read(raw, interval=interval)
     assert [pair.earlier_rule for pair in pairs] == rules
-    assert [item.reason for item in skipped].count("earlier frame missing") == 4 - len(earlier)
+    assert {item.reason for item in skipped} == {"the instance is not in the frame"}
     for pair, number in zip(pairs, earlier, strict=True):
         check(raw, pair, number)
 
@@ -234,6 +235,14 @@ def test_a_tree_that_lacks_a_part(raw: Path, part: str):
 def test_a_file_without_expressions(raw: Path, file: str, content: bytes):
     (raw / TEXTS / f"{file}.txt").write_bytes(content)
     with pytest.raises(DataError, match=f"{file}.txt(:1: not UTF-8| has no expression)"):
+        RefDAVIS17(raw).videos("train")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_an_annotator_who_lacks_a_split(raw: Path, file: str):
+    path = raw / TEXTS / f"{file}.txt"
+    path.write_bytes(b"".join(line for line in path.read_bytes().splitlines(True) if not line.startswith(b"dog")))
+    with pytest.raises(DataError, match=f"{file}.txt has no expression of a video of val.txt"):
         RefDAVIS17(raw).videos("train")
 
 
@@ -372,7 +381,7 @@ def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.Cap
     assert (train["videos"], train["frame_pairs"], train["sentences"]) == (1, 4, 28)
     assert train["earlier_frames"] == {"index + interval": 2, "interval": 2}
     assert train["groups"] == dict.fromkeys(GROUPS, 7)
-    assert (val["videos"], val["frame_pairs"], val["sentences"]) == (1, 2, 16)
+    assert (val["videos"], val["frame_pairs"], val["sentences"]) == (1, 3, 24)
     assert "1 val videos of 30 in the full data set" in capsys.readouterr().out
 
 

@@ -113,6 +113,8 @@ class Prepared:
             if missing := [folder for folder in self.FOLDERS[split] if not (self.raw / folder).is_dir()]:
                 raise DataError(f"{self.raw} has {file} and lacks {', '.join(missing)}, which it is about.")
             rows[split] = self._read_rows(self.raw / file, separator, skipped)
+        if not rows:
+            raise DataError(f"{self.raw} lacks {' and '.join(file for file, _ in self.FILES.values())}.")
         first, *others = rows
         for split in others:
             for video in sorted(rows[first].keys() & rows[split].keys()):

@@ -124,14 +124,17 @@ class RefDAVIS17:
                 skipped.append(Skipped(f"{self.raw / SENTENCES}: video {video}", "video without a sentence"))
         return Tables(split_of, by_video, tuple(skipped))
 
-    def earlier(self, number: int) -> tuple[int, str]:
-        """The number of the earlier frame (from 0) and the rule that found it.
+    def earlier(self, number: int, frames: int) -> tuple[int, str]:
+        """The number of the earlier frame (from 0) in a video of so many frames, and the rule that found it.
 
-        Published: `interval` frames before; as many after for the first frames, which have none.
+        Published: `interval` frames before; as many after for the first frames, which have none. In a video too short
+        for either it is the frame itself.
         """
         if number >= self.interval:
             return number - self.interval, "interval"
-        return number + self.interval, "index + interval"
+        if number + self.interval < frames:
+            return number + self.interval, "index + interval"
+        return number, "the frame itself"
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         """Every frame of `video` with its sentences, and what had to be left out.
@@ -141,14 +144,14 @@ class RefDAVIS17:
         object. In val the pairs have the labels that published scores are computed on, as far as they are there.
         """
         frames, masks = self.raw / FRAMES / video, self.raw / MASKS / video
-        there = frame_numbers(frames, ".jpg") | frame_numbers(masks, ".png")
+        length = max(frame_numbers(frames, ".jpg") | frame_numbers(masks, ".png"), default=-1) + 1
         evaluated = self.tables.split[video] == "val"
         items = read_video(
             video,
             frames,
             masks,
-            range(max(there, default=-1) + 1),
-            self.earlier,
+            range(length),
+            lambda number: self.earlier(number, length),
             self.tables.sentences[video],
             keep_all=evaluated,
         )
@@ -213,8 +216,9 @@ def _read_expressions(
     for annotator, file in ANNOTATORS.items():
         path = raw / SENTENCES / file
         rows = list(_read_sentences(path, videos, skipped))
-        if not rows:
-            raise DataError(f"{path} has no expression of a video of train.txt or val.txt. Unpack it again.")
+        described_splits = {videos[video] for _, video, _, _ in rows}
+        for split in sorted(set(videos.values()) - described_splits):
+            raise DataError(f"{path} has no expression of a video of {split}.txt. Unpack it again.")
         for where, video, instance, text in rows:
             sentences = described.setdefault((video, instance), {})
             if annotator in sentences:
