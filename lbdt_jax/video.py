@@ -139,9 +139,9 @@ def _pictures(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
 class ClipWriter:
     """Writes frames as H.264 into an mp4 that is valid up to its last second even if the writing is killed.
 
-    Frames keep their times, to a millisecond, their size and the aspect of their pixels. Colours are those of high definition (ITU-R BT.709),
-    and said to be so. Where both sides are even they are stored at half resolution, as every player expects; H.264
-    has odd sizes only with full colours, which some players refuse.
+    Frames keep their times, to a millisecond, their size and the aspect of their pixels. Colours are those of high
+    definition (ITU-R BT.709), and said to be so. Where both sides are even they are stored at half resolution, as every
+    player expects; H.264 has odd sizes only with full colours, which some players refuse.
 
     Args:
       path: of the new file.
