@@ -8,8 +8,8 @@ WORKDIR/evaluation/ref_davis17-val-annotators. Without fine-tuning, as some pape
 
     python -m lbdt_jax.main --config=configs/ref_davis17.py --mode=evaluate --config.checkpoint=runs/refer_youtube_vos
 
-Later papers quote 54.1 to 54.3 J&F for LBDT-4. Its recipe is not published; this one is ours: 2 epochs at a tenth of the
-learning rate. Time and figures of our own: not measured.
+Later papers quote 54.1 to 54.3 J&F for LBDT-4. Its recipe is not published; this one is ours: 2 epochs at a tenth of
+the learning rate, less than configs/a2d.py costs. Time and figures of our own: not measured.
 
 It needs the data set in data/raw/ref_davis17 and GloVe 840B in data/glove.840B.300d.txt.
 """

@@ -3,9 +3,9 @@
     python -m lbdt_jax.main --config=configs/refer_youtube_vos.py         refer_youtube_vos.py:lbdt1 for one layer
 
 Trains on "train" and evaluates on "valid": J, boundary F and J&F where its masks are there, and in any case the zips
-for the server, one for each protocol, WORKDIR/evaluation/refer_youtube_vos-valid-*.zip. Published for LBDT-4: J&F 49.4,
-from the server. 15 epochs of 12,913 sentences, each asked about all listed frames of its video, some twenty times as
-many samples as in A2D-Sentences; time and figures of our own: not measured.
+for the server, one for each protocol, WORKDIR/evaluation/refer_youtube_vos-valid-*.zip. Published for LBDT-4, protocol
+"paper", from the server: J&F 49.4. 15 epochs of 12,913 sentences, each asked about all listed frames of its video, some
+twenty times the cost of configs/a2d.py; time and figures of our own: not measured.
 
 It needs the data set in data/raw/refer_youtube_vos, and otherwise what configs/a2d.py needs.
 """

@@ -37,13 +37,22 @@ def explain_flags(error: Exception, usage: str) -> str:
 
 @contextlib.contextmanager
 def whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """A name in the same folder to write a file or folder under: it becomes `path`, or is gone if that fails."""
+    """A name in the same folder to write a file or folder under: it becomes `path`, or is gone if that fails.
+
+    What was at `path` is replaced.
+    """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield unfinished
-        os.replace(unfinished, path)
+        if path.is_dir():  # a folder can't take another one's place at once
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, old)
+            os.replace(unfinished, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(unfinished, path)
     except BaseException:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)

@@ -48,7 +48,8 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     Returns:
       What the json holds: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups"}, scores
       as fractions; "groups" has the samples, "paper" and "standard" of each group of sentences (Moving Shapes: tiers).
-      Scores are left out where the truth is not published. See `lbdt_jax.scoring` for what data sets add.
+      Scores are left out where the truth is not published; "without_truth" counts such answers. "notes" counts what
+      the records lack of the data set, or have otherwise, by its reason. See `lbdt_jax.scoring` for what data sets add.
       Nothing in processes other than the first.
 
     Raises:
@@ -67,7 +68,9 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     words = words_for(checkpoint, config)
     model = make_model(config)
     answerer = Answerer(model, checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
-    scoring_kind, process, processes = SCORING[config.dataset], jax.process_index(), jax.process_count()
+    report = load_report(config.data_dir, config.dataset)
+    scoring_kind = SCORING.get(config.dataset, Scoring)
+    process, processes = jax.process_index(), jax.process_count()
     if scoring_kind is Scoring:
         examples = evaluation_examples(config, split, words, process, processes)
         samples = samples_per_epoch(config, split) // processes
@@ -81,7 +84,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     folder.mkdir(parents=True, exist_ok=True)
     sheets = Sheets(config.contact_sheet_samples, config.seed, process)
     with (
-        scoring_kind(folder / name) as scoring,
+        scoring_kind(folder / name, report["layout"]) as scoring,
         tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress,
     ):
         for example, logits in answerer(examples):
@@ -93,6 +96,9 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
             return {}
         scoring.join(parts)
         result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **scoring.compute()}
+    result["without_truth"] = scoring.unscored
+    notes = [*report["skipped_lines"].items(), *report["splits"][split]["skipped"].items()]
+    result["notes"] = {reason: len(places) for reason, places in notes}
 
     chosen = sheets.joined(all_sheets)
     title = f"{config.dataset} {split}"
@@ -104,16 +110,14 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     for number, sample in enumerate(chosen["random"][: config.evaluation_attention_sheets], start=1):
         sheet = attention_sheet(model, checkpoint.variables, sample, f"{title}: attention, step {checkpoint.step}")
         render.save(sheet, folder / f"{name}-attention-{number}.png")
-    if "paper" in result:
-        print(format_table({"all": result, **result["groups"]}, config.published))
-    else:
-        print(
-            f"The truth of {config.dataset}, split {split}, is not published: {result['samples']} answers, no scores."
-        )
-    skipped = load_report(config.data_dir, config.dataset)["splits"][split]["skipped"]
-    if skipped and scoring.files:
-        reasons = "; ".join(f"{len(places)} x {reason}" for reason, places in skipped.items())
-        print(f"The data were not complete ({reasons}), so what is to be sent in may lack frames: see report.json.")
+    published = config.published if split != "train" else ()  # they are those of what is evaluated
+    print(format_table({"all": result, **result["groups"]}, published))
+    if scoring.unscored:
+        print(f"{scoring.unscored} answers are not scored: their truth is not published, or can't be read.")
+    if notes:
+        print("The data are not complete, or not as the data set's source has them (report.json beside the records):")
+    for reason, number in result["notes"].items():
+        print(f"  {number} x {reason}")
     if scoring.files:
         print(f"For the benchmark's own scorer: {', '.join(f'{folder}/{file}' for file in scoring.files)}.")
     print(f"Scores: {folder}/{name}.json; pictures: {name}-*.png beside it.")

@@ -82,6 +82,10 @@ def main(arguments: list[str]) -> None:
         run(CONFIG.value, workdir, MODE.value)
     except (DataError, CheckpointError, NotFinite) as error:
         fail(str(error))
+    except OSError as error:
+        if error.filename is None:  # not about a file of the user's
+            raise
+        fail(f"{error.filename}: {error.strerror}.")
     except Stopped as error:
         fail(f"\n{error}", status=128 + signal.SIGTERM)
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
-import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from input_pipeline.readers import DataError, Sentence
 from input_pipeline.readers.ref_davis17 import ANNOTATORS, MASKS_FOR_SCORES
 from lbdt_jax.command import whole_or_not_at_all
 from lbdt_jax.metrics import (
+    MAX_PROPOSALS,
     MatchedScores,
     PaperScores,
     StandardScores,
@@ -44,13 +44,15 @@ class Scoring:
 
     Args:
       path: of the files, without an ending: FOLDER/<dataset>-<split>.
+      layout: of the raw data, see `records.load_report`. What LBDT's released code prepares is a choice of samples,
+        with names of expressions that are ours: enough for scores, and nothing for a benchmark's own scorer.
 
     Attributes:
       files: what was written, for the result.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, layout: str = "raw") -> None:
+        self.path, self.layout = path, layout
         self.files: list[str] = []
         self.unscored = 0
         self._states = collections.defaultdict(lambda: (PaperScores(), StandardScores()))
@@ -122,7 +124,7 @@ class ReferYouTubeVOSScoring(Scoring):
 
     def __enter__(self) -> ReferYouTubeVOSScoring:
         self._zips = {}
-        for protocol in ("paper", "standard"):
+        for protocol in ("paper", "standard") if self.layout == "raw" else ():
             path = self.path.with_name(f"{self.path.name}-{protocol}.zip")
             unfinished = self._open.enter_context(whole_or_not_at_all(path))
             self._zips[protocol] = self._open.enter_context(zipfile.ZipFile(unfinished, "w"))  # PNGs don't shrink
@@ -135,9 +137,10 @@ class ReferYouTubeVOSScoring(Scoring):
         for index, sentence in enumerate(example.sentences):
             prediction, iou = answers[index]
             published = enlarge_as_published(expit(logits[index]) > 0.5, prediction.shape)
-            for protocol, mask in (("paper", published), ("standard", prediction)):
+            masks = {"paper": published, "standard": prediction}
+            for protocol, file in self._zips.items():
                 name = f"Annotations/{example.video}/{sentence.expression}/{example.frame_index:05d}.png"
-                self._zips[protocol].writestr(name, _png(Image.fromarray(255 * mask.astype(np.uint8))))
+                file.writestr(name, _png(Image.fromarray(255 * masks[protocol].astype(np.uint8))))
             if iou is not None:
                 key = (example.video, sentence.expression)
                 self._sent.add(published, example.masks[index], foreground_score(logits[index]), key)
@@ -164,16 +167,12 @@ class RefDAVIS17Scoring(Scoring):
         self._matched = {annotator: MatchedScores() for annotator in ANNOTATORS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        if kind is None:  # in the place of an earlier evaluation's
-            shutil.rmtree(self.path.with_name(self.files[0]), ignore_errors=True)
-        super().__exit__(kind, *error)
-
     def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:
         if example.labels is None:
             raise DataError(
-                f"{example.video}, frame {example.frame_index}: the records have no objects to score on. Put "
-                f"{MASKS_FOR_SCORES} beside the other folders of the raw data, delete the records and prepare again."
+                f"{example.video}, frame {example.frame_index}: the records have no objects to score on. Only split "
+                f"val has them: put {MASKS_FOR_SCORES} beside the other folders of the raw data, delete the records "
+                "and prepare again."
             )
         size = example.labels.shape
         for number, (annotator, matched) in enumerate(self._matched.items()):
@@ -181,6 +180,8 @@ class RefDAVIS17Scoring(Scoring):
             labels = np.zeros(size, np.uint8)
             if asked:
                 objects = object_numbers([example.sentences[index] for index in asked])
+                if max(objects) >= MAX_PROPOSALS:
+                    raise DataError(f"{example.video} has sentences about more than {MAX_PROPOSALS} objects.")
                 probabilities = np.zeros((max(objects) + 1, *size), np.float32)
                 for place, index in zip(objects, asked, strict=True):
                     probabilities[place] = expit(resize_logits(logits[index], size))
@@ -198,8 +199,9 @@ class RefDAVIS17Scoring(Scoring):
         by_annotator = {annotator: matched.compute() for annotator, matched in self._matched.items()}
         mean = {m: float(np.mean([scores[m] for scores in by_annotator.values()])) for m in REGION_AND_BOUNDARY}
         for name, scores in {None: result, **result["groups"]}.items():
-            scores["per_expression"] = {measure: scores["standard"][measure] for measure in REGION_AND_BOUNDARY}
-            scores["standard"] |= by_annotator.get(name, mean)
+            standard = scores.setdefault("standard", {})
+            scores["per_expression"] = {m: standard[m] for m in REGION_AND_BOUNDARY if m in standard}
+            standard |= by_annotator.get(name, mean)
         return result
 
 
@@ -222,11 +224,5 @@ def _png(picture: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-#: Data set -> its scoring.
-SCORING = {
-    "a2d_sentences": Scoring,
-    "jhmdb_sentences": Scoring,
-    "moving_shapes": Scoring,
-    "ref_davis17": RefDAVIS17Scoring,
-    "refer_youtube_vos": ReferYouTubeVOSScoring,
-}
+#: Data set -> its scoring, where that is not `Scoring`.
+SCORING = {"ref_davis17": RefDAVIS17Scoring, "refer_youtube_vos": ReferYouTubeVOSScoring}

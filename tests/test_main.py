@@ -223,13 +223,14 @@ def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir
     assert all(0 <= result[protocol]["j_and_f"] <= 1 for protocol in ("paper", "standard"))
     printed = capsys.readouterr().out
     assert "published" in printed and "49.4" in printed and "1 x mask missing" in printed
+    assert result["without_truth"] == 2 and result["notes"]["mask missing"] == 1
 
     shutil.rmtree(raw / "valid/Annotations")
     shutil.rmtree(tmp_path / "refer_youtube_vos")
     result = evaluate(load_checkpoint(workdir), config, tmp_path)
     assert result == json.loads((tmp_path / "evaluation/refer_youtube_vos-valid.json").read_text())
     assert result["samples"] == 4 and not result.keys() & {"paper", "standard"}
-    assert "not published: 4 answers, no scores" in capsys.readouterr().out
+    assert result["without_truth"] == 4 and "4 answers are not scored" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "evaluation/refer_youtube_vos-valid-standard.zip") as file:
         expected = [f"Annotations/0062f687f1/{e}/{frame}.png" for frame in ("00000", "00005") for e in (0, 1)]
         assert sorted(file.namelist()) == sorted(expected)

@@ -15,7 +15,7 @@ from input_pipeline.pipeline import EvaluationExample
 from input_pipeline.readers import DataError, Sentence
 from input_pipeline.readers.ref_davis17 import ANNOTATORS
 from lbdt_jax.metrics import enlarge_as_published
-from lbdt_jax.scoring import SCORING
+from lbdt_jax.scoring import SCORING, Scoring
 
 SIZE, MODEL = (48, 64), (32, 32)  # of the frames, and of a model that sees them smaller
 
@@ -84,11 +84,11 @@ def davis_sentences(objects: int) -> list[Sentence]:
     ]
 
 
-@pytest.mark.parametrize("dataset", sorted(SCORING))
+@pytest.mark.parametrize("dataset", ["a2d_sentences", "ref_davis17", "refer_youtube_vos"])
 @pytest.mark.parametrize("perfect", [True, False])
 def test_the_truth_scores_one_and_nothing_scores_zero(dataset: str, perfect: bool, tmp_path: Path) -> None:
     left, right = box(5, 6), box(20, 40)
-    with SCORING[dataset](tmp_path / "x") as scoring:
+    with SCORING.get(dataset, Scoring)(tmp_path / "x") as scoring:
         for index in range(3):
             truth = {sentence: (left, right)[sentence.instance - 1] for sentence in davis_sentences(2)}
             example = asked("a", index, truth, davis_labels(right, left))  # numbered the other way round
@@ -140,6 +140,30 @@ def test_without_any_truth_there_are_no_scores(tmp_path: Path) -> None:
         assert scoring.compute() == {"samples": 1, "groups": {}}
 
 
+def test_expressions_that_are_numbered_by_us_are_not_for_the_server(tmp_path: Path) -> None:
+    with SCORING["refer_youtube_vos"](tmp_path / "x", layout="prepared") as scoring:
+        scoring.add(asked("v", 0, {Sentence("a", 1, "", "0"): box(1, 1)}), logits(box(1, 1)))
+        assert scoring.compute()["paper"]["j"] == pytest.approx(1)
+    assert scoring.files == [] and not any(tmp_path.iterdir())
+
+
+def test_davis_where_only_the_objects_to_score_on_are_known(tmp_path: Path) -> None:
+    sentence = Sentence("a", None, "annot1 first", "0")
+    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
+        scoring.add(asked("v", 0, {sentence: None}, davis_labels(box(0, 0))), logits(box(0, 0)))
+        result = scoring.compute()
+    assert result["standard"]["j_and_f"] == pytest.approx(1 / 4) and result["per_expression"] == {}
+
+
+def test_davis_with_more_objects_than_are_allowed(tmp_path: Path) -> None:
+    sentence = Sentence("a", 21, "annot1 first", "80")
+    with (
+        pytest.raises(DataError, match="v has sentences about more than 20 objects"),
+        SCORING["ref_davis17"](tmp_path / "x") as scoring,
+    ):
+        scoring.add(asked("v", 0, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
+
+
 def test_davis_matches_objects_and_averages_the_annotators(tmp_path: Path) -> None:
     """By hand: annotator 0 finds both objects, annotator 1 takes one for the other in words only, 2 and 3 find one."""
     left, right, nothing = box(5, 6), box(20, 40), np.zeros(SIZE, bool)
@@ -175,7 +199,7 @@ def test_davis_where_two_answers_meet_the_surer_one_wins(tmp_path: Path) -> None
 
 def test_davis_without_the_objects_to_score_on(tmp_path: Path) -> None:
     with (
-        pytest.raises(DataError, match=r"v, frame 3: .* Put DAVIS/Annotations_unsupervised/480p"),
+        pytest.raises(DataError, match=r"v, frame 3: .* put DAVIS/Annotations_unsupervised/480p"),
         SCORING["ref_davis17"](tmp_path / "x") as scoring,
     ):
         scoring.add(asked("v", 3, {Sentence("a", 1, "annot1 first", "0"): box(0, 0)}), logits(box(0, 0)))

@@ -43,6 +43,11 @@ def initialise(variables: Mapping[str, Any], path: str | Path) -> dict[str, Any]
     """
     path = Path(path)
     depth, _ = describe(variables)
+    if not path.exists() and not path.suffix:
+        raise DataError(
+            f"config.initial_weights: there is no {path}. Train that model first, or name the folder of another one "
+            "with --config.initial_weights=DIR."
+        )
     if not path.exists():
         raise DataError(
             f"config.initial_weights: there is no {path}. For the published recipe download {DOWNLOADS[depth]} and "

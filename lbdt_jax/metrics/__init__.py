@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lbdt_jax.metrics.boundary import boundary_accuracy, region_similarity
-from lbdt_jax.metrics.davis import MatchedScores, merge_objects
+from lbdt_jax.metrics.davis import MAX_PROPOSALS, MatchedScores, merge_objects
 from lbdt_jax.metrics.paper import PaperScores, enlarge_as_published
 from lbdt_jax.metrics.standard import StandardScores, foreground_score, resize_logits
 
 __all__ = [
+    "MAX_PROPOSALS",
     "MatchedScores",
     "PaperScores",
     "StandardScores",
