@@ -75,7 +75,8 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 def decode_mask(data: bytes) -> np.ndarray:
     """The bytes of `encode_mask` -> (h, w) bool. Raises OSError if they are no whole picture."""
-    return _decode(data, "1")
+    # Pillow makes bools whose bytes are 255, which other code may not take for one.
+    return _decode(data, "1").view(np.uint8) != 0
 
 
 def encode_labels(labels: np.ndarray) -> bytes:

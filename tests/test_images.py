@@ -58,6 +58,7 @@ def test_masks_survive_their_bytes_and_frames_nearly():
     mask = rng.random((37, 53)) > 0.5
     np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
     assert decode_mask(encode_mask(mask)).dtype == bool
+    assert decode_mask(encode_mask(mask)).view(np.uint8).max() == 1  # Pillow's own bools are 255
     stripes = np.zeros((40, 48, 3), np.uint8)
     stripes[:, ::2] = (255, 0, 0)  # as sharp as colour gets: lost to green if colour were at half resolution
     decoded = decode_frame(encode_frame(stripes))

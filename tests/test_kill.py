@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import finish, start, write_config
+from runs import finish, logged, start, write_config
 
 from lbdt_jax.checkpoint import load_checkpoint
 
@@ -89,3 +90,17 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(config: Path, whole: P
     assert newest(workdir) == before
     finish(start(config, workdir))
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(whole).variables, load_checkpoint(workdir).variables)
+
+
+def test_another_number_of_devices_goes_on(tmp_path: Path) -> None:
+    fields = {"global_batch_norm": True, "model.dropout": 0.0, "checkpoint_every_steps": 3}
+    config = write_config(tmp_path, 5, **fields)
+    eight, two = tmp_path / "eight", tmp_path / "two"
+    finish(start(config, eight))
+    shutil.copytree(eight, two)
+    shutil.rmtree(two / "checkpoints" / "5")
+    finish(start(config, two, "--config.cpu_devices=2"))
+    expected, found = logged(eight, "loss"), logged(two, "loss")
+    assert list(found) == list(expected) == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=0, atol=1e-5)
+    assert load_checkpoint(two).step == 5

@@ -297,6 +297,15 @@ def slow_boundary_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+def test_boundary_accuracy_of_bools_of_other_bytes():
+    """Pillow and other libraries make them."""
+    rng = np.random.default_rng(0)
+    prediction, mask = (rng.random((50, 70)) > 0.5 for _ in range(2))
+    other = (255 * mask.astype(np.uint8)).view(bool)
+    assert other.dtype == bool and other.view(np.uint8).max() == 255
+    assert boundary_accuracy(prediction, other) == boundary_accuracy(prediction, mask) != boundary_accuracy(mask, mask)
+
+
 def test_region_similarity():
     assert region_similarity(EMPTY, EMPTY) == 1.0
     assert region_similarity(SQUARE, ~EMPTY) == 200 / 2000

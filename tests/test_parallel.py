@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -43,8 +45,15 @@ def compiled_step(devices: int, **fields: Any) -> Step:
         return jax.device_get(train_step(replicate(state, mesh), split(batch, mesh)))
 
     step.compilations = train_step._cache_size
+    step.lower = lambda state, batch: train_step.lower(replicate(state, mesh), split(batch, mesh))
     return step
 
+
+#: In a compiled program, whether it waits or is awaited later.
+COLLECTIVE = (
+    r" (all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute|collective-broadcast|send"
+    r"|recv)(?:-start)?\("
+)
 
 DROPOUT = {"model.dropout": 0.5, "model.dtype": "float32"}
 
@@ -94,6 +103,24 @@ def test_statistics_are_per_device_and_then_averaged(float64: None) -> None:
     assert_close(together.optimizer_state[0].mu, mean_of(lambda state, _: state.optimizer_state[0].mu), 1e-12)
     del metrics["gradient_norm"]
     assert_close(metrics, {name: mean_of(lambda _, m, name=name: m[name]) for name in metrics}, 1e-12)
+
+
+def collectives(devices: int, **fields: Any) -> Counter[str]:
+    config = make_config(**fields)
+    lowered = compiled_step(devices, **fields).lower(tiny_state(config), tiny_batch(config))
+    return Counter(re.findall(COLLECTIVE, lowered.compile().as_text()))
+
+
+@pytest.mark.parametrize(
+    "devices", [1, 2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
+def test_devices_exchange_averages_only(devices: int, float64: None) -> None:
+    # XLA joins gradients, statistics and metrics, some 400 arrays, to two: float64 ones and float32 ones.
+    assert collectives(devices) == {"all-reduce": 2}
+
+
+def test_global_batch_norm_adds_averages_only(float64: None) -> None:
+    assert collectives(8, global_batch_norm=True).keys() == {"all-reduce"}
 
 
 @pytest.mark.slow

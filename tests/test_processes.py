@@ -42,7 +42,9 @@ def test_two_processes_equal_one(config: Path, alone: Path) -> None:
         assert list(one) == list(two) == [1, 2, 3]
         np.testing.assert_allclose([*two.values()], [*one.values()], rtol=0, atol=1e-6)
     one, two = logged(alone, "gradient_norm"), logged(workdir, "gradient_norm")
-    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-5)
+    np.testing.assert_allclose(two[1], one[1], rtol=1e-6)
+    # Gradients are summed in another order, and AdamW divides small ones by themselves.
+    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-3)
 
     assert "mean IoU" in printed and "step/s" in bars
     assert silence == "" and "step/s" not in no_bars and "sentence/s" not in no_bars

@@ -80,8 +80,8 @@ def _boundaries(masks: Sequence[np.ndarray], margin: int) -> np.ndarray:
     inside = slice(margin, margin + height)
     bands = np.zeros((len(masks), rows, words), np.uint64)
     for mask, own in zip(masks, bands, strict=True):
-        padded[inside, :width] = mask
-        padded[inside, width] = mask[:, -1]  # as its neighbour: no boundary between them
+        padded[inside, :width] = mask.view(np.uint8) != 0  # some libraries make bools of other bytes than 0 and 1
+        padded[inside, width] = padded[inside, width - 1]  # as its neighbour: no boundary between them
         padded[margin + height] = padded[margin + height - 1]
         for bit in range(8):
             own |= padded_words[bit * band : bit * band + rows] << bit
