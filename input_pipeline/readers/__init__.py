@@ -1,7 +1,7 @@
 """Readers of raw data sets: plain Python, one module each, all with the same doors.
 
 A reader is a frozen (hence picklable) dataclass with the fields `raw` (the unpacked folder) and `interval`
-(frames between a frame and its earlier frame) and these methods:
+(frames between a frame and its earlier frame; its default is the published one) and these methods:
 
     splits() -> tuple[str, ...]              e.g. ("train", "test")
     videos(split) -> list[str]               the split's videos, sorted; checks the tree first, raises DataError

@@ -78,6 +78,7 @@ class A2DSentences:
             "videos": len(tables.subset),
             "clips": sum((self.raw / CLIPS / f"{video}.mp4").exists() for video in tables.subset),
             "videos with sentences": len(tables.sentences),
+            "folders of masks": sum((self.raw / INSTANCES / video).is_dir() for video in tables.sentences),
             "sentences": sum(map(len, tables.sentences.values())),
         }
         return {thing: (number, self.FULL.get(thing)) for thing, number in found.items()}
