@@ -26,7 +26,7 @@ def test_it_answers_drawn_clips(fast_compilation: None) -> None:
             for sentence, mask in zip(scene.sentences, masks[frame - 1], strict=True):
                 true = truth[sentence.instance]
                 found.append((mask & true).sum() / (mask | true).sum())
-    # .76 over the whole split; answers that know nothing of the sentence come to .35 at best, one shape of three.
+    # .75 over the whole split; answers that know nothing of the sentence come to .35 at best, one shape of three.
     assert len(found) == 64 and np.mean(found) > 0.6
 
 
