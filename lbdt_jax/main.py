@@ -11,6 +11,7 @@ take a machine back: 128 + 15 is what they read as "ended by that signal, start 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -20,6 +21,9 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from lbdt_jax.command import explain_flags, fail
+
+#: No room for more: the disk's, the user's, the process's. The system names no file then.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 USAGE = __doc__.splitlines()[2].strip()
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
@@ -83,9 +87,9 @@ def main(arguments: list[str]) -> None:
     except (DataError, CheckpointError, NotFinite) as error:
         fail(str(error))
     except OSError as error:
-        if error.filename is None:  # not about a file of the user's
+        if error.filename is None and error.errno not in FULL:  # not about a file of the user's
             raise
-        fail(f"{error.filename}: {error.strerror}.")
+        fail(f"{error.filename or workdir}: {error.strerror}.")
     except Stopped as error:
         fail(f"\n{error}", status=128 + signal.SIGTERM)
     except KeyboardInterrupt:

@@ -25,8 +25,8 @@ def write_config(folder: Path, steps: int, **fields: object) -> Path:
     write_raw(folder / "data" / "raw" / "moving_shapes", scenes=SCENES, workers=1)
     config = tiny_config()
     config.update(dataset="moving_shapes", data_dir=str(folder / "data"), word_vectors="random:8", log_every_steps=1)
-    # 56 sentences, 8 in a batch
-    config.update_from_flattened_dict(FEW_PICTURES | {"cpu_devices": 8, "epochs": steps / 7} | fields)
+    config.update_from_flattened_dict(FEW_PICTURES | {"cpu_devices": 8} | fields)
+    config.epochs = steps / (56 // config.batch_size)  # 56 sentences
     path = folder / "tiny_shapes.py"
     path.write_text(
         "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
