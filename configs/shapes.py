@@ -5,7 +5,8 @@
 Ablations, each a field: --config.model.transfer_layers=0 (no bridge), =4 (LBDT-4), --config.model.channel_gates=False
 (no bilateral channel activation). Choose another --workdir for each.
 
-Nine minutes on two CPU cores; mean IoU .77 to .79 in protocol "paper", .75 to .77 in "standard". The README has the tables.
+Nine minutes on two CPU cores; mean IoU .77 to .79 in protocol "paper", .75 to .77 in "standard". The README has the
+tables.
 """
 
 from ml_collections import ConfigDict
