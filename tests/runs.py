@@ -82,7 +82,7 @@ def logged(workdir: Path, name: str) -> dict[int, float]:
     for file in sorted(workdir.glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file), size_guidance={"tensors": 0})
         events.Reload()
-        for event in events.Tensors(name):
+        for event in events.Tensors(name) if name in events.Tags()["tensors"] else ():
             value = np.frombuffer(event.tensor_proto.tensor_content, np.float32)
             values[event.step] = float(value[0] if value.size else event.tensor_proto.float_val[0])
     return values

@@ -151,7 +151,8 @@ def large_frames(path: Path) -> str:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = 4098, 2304, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame(4098, 2304, "yuv420p")))
+        grey = np.full((2304 * 3 // 2, 4098), 128, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="yuv420p")))
         container.mux(stream.encode(None))
     return "frames of 4098 x 2304 pixels. This page takes up to 9.4 million"
 

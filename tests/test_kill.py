@@ -17,7 +17,7 @@ from lbdt_jax.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-STEPS, KILLS = 200, 20
+STEPS, KILLS = 120, 20
 OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # compiled once, run often
 SMALLEST = {"cpu_devices": 1, "batch_size": 2, "image_size": (32, 32)}
 
