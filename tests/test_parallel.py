@@ -111,14 +111,13 @@ def collectives(devices: int, **fields: Any) -> Counter[str]:
     return Counter(re.findall(COLLECTIVE, lowered.compile().as_text()))
 
 
-@pytest.mark.parametrize(
-    "devices", [1, 2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("devices", [1, *(pytest.param(devices, marks=pytest.mark.slow) for devices in (2, 4, 8))])
 def test_devices_exchange_averages_only(devices: int, float64: None) -> None:
     # XLA joins gradients, statistics and metrics, some 400 arrays, to two: float64 ones and float32 ones.
     assert collectives(devices) == {"all-reduce": 2}
 
 
+@pytest.mark.slow
 def test_global_batch_norm_adds_averages_only(float64: None) -> None:
     assert collectives(8, global_batch_norm=True).keys() == {"all-reduce"}
 
