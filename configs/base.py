@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.1  # inside the transfer [R]
     config.model.decoder_width = 128  # [R]
     config.model.channel_gates = True  # of the bilateral channel activation; False only fuses the decoders [P table 3]
+    # For big pictures on GPUs and TPUs: training keeps what enters residual blocks and bridges, and computes what is
+    # inside them twice. XLA:CPU notices that, and keeps it all the same.
+    config.model.rematerialise = False
     config.model.dtype = "float32"  # of the computation; "bfloat16" on TPUs and GPUs. Parameters stay float32
 
     # -- training

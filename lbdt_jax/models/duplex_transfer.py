@@ -11,7 +11,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbdt_jax.models.layers import ConvNorm
+from lbdt_jax.models.layers import ConvNorm, recomputed
 from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.types import Array
 
@@ -171,6 +171,7 @@ class DuplexTransfer(nn.Module):
       layers: number of bridges, each with its own weights (1 in LBDT-1, 4 in LBDT-4).
       width: channels inside.
       channels: channels of the ResNet stage.
+      rematerialise: see LBDT.
     """
 
     layers: int
@@ -178,6 +179,7 @@ class DuplexTransfer(nn.Module):
     heads: int
     dropout: float
     channels: int
+    rematerialise: bool = False
     norm_axis_name: str | None = None
     dtype: str = "float32"
 
@@ -186,7 +188,8 @@ class DuplexTransfer(nn.Module):
             ConvNorm, kernel_size=1, activation=False, norm_axis_name=self.norm_axis_name, dtype=self.dtype
         )
         self.spatial_reduce, self.temporal_reduce = conv(self.width), conv(self.width)
-        self.bridges = [LanguageBridge(self.width, self.heads, self.dropout, self.dtype) for _ in range(self.layers)]
+        bridge = recomputed(LanguageBridge, train=8) if self.rematerialise else LanguageBridge
+        self.bridges = [bridge(self.width, self.heads, self.dropout, self.dtype) for _ in range(self.layers)]
         self.spatial_expand, self.temporal_expand = conv(self.channels), conv(self.channels)
 
     def reduce(self, spatial: Array, temporal: Array, train: bool) -> tuple[Array, Array]:
