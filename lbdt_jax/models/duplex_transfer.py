@@ -11,7 +11,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbdt_jax.models.layers import ConvNorm, recomputed
+from lbdt_jax.models.layers import ConvNorm, Dropout, recomputed
 from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.types import Array
 
@@ -75,7 +75,7 @@ class MultiHeadAttention(nn.Module):
     def setup(self) -> None:
         project = functools.partial(Projection, self.width, self.heads, dtype=self.dtype)
         self.query, self.key, self.value, self.out = project(), project(), project(), project(joined=True)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def __call__(self, query: Array, key: Array, value: Array, key_mask: Array | None, train: bool) -> Array:
         """query (..., Q, C), key and value (..., K, C), key_mask (..., K) bool or None -> (..., Q, C).
@@ -130,7 +130,7 @@ class LanguageBridge(nn.Module):
         self.words_from_source, self.source_norm = attention(), norm()
         self.target_from_words, self.target_norm = attention(), norm()
         self.feed_forward1, self.feed_forward2, self.feed_forward_norm = dense(), dense(), norm()
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def __call__(
         self,
