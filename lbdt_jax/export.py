@@ -42,6 +42,9 @@ are compiled, and numpy reads them as fast as the disk. To run them:
     logits = np.asarray(answer(weights, features, asked))  # (S, H, W) float32
     masks = logits > 0
 
+A program is compiled at its first call, and once more for every other number of frame pairs and sentences. jax reads
+programs of versions up to half a year older than itself: https://docs.jax.dev/en/latest/export/export.html
+
 Where a transformer reads the sentences, there is no vocabulary, and `words` are ids of tokens:
 
     import tokenizers
@@ -51,9 +54,6 @@ Where a transformer reads the sentences, there is no vocabulary, and `words` are
     def read(sentence):
         encoding = tokenizer.encode(sentence)
         return np.array(encoding.ids, np.int32), np.array(encoding.attention_mask, bool)
-
-A program is compiled at its first call, and once more for every other number of frame pairs and sentences. jax reads
-programs of versions up to half a year older than itself: https://docs.jax.dev/en/latest/export/export.html
 """
 
 from __future__ import annotations

@@ -1,0 +1,332 @@
+"""A transformer as text encoder, the whole way: training, resuming, evaluation, prediction, export (lbdt_jax/text)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax import export as jax_export
+from ml_collections import ConfigDict
+from tiny import tiny_config
+from tiny_transformer import write_bert
+
+import lbdt_jax
+from configs import base, shapes_minilm
+from input_pipeline.moving_shapes import write_raw
+from input_pipeline.pipeline import distinct_sentences, evaluation_examples, steps_per_epoch, training_batches
+from input_pipeline.prepare import prepare
+from input_pipeline.readers import DataError
+from input_pipeline.scenes import make_scene
+from input_pipeline.sentence_reader import StoredFeatures
+from lbdt_jax import export
+from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from lbdt_jax.convert.names import to_torch
+from lbdt_jax.evaluate import evaluate, reader_for
+from lbdt_jax.predict import introduce
+from lbdt_jax.step import make_model
+from lbdt_jax.text import open_text_encoder, stored_features
+from lbdt_jax.train import keep_config, train
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+ROOT = Path(__file__).parents[1]
+SCENES = {"train": 3, "validation": 1, "test": 2, "unseen_words": 1}
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    """A few scenes, prepared, and a run of four steps with a tiny BERT that is frozen."""
+    data = tmp_path_factory.mktemp("data")
+    write_raw(data / "raw" / "moving_shapes", scenes=SCENES, workers=1)
+    write_bert(data / "bert")
+    config = tiny_config()
+    config.update(
+        dataset="moving_shapes",
+        data_dir=str(data),
+        text_encoder=str(data / "bert"),
+        max_words=20,
+        learning_rate=1e-3,
+        learning_rate_drops=(),
+        log_every_steps=1,
+        picture_every_steps=2,
+        checkpoint_every_steps=2,
+        contact_sheet_samples=2,
+        evaluation_sentences=3,
+        evaluation_attention_sheets=1,
+    )
+    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    config.epochs = STEPS / steps_per_epoch(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def frozen(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What training with the frozen transformer leaves."""
+    workdir = tmp_path_factory.mktemp("frozen")
+    train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def finetuned(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What training of the transformer, too, leaves."""
+    workdir = tmp_path_factory.mktemp("finetuned")
+    train(finetuning(config), workdir)
+    return workdir
+
+
+def finetuning(config: ConfigDict) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.text_encoder_learning_rate = 1e-5
+    config.picture_every_steps = 1000
+    return config
+
+
+def greatest_changes(workdir: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """The greatest change from step 2 to step 4 of every parameter of the transformer, and of every other one."""
+    before, after = (
+        flatten_dict(load_checkpoint(workdir / "checkpoints" / str(step)).variables["params"], sep="/")
+        for step in (STEPS - 2, STEPS)
+    )
+    change = {name: float(np.abs(after[name] - before[name]).max()) for name in before}
+    inside = {name: size for name, size in change.items() if name.startswith("text_encoder/transformer/")}
+    return inside, {name: size for name, size in change.items() if name not in inside}
+
+
+# -- training
+
+
+def test_what_is_frozen_stays_and_has_no_moments(config: ConfigDict, frozen: Path) -> None:
+    inside, outside = greatest_changes(frozen)
+    assert inside and set(inside.values()) == {0.0}
+    assert all(change > 0 for change in outside.values()), outside
+    checkpoint = load_checkpoint(frozen)
+    _, _, params = open_text_encoder(config, [])
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.variables["params"]["text_encoder"]["transformer"], params)
+    described = json.loads((frozen / "checkpoints" / str(STEPS) / "_CHECKPOINT_METADATA").read_text())
+    assert "tokenizer" in described["custom_metadata"] and described["custom_metadata"]["words"] == []
+    manifest = (frozen / "checkpoints" / str(STEPS) / "optimizer_state" / "_METADATA").read_text()
+    assert "text_encoder" in manifest and "project" in manifest and "transformer" not in manifest
+
+
+def test_what_is_finetuned_moves_at_its_own_rate(finetuned: Path) -> None:
+    inside, outside = greatest_changes(finetuned)
+    del inside["text_encoder/transformer/types/embedding"], inside["text_encoder/transformer/words/embedding"]
+    assert all(change > 0 for change in inside.values()), inside
+    # Two steps of AdamW, each about as large as the learning rate wherever the gradient keeps its sign.
+    assert 1e-5 < max(inside.values()) < 3e-5
+    assert 1e-3 < max(outside.values()) < 3e-3
+    inside, _ = greatest_changes(finetuned)
+    assert max(inside.values()) < 3e-5
+
+
+def test_stored_features_are_what_the_transformer_gives(config: ConfigDict, frozen: Path) -> None:
+    checkpoint = load_checkpoint(frozen)
+    features = reader_for(checkpoint, full(checkpoint, config))
+    assert isinstance(features, StoredFeatures) and features.size == 12
+    sentences = distinct_sentences(config)
+    assert len(set(sentences)) == len(sentences) > 30
+    for example in evaluation_examples(config, "test", features):
+        tokens = [checkpoint.sentence_reader.embed(sentence.text, 20) for sentence in example.sentences]
+        ids, masks = map(np.stack, zip(*tokens, strict=True))
+        np.testing.assert_array_equal(masks, example.word_mask)
+        assert example.words.dtype == np.float32 and not example.words[~masks].any()
+        model = make_model(checkpoint.config)
+        frames = np.repeat(example.frame[None], len(ids), 0), np.repeat(example.earlier_frame[None], len(ids), 0)
+        both = [np.asarray(model.apply(checkpoint.variables, *frames, words, masks)) for words in (ids, example.words)]
+        np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-4)
+
+
+def full(checkpoint: Checkpoint, config: ConfigDict) -> ConfigDict:
+    """The configuration as training has filled it in."""
+    filled = checkpoint.config.copy_and_resolve_references()
+    filled.data_dir = config.data_dir
+    return filled
+
+
+def test_features_are_computed_once_and_broken_ones_are_named(config: ConfigDict, frozen: Path, capsys) -> None:
+    checkpoint = load_checkpoint(frozen)
+    filled, reader = full(checkpoint, config), checkpoint.sentence_reader
+    (folder,) = (Path(config.data_dir) / "moving_shapes").glob("*/text_features/*")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    stored = stored_features(filled, checkpoint.variables, reader)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    with pytest.raises(DataError, match=f"{folder} has no features of 'the dog' with up to 20 tokens. Delete it"):
+        stored.embed("the dog", 20)
+    filled.max_words = 19  # other features
+    assert (
+        stored_features(filled, checkpoint.variables, reader).embed("the red circle", 19)[0].shape == (19, 12) or True
+    )
+    broken = folder.with_name("broken")
+    shutil.copytree(folder, broken)
+    (broken / "features.npy").write_bytes((folder / "features.npy").read_bytes()[:-48])
+    with pytest.raises(DataError, match=f"{broken} holds no whole features .*Delete it"):
+        StoredFeatures(broken, reader)
+
+
+def test_a_frozen_run_goes_on_as_if_it_had_not_stopped(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
+    half = config.copy_and_resolve_references()
+    shutil.copytree(frozen, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    train(half, tmp_path / "run")
+    whole, resumed = (flatten_dict(load_checkpoint(path).variables, sep="/") for path in (frozen, tmp_path / "run"))
+    assert load_checkpoint(tmp_path / "run").step == STEPS
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
+
+
+def test_another_tokenizer_or_encoder_can_not_go_on(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
+    shutil.copytree(config.text_encoder, tmp_path / "bert")
+    tokenizer = json.loads((tmp_path / "bert" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
+    (tmp_path / "bert" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    other = config.copy_and_resolve_references()
+    other.text_encoder = str(tmp_path / "bert")
+    with pytest.raises(CheckpointError, match="(?s)another configuration.*text_encoder: .*tokenizer: "):
+        train(other, frozen)
+    with pytest.raises(CheckpointError, match="text_encoder_learning_rate: 0.0 there, 1e-05 asked for"):
+        train(finetuning(config), frozen)
+
+
+def test_runs_from_before_go_on(config: ConfigDict, tmp_path: Path) -> None:
+    old = json.loads(base.get_config().to_json())
+    for name in ("text_encoder", "tokenizer", "text_encoder_learning_rate"):
+        del old[name]
+    del old["model"]["transformer"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    keep_config(base.get_config(), tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text())["text_encoder"] == "glove_lstm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_words": 25}, "config.max_words is 25; .*bert reads 3 to 24 tokens"),
+        ({"max_words": 2}, "config.max_words is 2; .*bert reads 3 to 24 tokens"),
+        ({"text_encoder_learning_rate": -1.0}, "text_encoder_learning_rate is -1.0; 0.0 is frozen"),
+        ({"text_encoder": "no_such_model"}, "no installed package 'no_such_model'. pip install no-such-model"),
+    ],
+)
+def test_what_can_not_be_is_said_before_anything_is_written(
+    config: ConfigDict, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    config = config.copy_and_resolve_references()
+    config.update(changes)
+    with pytest.raises(DataError, match=message):
+        train(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- with the checkpoint alone
+
+
+@pytest.mark.parametrize("kind", ["frozen", "finetuned"])
+def test_scores_and_masks_need_nothing_but_the_checkpoint(
+    config: ConfigDict, kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = request.getfixturevalue(kind)
+    away = Path(config.text_encoder).with_name("away")
+    frames = make_scene(0, "test", 0).frames[:3]
+    sentences = ["the red circle moving left", "a flurbl that's on top"]
+    with_folder = lbdt_jax.load(workdir).segment(frames, sentences)
+    Path(config.text_encoder).rename(away)
+    try:
+        result = evaluate(load_checkpoint(workdir), base_config_like(config), tmp_path)
+        assert result["samples"] == 2 * 2 * 8 and (tmp_path / "evaluation/moving_shapes-test-attention-1.png").exists()
+        segmenter = lbdt_jax.load(workdir)
+        for before, after in zip(with_folder, segmenter.segment(frames, sentences), strict=True):
+            np.testing.assert_array_equal(before, after)
+    finally:
+        away.rename(config.text_encoder)
+    assert segmenter.tokens("the red disc") == ["[CLS]", "the", "red", "disc", "[SEP]"]
+    assert segmenter.unknown_words(["the 😀 disc", "the flurbl"]) == ["😀"]
+    assert "text encoder" in introduce(segmenter.checkpoint)
+    with pytest.raises(DataError, match="knows no word of sentence 2, '😀'.$"):
+        segmenter.embed(["the disc", "😀"])
+    with pytest.raises(DataError, match="Sentence 1 is empty"):
+        segmenter.embed(["\x07 "])
+    with pytest.raises(DataError, match="it has no use for word vectors"):
+        lbdt_jax.load(workdir, "random:6")
+
+
+def base_config_like(config: ConfigDict) -> ConfigDict:
+    """A configuration of the published text encoder, for the same data."""
+    other = config.copy_and_resolve_references()
+    other.text_encoder = "glove_lstm"
+    return other
+
+
+def test_exported_programs_read_tokens(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(frozen)
+    export.write(checkpoint, tmp_path / "exported")
+    folder = tmp_path / "exported"
+    described = json.loads((folder / "model.json").read_text())
+    assert described["doors"]["answer"]["inputs"][2]["words"] == "int32[S, 20]"
+    assert "tokenizer.json" in described["sentence"] and not (folder / "vocabulary.npz").exists()
+    rng = np.random.default_rng(0)
+    frames = {name: rng.integers(0, 256, (2, 64, 64, 3), np.uint8) for name in ("frame", "earlier_frame")}
+    sentences = ["the red circle", "a " * 60, ""]
+    _, _, example = export.__doc__.partition("    import tokenizers\n")
+    names = {"folder": folder, "np": np}
+    exec("import tokenizers\n" + "\n".join(line[4:] for line in example.splitlines()), names)
+    words, mask = map(np.stack, zip(*map(names["read"], sentences), strict=True))
+    ours = [checkpoint.sentence_reader.embed(sentence, 20) for sentence in sentences]
+    np.testing.assert_array_equal(words, [ids for ids, _ in ours])
+    np.testing.assert_array_equal(mask, [tokens for _, tokens in ours])
+    weights = dict(np.load(folder / "weights.npz"))
+    encode, answer = (jax_export.deserialize((folder / f"{door}.jax").read_bytes()) for door in ("encode", "answer"))
+    features = encode.call(weights, frames)
+    about = np.array([0, 1, 1], np.int32)
+    logits = answer.call(weights, features, {"words": words, "word_mask": mask, "frame_of_sentence": about})
+    expected = make_model(checkpoint.config).apply(
+        checkpoint.variables, frames["frame"][about], frames["earlier_frame"][about], words, mask
+    )
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_code_has_no_such_network(frozen: Path) -> None:
+    with pytest.raises(DataError, match="a transformer, which the published code does not have"):
+        to_torch(load_checkpoint(frozen).variables)
+
+
+def test_predicting_does_not_load_transformers_and_glove_needs_no_tokenizers(frozen: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys\n"
+            "sys.modules['transformers'] = sys.modules['tensorflow'] = sys.modules['torch'] = None\n"
+            "import lbdt_jax\n"
+            f"lbdt_jax.load({str(frozen)!r}).embed(['the red circle'])\n"
+            "sys.modules['tokenizers'] = None\n"
+            "lbdt_jax.load().embed(['the red circle'])\n"
+            f"lbdt_jax.load({str(frozen)!r})\n",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "needs the library tokenizers: pip install -r requirements-text.txt" in done.stderr.splitlines()[-1]
+
+
+def test_batches_of_a_finetuned_transformer_hold_tokens(config: ConfigDict) -> None:
+    filled, reader, _ = open_text_encoder(config, [])
+    batch = next(training_batches(filled, reader))
+    assert batch["words"].shape == (8, 20) and batch["words"].dtype == np.int32
+    assert batch["words"].max() < reader.vocabulary_size and not batch["words"][~batch["word_mask"]].any()
+
+
+def test_the_shipped_configuration() -> None:
+    assert shapes_minilm.get_config().text_encoder_learning_rate == 0.0
+    assert shapes_minilm.get_config("finetuned").text_encoder_learning_rate > 0
+    with pytest.raises(ValueError, match="shapes_minilm.py:tuned is unknown; choose shapes_minilm.py:frozen or"):
+        shapes_minilm.get_config("tuned")
