@@ -172,9 +172,13 @@ def distinct_sentences(config: ConfigDict) -> list[str]:
 
 
 def _split_counts(config: ConfigDict, split: str) -> dict:
-    splits = load_report(config.data_dir, config.dataset)["splits"]
+    report = load_report(config.data_dir, config.dataset)
+    splits = report["splits"]
     if split not in splits:
         advice = " It is for evaluation only: --mode=evaluate --config.checkpoint=DIR." if split == "train" else ""
+        if config.dataset == "moving_shapes":  # drawn by an earlier version
+            folder = records_dir(config.data_dir, config.dataset)
+            advice = f" To have it drawn anew, delete {folder} and the raw data, {report['raw']}."
         raise DataError(f"{config.dataset} has no split {split!r}; it has {', '.join(splits)}.{advice}")
     return splits[split]
 
