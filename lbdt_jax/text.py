@@ -44,6 +44,8 @@ def open_text_encoder(
     if config.text_encoder_learning_rate < 0:
         raise DataError(f"config.text_encoder_learning_rate is {config.text_encoder_learning_rate}; 0.0 is frozen.")
     if config.text_encoder == "glove_lstm":
+        if config.text_encoder_learning_rate:
+            raise DataError('config.text_encoder_learning_rate is that of a transformer, and there is "glove_lstm".')
         return config, load_word_vectors(config.word_vectors, vocabulary), None
     from lbdt_jax.convert.transformer import load_pretrained  # only here: the library behind it is slow to load
 

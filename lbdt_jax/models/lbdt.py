@@ -26,8 +26,8 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class LBDT(nn.Module):
     """Language-Bridged Duplex Transfer for referring video object segmentation (Ding et al., CVPR 2022).
 
-    The attributes are the fields of `config.model`, see configs/base.py; `norm_axis_name` is the mesh axis over
-    which batch statistics are averaged, None for statistics per device.
+    The attributes are the fields of `config.model`, see configs/base.py, `transformer` None for the published text
+    encoder; `norm_axis_name` is the mesh axis over which batch statistics are averaged, None for statistics per device.
     """
 
     resnet_depth: int = 50
