@@ -38,6 +38,9 @@ def get_config() -> ConfigDict:
     config.model.decoder_width = 128  # [R]
     config.model.channel_gates = True  # of the bilateral channel activation; False only fuses the decoders [P table 3]
     config.model.transformer = ConfigDict()  # sizes of the transformer; training fills them in
+    # For big pictures on GPUs and TPUs: training keeps what enters residual blocks and bridges, and computes what is
+    # inside them twice. XLA:CPU notices that, and keeps it all the same.
+    config.model.rematerialise = False
     config.model.dtype = "float32"  # of the computation; "bfloat16" on TPUs and GPUs. Parameters stay float32
 
     # -- training

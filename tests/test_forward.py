@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from published import GOLDEN, inner_values, published_inputs, published_model
 
 from lbdt_jax.models import duplex_transfer
-from lbdt_jax.models.layers import convolve
 from lbdt_jax.models.positions import pixel_positions
 
 CASES = [
@@ -140,28 +136,3 @@ def test_a_broken_model_is_noticed(breakage, monkeypatch) -> None:
     breakage(monkeypatch, variables, inputs)
     with pytest.raises(AssertionError, match="logits"):
         check("lbdt1_r50", "small", "float32", inner_values(model, variables, inputs))
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel_size", "stride"), [((2, 2), 3, 1), ((4, 4), 3, 2), ((1, 3), 1, 1), ((3, 2), 7, 2)]
-)
-def test_convolutions_of_few_cells(size: tuple[int, int], kernel_size: int, stride: int, float64: None) -> None:
-    rng = np.random.default_rng(0)
-    x, kernel = rng.standard_normal((5, *size, 3)), rng.standard_normal((kernel_size, kernel_size, 3, 4))
-    padding = ((kernel_size // 2, kernel_size // 2),) * 2
-    numbers = ("NHWC", "HWIO", "NHWC")
-
-    def gradients(convolution: Any) -> Any:
-        def value(x: Any, kernel: Any) -> Any:
-            return jnp.sum(jnp.square(convolution(x, kernel, (stride, stride), padding, dimension_numbers=numbers)))
-
-        return jax.value_and_grad(value, (0, 1))(x, kernel)
-
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
-        gradients(convolve),
-        gradients(jax.lax.conv_general_dilated),
-    )
-    assert "conv_general" not in str(
-        jax.make_jaxpr(lambda *both: convolve(*both, (stride, stride), padding, dimension_numbers=numbers))(x, kernel)
-    )

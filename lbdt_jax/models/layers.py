@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lbdt_jax.models.convolution import convolve
 from lbdt_jax.models.types import Array
 
 # He initialisation by fan-out, as torchvision's ResNets; we use it for every convolution.
 convolution_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-#: Up to this many cells of output, a convolution is computed as one matrix product.
-FEW_CELLS = 4
-
-
-def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Any, **others: Any) -> Array:
-    """`jax.lax.conv_general_dilated`, for pictures of a few cells as one matrix product.
-
-    res5 of small pictures is such; XLA:CPU takes ten times as long for its convolutions as for the products.
-
-    Args:
-      x: (B, H, W, C).
-      kernel: (h, w, C, D).
-      strides: in both directions.
-      padding: ((above, below), (left, right)) cells, or a name of jax.lax's.
-      others: passed on; pictures of a few cells are treated so only if nothing is dilated or grouped.
-
-    Returns:
-      (B, H', W', D).
-    """
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    rows, columns = (
-        range(0, length + sum(around) - side + 1, stride)
-        for length, around, side, stride in zip(x.shape[1:3], padding, kernel.shape[:2], strides, strict=True)
-    )
-    plain = all(
-        others.get(name) in (None, 1, (1, 1)) for name in ("lhs_dilation", "rhs_dilation", "feature_group_count")
-    )
-    if len(rows) * len(columns) > FEW_CELLS or not plain:
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
-    batch = x.shape[0]  # may be symbolic, in a program for any batch size, and then has no len()
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height, width = kernel.shape[:2]
-    seen = [
-        padded[:, row : row + height, column : column + width].reshape(batch, -1) for row in rows for column in columns
-    ]
-    products = jnp.matmul(jnp.stack(seen, 1), kernel.reshape(-1, kernel.shape[-1]), precision=others.get("precision"))
-    return products.reshape(batch, len(rows), len(columns), -1)
 
 
 class BatchNorm(nn.Module):
@@ -141,3 +100,11 @@ class ConvNorm(nn.Module):
         """(B, H, W, C) -> (B, H / stride, W / stride, features)."""
         x = self.norm(self.conv(x), train)
         return nn.relu(x) if self.activation else x
+
+
+def recomputed(module: type[nn.Module], train: int) -> type[nn.Module]:
+    """The module, of which only inputs are kept for the backward pass; `train` is the place of that argument, from 1.
+
+    What lies between is computed a second time: about a third more arithmetic for much less memory.
+    """
+    return nn.remat(module, static_argnums=(train,))

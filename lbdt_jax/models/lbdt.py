@@ -39,13 +39,14 @@ class LBDT(nn.Module):
     decoder_width: int = 128
     channel_gates: bool = True
     transformer: TransformerSizes | None = None
+    rematerialise: bool = False
     dtype: str = "float32"
     norm_axis_name: str | None = None
 
     def setup(self) -> None:
         shared: dict[str, Any] = {"norm_axis_name": self.norm_axis_name, "dtype": self.dtype}
-        self.spatial_stream = ResNet(self.resnet_depth, self.stream_width, **shared)
-        self.temporal_stream = ResNet(self.resnet_depth, self.stream_width, **shared)
+        self.spatial_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
+        self.temporal_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
         if self.transformer:
             self.text_encoder = TransformerEncoder(self.transfer_width, self.transformer, self.dropout, self.dtype)
         else:
@@ -53,8 +54,8 @@ class LBDT(nn.Module):
         if self.transfer_layers:
             transfer = (self.transfer_layers, self.transfer_width, self.attention_heads, self.dropout)
             *_, res4, res5 = output_channels(self.resnet_depth, self.stream_width)
-            self.duplex_transfer4 = DuplexTransfer(*transfer, channels=res4, **shared)
-            self.duplex_transfer5 = DuplexTransfer(*transfer, channels=res5, **shared)
+            self.duplex_transfer4 = DuplexTransfer(*transfer, res4, self.rematerialise, **shared)
+            self.duplex_transfer5 = DuplexTransfer(*transfer, res5, self.rematerialise, **shared)
         self.spatial_decoder = Decoder(self.decoder_width, **shared)
         self.temporal_decoder = Decoder(self.decoder_width, **shared)
         self.bilateral_channel_activation = BilateralChannelActivation(self.decoder_width, self.channel_gates, **shared)

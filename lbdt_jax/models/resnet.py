@@ -9,7 +9,7 @@ import functools
 
 from flax import linen as nn
 
-from lbdt_jax.models.layers import ConvNorm
+from lbdt_jax.models.layers import ConvNorm, recomputed
 from lbdt_jax.models.types import Array
 
 #: depth -> (blocks in res2..res5, whether they are bottlenecks)
@@ -64,12 +64,14 @@ class Stage(nn.Module):
     width: int
     stride: int
     bottleneck: bool
+    rematerialise: bool = False
     norm_axis_name: str | None = None
     dtype: str = "float32"
 
     def setup(self) -> None:
+        block = recomputed(ResidualBlock, train=2) if self.rematerialise else ResidualBlock
         self.blocks = [
-            ResidualBlock(
+            block(
                 self.width,
                 self.stride if index == 0 else 1,
                 self.bottleneck,
@@ -93,16 +95,24 @@ class ResNet(nn.Module):
     Attributes:
       depth: 18, 34, 50 or 101.
       width: channels of the stem (64 as published); res5 has 8 times as many, 32 times with bottlenecks.
+      rematerialise: see LBDT.
     """
 
     depth: int
     width: int = 64
+    rematerialise: bool = False
     norm_axis_name: str | None = None
     dtype: str = "float32"
 
     def setup(self) -> None:
         lengths, bottleneck = DEPTHS[self.depth]
-        stage = functools.partial(Stage, bottleneck=bottleneck, norm_axis_name=self.norm_axis_name, dtype=self.dtype)
+        stage = functools.partial(
+            Stage,
+            bottleneck=bottleneck,
+            rematerialise=self.rematerialise,
+            norm_axis_name=self.norm_axis_name,
+            dtype=self.dtype,
+        )
         self.stem = ConvNorm(self.width, 7, 2, norm_axis_name=self.norm_axis_name, dtype=self.dtype)
         self.res2 = stage(lengths[0], self.width, 1)
         self.res3 = stage(lengths[1], 2 * self.width, 2)
