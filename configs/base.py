@@ -19,7 +19,12 @@ def get_config() -> ConfigDict:
     config.frame_rate = 30.0  # of the data set's videos, frames per second; prediction keeps the interval in seconds
     config.image_size = (320, 320)  # height and width in pixels, multiples of 32 [P 4.1]
     config.max_words = 25  # tokens kept of a sentence [R]
-    # Word vectors: a GloVe text file, or the name of an installed package that holds some.
+    # What reads the sentences: "glove_lstm", the LSTM over word vectors as published, or a pretrained BERT, RoBERTa or
+    # XLM-RoBERTa: the name of an installed package that holds one, or a local folder with config.json, tokenizer.json
+    # and model.safetensors.
+    config.text_encoder = "glove_lstm"
+    config.tokenizer = ""  # SHA-256 of the transformer's tokenizer; training fills it in
+    # Word vectors of "glove_lstm": a GloVe text file, or the name of an installed package that holds some.
     config.word_vectors = "data/glove.840B.300d.txt"  # [P 4.1]
 
     # -- model (widths in channels)
@@ -29,9 +34,10 @@ def get_config() -> ConfigDict:
     config.model.transfer_layers = 4  # LBDT-1 or LBDT-4; 0 removes the language-bridged transfer [P table 3]
     config.model.transfer_width = 512  # of the transfer, the LSTM and the sentence [P 4.1]
     config.model.attention_heads = 8  # [R]
-    config.model.dropout = 0.1  # inside the transfer [R]
+    config.model.dropout = 0.1  # inside the transfer [R], and in a transformer that is trained
     config.model.decoder_width = 128  # [R]
     config.model.channel_gates = True  # of the bilateral channel activation; False only fuses the decoders [P table 3]
+    config.model.transformer = ConfigDict()  # sizes of the transformer; training fills them in
     # For big pictures on GPUs and TPUs: training keeps what enters residual blocks and bridges, and computes what is
     # inside them twice. XLA:CPU notices that, and keeps it all the same.
     config.model.rematerialise = False
@@ -45,6 +51,7 @@ def get_config() -> ConfigDict:
     config.sentences_per_frame = 1  # samples of a batch that share a frame pair, which is then encoded once
     config.epochs = 15.0  # [R]
     config.learning_rate = 1e-4  # [P 4.1]
+    config.text_encoder_learning_rate = 0.0  # of a transformer, with the same course as the other; 0.0: it is frozen
     config.warmup_steps = 0  # linear from 0; the published code has none
     config.learning_rate_drops = (10.0, 12.0, 14.0)  # in epochs: the rate is halved at each [R]
     config.weight_decay = 5e-4  # on every parameter, norms and biases too [R]

@@ -3,7 +3,9 @@
     name             shape          dtype    meaning
     frame            (B/K, H, W, 3) uint8    RGB frame, resized to the model's size (aspect not kept)
     earlier_frame    (B/K, H, W, 3) uint8    the same video a few frames before, resized alike
-    words            (B, N, D)      float32  word vectors; unknown words and padding are zero
+    words            (B, N, D)      float32  word vectors; unknown words and padding are zero. Of a frozen transformer
+                                             text encoder: its features
+                  or (B, N)         int32    ids of the tokens, for a transformer that is run
     word_mask        (B, N)         bool     True for a token; every sample has at least one
     target           (B, H, W)      uint8    1 where the object is (training only)
     name             (B,)           object   "video/frame/instance: sentence", for messages; stays on the host
@@ -29,6 +31,7 @@ def random_batch(
     word_vector_size: int = 300,
     seed: int = 0,
     sentences_per_frame: int = 1,
+    vocabulary_size: int = 0,
 ) -> Batch:
     """A batch of noise that keeps the contract: for initialisation, tests and benchmarks.
 
@@ -39,6 +42,7 @@ def random_batch(
       word_vector_size: D, numbers per word vector.
       seed: of the noise.
       sentences_per_frame: K, a divisor of B.
+      vocabulary_size: of a transformer's tokenizer; above 0, words are ids below it.
 
     Returns:
       Every field of the table above but `name`; sentences have 1 to N tokens, targets are boxes.
@@ -48,7 +52,11 @@ def random_batch(
     frames = rng.integers(0, 256, (2, batch_size // sentences_per_frame, height, width, 3), dtype=np.uint8)
     lengths = rng.integers(1, max_words + 1, batch_size)
     word_mask = np.arange(max_words) < lengths[:, None]
-    words = 0.4 * rng.standard_normal((batch_size, max_words, word_vector_size), dtype=np.float32)
+    if vocabulary_size:
+        words = rng.integers(vocabulary_size, size=(batch_size, max_words), dtype=np.int32) * word_mask
+    else:
+        words = 0.4 * rng.standard_normal((batch_size, max_words, word_vector_size), dtype=np.float32)
+        words *= word_mask[..., None]
     target = np.zeros((batch_size, height, width), np.uint8)
     for sample, (top, left) in enumerate(rng.random((batch_size, 2)) * 0.5):
         rows = slice(int(top * height), int((top + 0.4) * height))
@@ -56,7 +64,7 @@ def random_batch(
     return {
         "frame": frames[0],
         "earlier_frame": frames[1],
-        "words": words * word_mask[..., None],
+        "words": words,
         "word_mask": word_mask,
         "target": target,
     }

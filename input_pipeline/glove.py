@@ -30,7 +30,7 @@ _OTHER_CHOICES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WordVectors:
-    """The words that have a vector, and their vectors.
+    """The words that have a vector, and their vectors; a `SentenceReader`.
 
     Attributes:
       words: V distinct words, lower-case as `tokenize` makes them.
@@ -39,6 +39,11 @@ class WordVectors:
 
     words: tuple[str, ...]
     vectors: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """D, numbers for each word."""
+        return self.vectors.shape[1]
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:
@@ -57,6 +62,18 @@ class WordVectors:
             if token in self._rows:
                 words[position] = self.vectors[self._rows[token]]
         return words, np.arange(max_words) < len(tokens)
+
+    def tokens(self, sentence: str, max_words: int) -> list[str]:
+        """See `SentenceReader`; the empty sentence has one empty token."""
+        return tokenize(sentence, max_words)
+
+    def unknown_words(self, sentence: str, max_words: int) -> list[str]:
+        """See `SentenceReader`."""
+        return [token for token in self.unknown(self.tokens(sentence, max_words)) if token]
+
+    def knows(self, sentence: str, max_words: int) -> bool:
+        """See `SentenceReader`."""
+        return any(token in self._rows for token in self.tokens(sentence, max_words))
 
     def unknown(self, tokens: Iterable[str]) -> list[str]:
         """Those of the tokens that have no vector, in their order, repeated as they are."""

@@ -1,6 +1,6 @@
 """Writes Moving Shapes to disk in the raw layout of A2D-Sentences, so that its reader, and not a shortcut, reads it.
 
-The layout is that of `input_pipeline.readers.a2d_sentences`. Ours are two more subsets in videoset.csv, and one more
+The layout is that of `input_pipeline.readers.a2d_sentences`. Ours are three more subsets in videoset.csv, and one more
 file, text_annotations/moving_shapes_groups.csv: for every sentence the group under which it is scored.
 """
 
@@ -23,7 +23,7 @@ from input_pipeline.scenes import ANNOTATED, FRAMES, HEIGHT, SPLITS, WIDTH, make
 from input_pipeline.workers import worker_pool
 
 #: Scenes per split. With them the whole first run fits in minutes on two cores.
-SCENES = {"train": 1500, "validation": 100, "test": 200, "unseen_words": 150}
+SCENES = {"train": 1500, "validation": 100, "test": 200, "unseen_words": 150, "unseen_wordings": 100}
 FRAME_RATE = 12  # frames per second: the slowest shapes move, the fastest do not blur
 QUALITY = "14"  # x264's constant rate factor; above about 18 the colours of small shapes run
 LABEL = 0  # of actor and action, which A2D gives each clip and nobody reads

@@ -19,12 +19,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from input_pipeline.batch import Batch
-from input_pipeline.glove import WordVectors
 from input_pipeline.images import decode_frame, decode_labels, decode_mask, resize_frame, resize_target
 from input_pipeline.readers import DataError, Sentence
 from input_pipeline.records import NO_INSTANCE, load_report, records_dir
+from input_pipeline.sentence_reader import SentenceReader
 
 Result = TypeVar("Result")
 
@@ -40,7 +41,7 @@ class EvaluationExample:
       original_frame, original_earlier_frame: (h, w, 3) uint8 RGB.
       frame, earlier_frame: (H, W, 3) uint8 RGB, what the model reads.
       sentences: S of them.
-      words: (S, N, D) float32 word vectors.
+      words: (S, N, D) float32 or (S, N) int32, see `input_pipeline.batch`.
       word_mask: (S, N) bool, True for a token.
       targets: of every sentence (H, W) uint8, its mask prepared as for training; the "paper" protocol compares with it.
       masks: of every sentence (h, w) bool, untouched. Both are None where the truth is not published.
@@ -86,7 +87,7 @@ def steps_per_epoch(config: ConfigDict) -> int:
 
 def training_batches(
     config: ConfigDict,
-    word_vectors: WordVectors,
+    sentence_reader: SentenceReader,
     first_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -99,7 +100,7 @@ def training_batches(
     Args:
       config: its fields data_dir, dataset, image_size, max_words, batch_size,
         sentences_per_frame, shuffle_buffer, decoded_cache and seed are read.
-      word_vectors: turn sentences into `words` and `word_mask`.
+      sentence_reader: turns sentences into `words` and `word_mask`.
       first_step: how many batches were used before; what follows is equal, to the bit, to an uninterrupted run.
       process_index: which part of every batch to make.
       process_count: how many parts there are; divides config.batch_size.
@@ -136,13 +137,13 @@ def training_batches(
     dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_samples)
     # Every process makes a run of each batch, so that device for device it is the batch of a single process.
     dataset = dataset.batch(elements // process_count).shard(process_count, process_index).prefetch(2)
-    yield from _in_threads(_batch_decoder(config, word_vectors), _elements(dataset, config, "train"))
+    yield from _in_threads(_batch_decoder(config, sentence_reader), _elements(dataset, config, "train"))
 
 
 def evaluation_examples(
     config: ConfigDict,
     split: str,
-    word_vectors: WordVectors,
+    sentence_reader: SentenceReader,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[EvaluationExample]:
@@ -155,13 +156,29 @@ def evaluation_examples(
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(frame_pairs))
     begin, end = (-(-frame_pairs * index // process_count) for index in (process_index, process_index + 1))
     dataset = dataset.skip(begin).take(end - begin).map(_parser(config)).prefetch(2)
-    yield from _in_threads(partial(_decode_record, config, word_vectors), _elements(dataset, config, split))
+    yield from _in_threads(partial(_decode_record, config, sentence_reader), _elements(dataset, config, split))
+
+
+def distinct_sentences(config: ConfigDict) -> list[str]:
+    """Every sentence of all splits once, in the order of the records. Raises DataError if a file of them is broken."""
+    sentences: dict[str, None] = {}
+    for split in load_report(config.data_dir, config.dataset)["splits"]:
+        frame_pairs = _split_counts(config, split)["frame_pairs"]
+        dataset = tf.data.TFRecordDataset(_files(config, split)).map(_parser(config)).prefetch(2)
+        records = _elements(dataset, config, split)
+        for record in tqdm(records, f"sentences of {config.dataset} {split}", frame_pairs, unit="frame pair"):
+            sentences.update(dict.fromkeys(text.decode() for text in record["sentences"]["text"].tolist()))
+    return list(sentences)
 
 
 def _split_counts(config: ConfigDict, split: str) -> dict:
-    splits = load_report(config.data_dir, config.dataset)["splits"]
+    report = load_report(config.data_dir, config.dataset)
+    splits = report["splits"]
     if split not in splits:
         advice = " It is for evaluation only: --mode=evaluate --config.checkpoint=DIR." if split == "train" else ""
+        if config.dataset == "moving_shapes":  # drawn by an earlier version
+            folder = records_dir(config.data_dir, config.dataset)
+            advice = f" To have it drawn anew, delete {folder} and the raw data, {report['raw']}."
         raise DataError(f"{config.dataset} has no split {split!r}; it has {', '.join(splits)}.{advice}")
     return splits[split]
 
@@ -207,7 +224,7 @@ def _samples_of_record(together: int, seed: tf.Tensor, record: dict) -> tf.data.
     return tf.data.Dataset.from_tensor_slices(order).map(sample)
 
 
-def _batch_decoder(config: ConfigDict, word_vectors: WordVectors) -> Callable[[dict[str, np.ndarray]], Batch]:
+def _batch_decoder(config: ConfigDict, sentence_reader: SentenceReader) -> Callable[[dict[str, np.ndarray]], Batch]:
     """The function from a batch of encoded samples to a batch; it remembers config.decoded_cache pictures."""
     size = tuple(config.image_size)
 
@@ -220,7 +237,7 @@ def _batch_decoder(config: ConfigDict, word_vectors: WordVectors) -> Callable[[d
         return resize_target(decode_mask(png), size)
 
     def decode(encoded: dict[str, np.ndarray]) -> Batch:
-        sentences = [word_vectors.embed(text.decode(), config.max_words) for text in encoded["text"].flat]
+        sentences = [sentence_reader.embed(text.decode(), config.max_words) for text in encoded["text"].flat]
         words, word_mask = zip(*sentences, strict=True)
         return {
             "frame": np.stack([frame(jpeg) for jpeg in encoded["frame"]]),
@@ -234,7 +251,7 @@ def _batch_decoder(config: ConfigDict, word_vectors: WordVectors) -> Callable[[d
     return decode
 
 
-def _decode_record(config: ConfigDict, word_vectors: WordVectors, record: dict) -> EvaluationExample:
+def _decode_record(config: ConfigDict, sentence_reader: SentenceReader, record: dict) -> EvaluationExample:
     """A record with encoded pictures -> an example to evaluate."""
     size = tuple(config.image_size)
     frame, earlier_frame = decode_frame(record["frame"]), decode_frame(record["earlier_frame"])
@@ -246,7 +263,7 @@ def _decode_record(config: ConfigDict, word_vectors: WordVectors, record: dict) 
         for text, instance, group, expression in zip(*columns, strict=True)
     )
     words, word_mask = zip(
-        *(word_vectors.embed(sentence.text, config.max_words) for sentence in sentences), strict=True
+        *(sentence_reader.embed(sentence.text, config.max_words) for sentence in sentences), strict=True
     )
     targets = {number: resize_target(mask, size) for number, mask in masks.items()}
     return EvaluationExample(

@@ -14,9 +14,15 @@ from PIL import Image
 
 from input_pipeline.expressions import TIERS, true_expressions
 from input_pipeline.readers import Sentence
-from input_pipeline.wording import refer, refer_in_pairs
+from input_pipeline.wording import refer, refer_in_pairs, reword_in_pairs
 
-SPLITS = ("train", "test", "validation", "unseen_words")  # the order is part of every scene's random stream
+SPLITS = (
+    "train",
+    "test",
+    "validation",
+    "unseen_words",
+    "unseen_wordings",
+)  # the order is part of every scene's random stream
 
 WIDTH, HEIGHT = 96, 72  # pixels; not square, so that resizing to the model's size is exercised
 FRAMES = 16
@@ -94,7 +100,8 @@ def make_scene(seed: int, split: str, number: int) -> Scene:
 
     Args:
       seed: of the data set.
-      split: one of SPLITS; the sentences of "unseen_words" come in pairs, see `wording.refer_in_pairs`.
+      split: one of SPLITS; the sentences of "unseen_words" and "unseen_wordings" come in pairs, see
+        `wording.refer_in_pairs` and `wording.reword_in_pairs`.
       number: of the scene in its split.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
@@ -108,7 +115,12 @@ def make_scene(seed: int, split: str, number: int) -> Scene:
         frames, masks, visible = _draw(shapes, rng)
         if visible >= LEAST_VISIBLE:
             break
-    sentences = refer_in_pairs(expressions, rng) if split == "unseen_words" else refer(expressions, rng, split)
+    if split == "unseen_words":
+        sentences = refer_in_pairs(expressions, rng)
+    elif split == "unseen_wordings":
+        sentences = reword_in_pairs(expressions, rng)
+    else:
+        sentences = refer(expressions, rng, split)
     return Scene(shapes, frames, masks, sentences)
 
 

@@ -2,20 +2,21 @@
 
 A pattern is a wording with concepts in braces, "the {red} {circle} {moving} {left}"; each becomes one of its words.
 Some words are held out for the split "unseen_words": whoever has learnt from word vectors may know them all the same.
+Some wordings are held out for the split "unseen_wordings": whoever understands sentences may understand them.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from input_pipeline.expressions import TIERS, Expression, Noun
 from input_pipeline.readers import Sentence
 
-# Concept -> the words for it in every split but "unseen_words"; the first is the plain one.
+# Concept -> the words for it in every split but "unseen_words" and "unseen_wordings"; the first is the plain one.
 LEXICON = {
     "red": ("red", "scarlet", "ruby"),
     "green": ("green", "lime", "jade"),
@@ -103,6 +104,34 @@ WORDINGS = {
     ),
 }
 
+# The same for wordings that only "unseen_wordings" uses. All words for concepts are plain ones; others, such as "which"
+# and "find", are new as well.
+HELD_OUT_WORDINGS = {
+    ("",): ("find the NOUN", "where is the NOUN", "there is a NOUN somewhere"),
+    ("left", "right", "up", "down"): (
+        "which NOUN {moves} {PREDICATE}",
+        "find the NOUN, it {moves} {PREDICATE}",
+        "what {moves} {PREDICATE} is the NOUN",
+    ),
+    ("moving",): ("which NOUN moves", "the NOUN does move", "find the NOUN in motion"),
+    ("still",): ("which NOUN does not move", "the NOUN stays where it is", "find the NOUN at rest"),
+    ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest", "fastest", "slowest"): (
+        "which NOUN is {PREDICATE}",
+        "of all, the {PREDICATE} NOUN",
+        "the NOUN, namely the {PREDICATE} one",
+    ),
+    ("left of", "right of", "above", "below"): (
+        "which NOUN is {PREDICATE} the LANDMARK",
+        "{PREDICATE} the LANDMARK is the NOUN",
+        "look {PREDICATE} the LANDMARK to find the NOUN",
+    ),
+    ("like",): (
+        "which NOUN {moves} like the LANDMARK",
+        "as the LANDMARK {moves}, so does the NOUN",
+        "the NOUN has the direction of the LANDMARK",
+    ),
+}
+
 
 def refer(expressions: Sequence[Expression], rng: np.random.Generator, split: str) -> tuple[Sentence, ...]:
     """Sentences for one scene; their group is the tier. Two of every tier, but up to four attributes in training.
@@ -149,6 +178,23 @@ def refer_in_pairs(expressions: Sequence[Expression], rng: np.random.Generator, 
     return tuple(sentences)
 
 
+def reword_in_pairs(expressions: Sequence[Expression], rng: np.random.Generator) -> tuple[Sentence, ...]:
+    """Pairs of sentences that say the same of the same shape in plain words, for one scene; a pair of every tier.
+
+    The first is in a wording of the other splits (group "seen wordings"), the second in one of HELD_OUT_WORDINGS (group
+    such as "reworded motion"). Except for attributes, the noun alone would not do.
+    """
+    sentences = []
+    for tier in TIERS:
+        fitting = [e for e in expressions if e.tier == tier and e.ambiguous == (tier != "attribute")]
+        for expression in _pick(fitting, rng, 1):
+            for group, wordings in (("seen wordings", WORDINGS), (f"reworded {tier}", HELD_OUT_WORDINGS)):
+                pattern = _pattern(expression, rng, wordings).rstrip(".")
+                words = {concept: LEXICON[concept][0] for concept in _concepts(pattern)}
+                sentences.append(Sentence(pattern.format_map(words), expression.target, group))
+    return tuple(sentences)
+
+
 def _pick(expressions: list[Expression], rng: np.random.Generator, count: int) -> list[Expression]:
     """Some of the expressions, with as many predicates as there are; each is as likely, however many nouns it has.
 
@@ -163,9 +209,13 @@ def _pick(expressions: list[Expression], rng: np.random.Generator, count: int) -
     return in_turn[:count]
 
 
-def _pattern(expression: Expression, rng: np.random.Generator) -> str:
+def _pattern(
+    expression: Expression,
+    rng: np.random.Generator,
+    of_predicates: Mapping[tuple[str, ...], tuple[str, ...]] = WORDINGS,
+) -> str:
     """One of the expression's wordings, with its concepts in braces; a tenth of them end in a full stop."""
-    wordings = [w for predicates, group in WORDINGS.items() if expression.predicate in predicates for w in group]
+    wordings = [w for predicates, group in of_predicates.items() if expression.predicate in predicates for w in group]
     pattern = wordings[rng.integers(len(wordings))].replace("PREDICATE", expression.predicate)
     pattern = pattern.replace("NOUN", _noun_phrase(expression.noun))
     if expression.landmark is not None:

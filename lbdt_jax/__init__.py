@@ -23,10 +23,12 @@ def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") ->
       checkpoint: a checkpoint's folder, or WORKDIR for the newest one in it; by default one that knows a few coloured
         shapes and how they move, and nothing else.
       word_vectors: where words are looked up that the checkpoint does not hold: a GloVe text file or a package's name;
-        "" tries the source that the model was trained with, and goes without where it is not there.
+        "" tries the source that the model was trained with, and goes without where it is not there. A model with a
+        transformer as text encoder needs none.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is broken.
+      DataError: word vectors are given for a model that reads none.
     """
     # Imported late, so that `import lbdt_jax` takes no time.
     from lbdt_jax.checkpoint import load_checkpoint

@@ -23,7 +23,7 @@ class Questions(Protocol):
 
     Attributes:
       frame, earlier_frame: (H, W, 3) uint8 RGB.
-      words: (S, N, D) float32 word vectors.
+      words: (S, N, D) float32 or (S, N) int32, see `input_pipeline.batch`.
       word_mask: (S, N) bool, True for a token.
     """
 
@@ -104,12 +104,12 @@ class Answerer:
 
     def _asked(self, chunk: Sequence[Asked], now: list[list[tuple[int, int]]]) -> dict[str, np.ndarray]:
         """The questions of all devices, each device's padded with its first frame pair and one zero word."""
-        _, length, size = chunk[0].words.shape
+        words, mask = chunk[0].words, chunk[0].word_mask
         total = self._devices * self._sentences
         asked = {
             "frame_of_sentence": np.zeros(total, np.int32),
-            "words": np.zeros((total, length, size), np.float32),
-            "word_mask": np.zeros((total, length), bool),
+            "words": np.zeros((total, *words.shape[1:]), words.dtype),
+            "word_mask": np.zeros((total, *mask.shape[1:]), bool),
         }
         asked["word_mask"][:, 0] = True
         for device, questions in enumerate(now):

@@ -1,7 +1,8 @@
 """Checkpoints that describe themselves. The only file that knows orbax.
 
 A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the word vectors of every
-known word and, as json, the words and the configuration: prediction needs nothing else. orbax writes arrays and
+known word and, as json, the words and the configuration; of a transformer its tokenizer in the place of words and
+vectors. Prediction needs nothing else. orbax writes arrays and
 json, no pickles; a checkpoint that was not finished is never listed. SHA256SUMS, in the format of the program
 sha256sum, is checked before anything is read: orbax alone would not notice a flipped byte.
 """
@@ -25,6 +26,8 @@ from orbax.checkpoint import v1 as ocp
 
 from configs import base
 from input_pipeline.glove import WordVectors
+from input_pipeline.readers import DataError
+from input_pipeline.sentence_reader import SentenceReader, TokenReader
 from lbdt_jax.step import TrainState
 
 #: Bytes of bare weights that are in the hands of the disk at once; a little more than the largest array.
@@ -44,14 +47,14 @@ class Checkpoint:
     Attributes:
       variables: {"params", "batch_stats"}, float32, on the first device.
       config: the configuration that it was trained with.
-      word_vectors: of every word of the data set.
+      sentence_reader: the word vectors of every word of the data set, or the transformer's tokenizer.
       step: training steps taken.
       path: the folder it came from.
     """
 
     variables: dict[str, Any]
     config: ConfigDict
-    word_vectors: WordVectors
+    sentence_reader: SentenceReader
     step: int
     path: Path
 
@@ -86,7 +89,7 @@ class CheckpointWriter:
             with contextlib.suppress(Exception):  # what a save has raised, once more
                 self._checkpointer.close()
 
-    def save(self, state: TrainState, config: ConfigDict, word_vectors: WordVectors) -> None:
+    def save(self, state: TrainState, config: ConfigDict, sentence_reader: SentenceReader) -> None:
         """Saves a state under its step, in the background; does nothing if that step is there already.
 
         Raises:
@@ -107,9 +110,9 @@ class CheckpointWriter:
                 {
                     "variables": state.variables,
                     "optimizer_state": state.optimizer_state,
-                    "word_vectors": jax.device_put(_stored(word_vectors), state.step.sharding),
+                    **jax.device_put(_stored(sentence_reader), state.step.sharding),
                 },
-                custom_metadata=_described(config, word_vectors),
+                custom_metadata=_described(config, sentence_reader),
                 force=True,
             )
 
@@ -162,7 +165,7 @@ def save_weights(
     workdir: Path,
     variables: dict[str, Any],
     config: ConfigDict,
-    word_vectors: WordVectors,
+    sentence_reader: SentenceReader,
     unused: dict[str, np.ndarray],
     step: int = 0,
 ) -> None:
@@ -172,13 +175,13 @@ def save_weights(
     context.array.saving.use_compression = False  # weights shrink by a tenth, and it takes memory
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = WRITTEN_AT_ONCE
-    saved = {"variables": variables, "word_vectors": _stored(word_vectors)}
+    saved = {"variables": variables, **_stored(sentence_reader)}
     folder = (workdir / "checkpoints" / str(step)).absolute()
     with context:
         ocp.save_checkpointables(
             folder,
             {**saved, "unused": unused} if unused else saved,
-            custom_metadata=_described(config, word_vectors),
+            custom_metadata=_described(config, sentence_reader),
         )
     _write_checksums(folder)
 
@@ -211,22 +214,32 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         metadata = ocp.checkpointables_metadata(folder)
         described = metadata.custom_metadata
-        # A field that came after the checkpoint has its usual value.
-        usual = base.get_config().to_dict()
-        model = {**usual["model"], **described["config"]["model"]}
-        config = ConfigDict({**usual, **described["config"], "model": model})
-        words = tuple(described["words"])
+        config = ConfigDict(with_usual_values(described["config"]))
+        words, tokenizer = tuple(described["words"]), described.get("tokenizer")
         abstract = {
             name: jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata.metadata[name]
             )
-            for name in ("variables", "word_vectors")
+            for name in ("variables", *(() if tokenizer else ("word_vectors",)))
         }
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{folder} was not written by lbdt_jax, or its description is broken: {error}") from error
     restored = _load(folder, abstract)
-    vectors = np.asarray(restored["word_vectors"]["vectors"])[: len(words)]
-    return Checkpoint(restored["variables"], config, WordVectors(words, vectors), int(folder.name), folder)
+    reader: SentenceReader
+    if tokenizer:
+        try:
+            reader = TokenReader(tokenizer, config.model.transformer.padding_id)
+        except (DataError, AttributeError) as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+    else:
+        reader = WordVectors(words, np.asarray(restored["word_vectors"]["vectors"])[: len(words)])
+    return Checkpoint(restored["variables"], config, reader, int(folder.name), folder)
+
+
+def with_usual_values(described: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that was written as json; fields that came later have their usual values."""
+    usual = json.loads(base.get_config().to_json())
+    return {**usual, **described, "model": {**usual["model"], **described.get("model", {})}}
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -251,14 +264,20 @@ def has_checkpoint(workdir: Path) -> bool:
     return True
 
 
-def _stored(word_vectors: WordVectors) -> dict[str, jax.Array]:
+def _stored(sentence_reader: SentenceReader) -> dict[str, dict[str, jax.Array]]:
+    """The arrays that belong to it, as a part of a checkpoint."""
+    if not isinstance(sentence_reader, WordVectors):
+        return {}
     # orbax can't write an array without elements: where there are no words, a row that reading cuts off.
-    vectors = word_vectors.vectors if word_vectors.words else np.zeros((1, word_vectors.vectors.shape[1]), np.float32)
-    return {"vectors": jnp.asarray(vectors)}
+    vectors = sentence_reader.vectors if sentence_reader.words else np.zeros((1, sentence_reader.size), np.float32)
+    return {"word_vectors": {"vectors": jnp.asarray(vectors)}}
 
 
-def _described(config: ConfigDict, word_vectors: WordVectors) -> dict[str, Any]:
-    return {"config": json.loads(config.to_json()), "words": list(word_vectors.words)}
+def _described(config: ConfigDict, sentence_reader: SentenceReader) -> dict[str, Any]:
+    described = {"config": json.loads(config.to_json()), "words": []}
+    if isinstance(sentence_reader, TokenReader):
+        return {**described, "tokenizer": sentence_reader.text}
+    return {**described, "words": list(sentence_reader.words)}
 
 
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samp
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
 from input_pipeline.records import load_report
-from input_pipeline.text import tokenize
+from input_pipeline.sentence_reader import SentenceReader
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer
 from lbdt_jax.checkpoint import Checkpoint
@@ -28,7 +28,11 @@ from lbdt_jax.metrics import StandardScores, foreground_score, format_table, res
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.parallel import gather, in_turn
 from lbdt_jax.scoring import SCORING, Scoring
-from lbdt_jax.step import make_model
+from lbdt_jax.step import is_frozen, make_model
+from lbdt_jax.text import stored_features
+
+#: Fields that a checkpoint decides, and not the configuration that it is evaluated with.
+OF_THE_MODEL = ("model", "image_size", "max_words", "text_encoder", "text_encoder_learning_rate", "tokenizer")
 
 
 def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -64,18 +68,19 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
             f"{checkpoint.path} is an LBDT-{layers}, but the published scores to stand beside it would be those of "
             f"LBDT-{config.model.transfer_layers}. Choose another --config, such as configs/a2d.py:lbdt{layers}."
         )
-    config.update({name: checkpoint.config[name] for name in ("model", "image_size", "max_words")})
-    words = words_for(checkpoint, config)
+    for name in OF_THE_MODEL:
+        config[name] = checkpoint.config[name]
+    reader = reader_for(checkpoint, config)
     model = make_model(config)
     answerer = Answerer(model, checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
     report = load_report(config.data_dir, config.dataset)
     scoring_kind = SCORING.get(config.dataset, Scoring)
     process, processes = jax.process_index(), jax.process_count()
     if scoring_kind is Scoring:
-        examples = evaluation_examples(config, split, words, process, processes)
+        examples = evaluation_examples(config, split, reader, process, processes)
         samples = samples_per_epoch(config, split) // processes
     elif process == 0:
-        examples = evaluation_examples(config, split, words)
+        examples = evaluation_examples(config, split, reader)
         samples = samples_per_epoch(config, split)
     else:  # one process writes the files, so it does it all
         scoring_kind, examples, samples = Scoring, iter(()), 0
@@ -108,7 +113,9 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
         sheet = render.contact_sheet(rows, f"{title}: {kind} samples, step {checkpoint.step}")
         render.save(sheet, folder / f"{name}-{kind}.png")
     for number, sample in enumerate(chosen["random"][: config.evaluation_attention_sheets], start=1):
-        sheet = attention_sheet(model, checkpoint.variables, sample, f"{title}: attention, step {checkpoint.step}")
+        sheet = attention_sheet(
+            model, checkpoint.variables, reader, sample, f"{title}: attention, step {checkpoint.step}"
+        )
         render.save(sheet, folder / f"{name}-attention-{number}.png")
     published = config.published if split != "train" else ()  # they are those of what is evaluated
     print(format_table({"all": result, **result["groups"]}, published))
@@ -124,19 +131,26 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     return result
 
 
-def words_for(checkpoint: Checkpoint, config: ConfigDict) -> WordVectors:
-    """The checkpoint's own word vectors; for a data set that it was not trained on, those of config.word_vectors.
+def reader_for(checkpoint: Checkpoint, config: ConfigDict) -> SentenceReader:
+    """What reads the sentences of a data set.
+
+    The checkpoint's own words, or those of config.word_vectors too for a data set that it was not trained on; the
+    stored features of a frozen transformer; else the tokens of one.
 
     Raises:
       DataError: the source is missing, or its vectors are not those that the model was trained with.
     """
-    own, tokens = checkpoint.word_vectors, load_report(config.data_dir, config.dataset)["tokens"]
-    if not own.words or checkpoint.config.dataset != config.dataset:
+    own, tokens = checkpoint.sentence_reader, load_report(config.data_dir, config.dataset)["tokens"]
+    if isinstance(own, WordVectors) and (not own.words or checkpoint.config.dataset != config.dataset):
         return extend(own, config.word_vectors, tokens)
-    if unknown := own.unknown(tokens):
+    _, unknown = own.coverage(tokens)
+    if unknown:
         first = " ".join(map(repr, unknown[:10]))
-        print(f"{len(unknown)} of {len(tokens)} words have no vector in the checkpoint, read as blanks: {first}")
-    return own
+        print(f"{len(unknown)} of {len(tokens)} words are not known to the checkpoint, read as blanks: {first}")
+    if not is_frozen(config):
+        return own
+    in_turn(lambda: stored_features(config, checkpoint.variables, own))
+    return stored_features(config, checkpoint.variables, own)
 
 
 class Sample(NamedTuple):
@@ -200,12 +214,14 @@ def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, i
     )
 
 
-def attention_sheet(model: LBDT, variables: dict[str, Any], sample: Sample, title: str) -> Image.Image:
+def attention_sheet(
+    model: LBDT, variables: dict[str, Any], reader: SentenceReader, sample: Sample, title: str
+) -> Image.Image:
     """What the network attended to when it answered a sample, see render.attention_sheet."""
     asked, index = sample.example, sample.index
     words, word_mask = asked.words[index], asked.word_mask[index]
     explanation = explain(model, variables, asked.frame, asked.earlier_frame, words, word_mask)
-    tokens = tokenize(asked.sentences[index].text, max_words=len(words))
+    tokens = reader.tokens(asked.sentences[index].text, len(words))
     return render.attention_sheet(to_picture(*sample), tokens, explanation, title)
 
 

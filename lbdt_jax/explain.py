@@ -86,7 +86,7 @@ def explain(
       model: the network.
       variables: {"params", "batch_stats"}.
       frame, earlier_frame: (H, W, 3) uint8 RGB, H and W multiples of 32.
-      words: (N, D) float32 word vectors.
+      words: (N, D) float32 or (N,) int32, see `input_pipeline.batch`.
       word_mask: (N,) bool, True for a token.
     """
     logits, seen = _answer(model, variables, *(x[None] for x in (frame, earlier_frame, words, word_mask)))

@@ -7,7 +7,7 @@ sentences at once. In --output then are
 
     encode.jax, answer.jax  the programs, serialised: (weights, a dictionary of inputs) -> outputs
     weights.npz             what both take first: float32 arrays by name
-    vocabulary.npz          "words" (V,) and their "vectors" (V, D)
+    vocabulary.npz          "words" (V,) and their "vectors" (V, D); of a transformer tokenizer.json instead
     model.json              names, shapes and dtypes of all inputs and outputs; sizes; how a sentence becomes words
 
 The weights lie beside the programs: both doors then share one copy, nothing of it is parsed or folded as the programs
@@ -44,6 +44,16 @@ are compiled, and numpy reads them as fast as the disk. To run them:
 
 A program is compiled at its first call, and once more for every other number of frame pairs and sentences. jax reads
 programs of versions up to half a year older than itself: https://docs.jax.dev/en/latest/export/export.html
+
+Where a transformer reads the sentences, there is no vocabulary, and `words` are ids of tokens:
+
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def read(sentence):
+        encoding = tokenizer.encode(sentence)
+        return np.array(encoding.ids, np.int32), np.array(encoding.attention_mask, bool)
 """
 
 from __future__ import annotations
@@ -60,6 +70,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from input_pipeline.readers import DataError
+from input_pipeline.sentence_reader import TokenReader
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from lbdt_jax.command import fail, whole_or_not_at_all, write_json
 from lbdt_jax.models.types import Array, FramePairFeatures
@@ -73,6 +84,10 @@ HOW_TO_READ = (
     " lower-case all; drop a last token '.'; keep the first max_words. A token's vector is its row in vocabulary.npz, "
     "or zeros; behind the last token come zeros. word_mask is true for tokens. The empty sentence is one unknown token."
 )
+HOW_TO_READ_TOKENS = (
+    "Encode it with tokenizer.json, the format of the library tokenizers, which cuts and pads it to max_words tokens. "
+    "words are the ids, word_mask is the attention mask."
+)
 
 
 def export_doors(checkpoint: Checkpoint) -> dict[str, export.Exported]:
@@ -81,8 +96,8 @@ def export_doors(checkpoint: Checkpoint) -> dict[str, export.Exported]:
     Returns:
       "encode": (weights, {"frame", "earlier_frame"}: (B, H, W, 3) uint8) -> features, by the names of
         `FramePairFeatures`, each (B, ...).
-      "answer": (weights, features, {"words": (S, N, D) float32, "word_mask": (S, N) bool, "frame_of_sentence": (S,)
-        int32 in [0, B)}) -> logits (S, H, W) float32, positive where the object is.
+      "answer": (weights, features, {"words": (S, N, D) float32 or (S, N) int32, "word_mask": (S, N) bool,
+        "frame_of_sentence": (S,) int32 in [0, B)}) -> logits (S, H, W) float32, positive where the object is.
       Both take all weights as {name: array}, as `flat_weights` makes them.
     """
     model = make_model(checkpoint.config)
@@ -99,9 +114,10 @@ def export_doors(checkpoint: Checkpoint) -> dict[str, export.Exported]:
 
     pairs, sentences = export.symbolic_shape("B, S")
     frame = jax.ShapeDtypeStruct((pairs, *checkpoint.config.image_size, 3), np.uint8)
-    length, size = checkpoint.config.max_words, checkpoint.word_vectors.vectors.shape[1]
+    length, size = checkpoint.config.max_words, checkpoint.sentence_reader.size
+    words = ((sentences, length), np.int32) if model.transformer else ((sentences, length, size), np.float32)
     asked = {
-        "words": jax.ShapeDtypeStruct((sentences, length, size), np.float32),
+        "words": jax.ShapeDtypeStruct(*words),
         "word_mask": jax.ShapeDtypeStruct((sentences, length), bool),
         "frame_of_sentence": jax.ShapeDtypeStruct((sentences,), np.int32),
     }
@@ -137,8 +153,13 @@ def write(checkpoint: Checkpoint, output: Path) -> None:
         for name, door in doors.items():
             (folder / f"{name}.jax").write_bytes(door.serialize())
         np.savez(folder / "weights.npz", **jax.device_get(flat_weights(checkpoint)))
-        words = np.array(checkpoint.word_vectors.words, str)
-        np.savez(folder / "vocabulary.npz", words=words, vectors=checkpoint.word_vectors.vectors)
+        reader = checkpoint.sentence_reader
+        if isinstance(reader, TokenReader):
+            (folder / "tokenizer.json").write_text(reader.text_for(config.max_words), "utf-8")
+            how = {"tokenizer": config.text_encoder, "sentence": HOW_TO_READ_TOKENS}
+        else:
+            np.savez(folder / "vocabulary.npz", words=np.array(reader.words, str), vectors=reader.vectors)
+            how = {"word_vector_size": reader.size, "sentence": HOW_TO_READ}
         write_json(
             {
                 "model": f"LBDT-{config.model.transfer_layers}, ResNet-{config.model.resnet_depth}",
@@ -146,9 +167,8 @@ def write(checkpoint: Checkpoint, output: Path) -> None:
                 "platforms": PLATFORMS,
                 "image_size": [*config.image_size],
                 "max_words": config.max_words,
-                "word_vector_size": int(checkpoint.word_vectors.vectors.shape[1]),
                 "seconds_between": config.frame_interval / config.frame_rate,
-                "sentence": HOW_TO_READ,
+                **how,
                 "B": "frame pairs",
                 "S": "sentences, each about the frame pair that frame_of_sentence names, counted from 0",
                 "doors": {name: describe(door) for name, door in doors.items()},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -26,9 +29,22 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """AdamW with torch's constants; decay on every parameter, norms and biases too, as published.
 
+    A transformer that is fine-tuned has config.text_encoder_learning_rate as its peak, and the same course over time.
+
     optax adds the decay to the update before the learning rate multiplies it and torch shrinks the parameter first:
     the same number.
     """
-    return optax.adamw(
+    adamw = optax.adamw(
         learning_rate_schedule(config, steps_per_epoch), b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
     )
+    if not (config.model.transformer and config.text_encoder_learning_rate):
+        return adamw
+    # AdamW's step, its decay too, is proportional to the learning rate.
+    ratio = config.text_encoder_learning_rate / config.learning_rate
+    return optax.chain(adamw, optax.masked(optax.scale(ratio), _in_transformer))
+
+
+def _in_transformer(params: Any) -> Any:
+    """For every parameter, whether it is one of the text encoder's transformer."""
+    names = ("text_encoder", "transformer")
+    return jax.tree_util.tree_map_with_path(lambda path, _: tuple(key.key for key in path[:2]) == names, params)

@@ -68,7 +68,7 @@ def predict(
     unknown = segmenter.unknown_words(settings.text)
     segmenter.embed(settings.text)  # complains before anything is written
     if unknown:
-        print(f"Words without a vector, read as blanks: {' '.join(map(repr, unknown))}")
+        print(f"Words that the model does not know, read as blanks: {' '.join(map(repr, unknown))}")
     watch = Stopwatch()
     moments = watch.each("decoding", selected(segmenter, clip, settings))
     first = next(moments, None)
@@ -169,9 +169,10 @@ def explain(segmenter: Segmenter, clip: Clip, settings: Settings, folder: Path, 
 def introduce(checkpoint: Checkpoint) -> str:
     """Says which model answers; of the one in the package also what it knows."""
     config = checkpoint.config
+    text_encoder = "" if config.text_encoder == "glove_lstm" else f" and the text encoder {config.text_encoder}"
     words = (
-        f"Model: LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth} of {checkpoint.path}, "
-        f"{checkpoint.step} steps on {config.dataset}."
+        f"Model: LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth}{text_encoder} of "
+        f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}."
     )
     if checkpoint.path.is_relative_to(lbdt_jax.DEFAULT_CHECKPOINT):
         words += (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from input_pipeline.glove import WordVectors, extend
 from input_pipeline.images import resize_frame
 from input_pipeline.readers import DataError
-from input_pipeline.text import tokenize
+from input_pipeline.sentence_reader import SentenceReader
 from lbdt_jax.ask import Answerer
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError, shapes
 from lbdt_jax.explain import Explanation, explain
@@ -117,12 +117,21 @@ class Segmenter:
     Args:
       checkpoint: the model.
       word_vectors: see `lbdt_jax.load`.
+
+    Raises:
+      CheckpointError: the checkpoint does not fit its own configuration.
+      DataError: word vectors are given for a model that reads none.
     """
 
     def __init__(self, checkpoint: Checkpoint, word_vectors: str = "") -> None:
+        if word_vectors and not isinstance(checkpoint.sentence_reader, WordVectors):
+            raise DataError(
+                f"{checkpoint.path} reads sentences with the tokenizer of {checkpoint.config.text_encoder}, which it "
+                f"holds: it has no use for word vectors ({word_vectors})."
+            )
         self.checkpoint = checkpoint
         self._source = word_vectors
-        self._word_vectors = checkpoint.word_vectors
+        self._reader = checkpoint.sentence_reader
         self._looked_up: set[str] = set()
         self._model = make_model(checkpoint.config)
         check_fits(checkpoint)
@@ -137,24 +146,36 @@ class Segmenter:
         config = self.checkpoint.config
         return config.frame_interval / config.frame_rate
 
+    @property
+    def trained_words(self) -> tuple[str, ...]:
+        """The words that it was trained with; none for a transformer, which reads any."""
+        own = self.checkpoint.sentence_reader
+        return own.words if isinstance(own, WordVectors) else ()
+
     def tokens(self, sentence: str) -> list[str]:
-        """The words that the model reads of a sentence: its first max_words."""
-        return tokenize(sentence, self.checkpoint.config.max_words)
+        """The tokens that the model reads of a sentence: its first max_words."""
+        return self._reader.tokens(sentence, self.checkpoint.config.max_words)
 
     def unknown_words(self, sentences: Iterable[str]) -> list[str]:
-        """The distinct words that have no vector, so that the model reads them as blanks; commonest first.
+        """The distinct words that are not known, so that the model reads them as blanks; commonest first.
 
         Raises:
           DataError: the given word vectors are missing, malformed or not those that the model was trained with.
         """
-        tokens = [token for sentence in sentences for token in self.tokens(sentence)]
-        return self._vectors(tokens).coverage(tokens)[1]
+        sentences = list(sentences)
+        reader, limit = self._reader_for(sentences), self.checkpoint.config.max_words
+        words = Counter(word for sentence in sentences for word in reader.unknown_words(sentence, limit))
+        return [word for word, _ in words.most_common()]
+
+    def knows(self, sentence: str) -> bool:
+        """Whether the model knows any word of a sentence. Raises DataError as `unknown_words` does."""
+        return self._reader_for([sentence]).knows(sentence, self.checkpoint.config.max_words)
 
     def embed(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """What the model reads of S sentences.
 
         Returns:
-          words: (S, N, D) float32 word vectors; unknown words are zero.
+          words: (S, N, D) float32 word vectors, those of unknown words zero; or (S, N) int32 ids of tokens.
           word_mask: (S, N) bool, True for a token.
 
         Raises:
@@ -162,21 +183,21 @@ class Segmenter:
         """
         if isinstance(sentences, str) or not len(sentences):
             raise DataError(f"Expected a list of sentences, and not {sentences!r}.")
-        vectors = self._vectors([token for sentence in sentences for token in self.tokens(sentence)])
+        reader, limit = self._reader_for(sentences), self.checkpoint.config.max_words
         for number, sentence in enumerate(sentences, start=1):
-            tokens = self.tokens(sentence)
-            if tokens == [""]:
+            if reader.knows(sentence, limit):
+                continue
+            if not reader.unknown_words(sentence, limit):
                 raise DataError(f"Sentence {number} is empty.")
-            if len(vectors.unknown(tokens)) == len(tokens):
-                known = self.checkpoint.word_vectors.words
-                raise DataError(
-                    f"The model knows no word of sentence {number}, {sentence.strip()[:80]!r}. Its checkpoint holds "
-                    f"{len(known)} words ({', '.join(known[:: max(1, len(known) // 8)][:8])} ...); others are looked "
-                    "up in the word vectors that it was trained with, "
+            message = f"The model knows no word of sentence {number}, {sentence.strip()[:80]!r}."
+            if known := self.trained_words:
+                message += (
+                    f" Its checkpoint holds {len(known)} words ({', '.join(known[:: max(1, len(known) // 8)][:8])} "
+                    "...); others are looked up in the word vectors that it was trained with, "
                     f"{self._source or self.checkpoint.config.word_vectors}: --word_vectors says where they are."
                 )
-        limit = self.checkpoint.config.max_words
-        words, word_mask = zip(*(vectors.embed(sentence, limit) for sentence in sentences), strict=True)
+            raise DataError(message)
+        words, word_mask = zip(*(reader.embed(sentence, limit) for sentence in sentences), strict=True)
         return np.stack(words), np.stack(word_mask)
 
     def segment(
@@ -256,22 +277,26 @@ class Segmenter:
         frames = moment.frame, moment.earlier_frame
         return explain(self._model, self.checkpoint.variables, *frames, words[0], word_mask[0])
 
-    def _vectors(self, tokens: Sequence[str]) -> WordVectors:
-        """Vectors of every word known so far, those of new tokens looked up, each once: the file may be large."""
-        new = set(self._word_vectors.unknown(set(tokens) - {""})) - self._looked_up
+    def _reader_for(self, sentences: Iterable[str]) -> SentenceReader:
+        """What reads these sentences: new words are looked up first, each once, since the file may be large."""
+        if not isinstance(self._reader, WordVectors):
+            return self._reader
+        limit = self.checkpoint.config.max_words
+        new = {word for sentence in sentences for word in self._reader.unknown_words(sentence, limit)}
+        new -= self._looked_up
         if new and self._source:
-            self._word_vectors = extend(self._word_vectors, self._source, new)
+            self._reader = extend(self._reader, self._source, new)
         elif new:
             # A source that happens to be there helps; without it the checkpoint's own words must do.
             with contextlib.suppress(DataError):
-                self._word_vectors = extend(self._word_vectors, self.checkpoint.config.word_vectors, new)
+                self._reader = extend(self._reader, self.checkpoint.config.word_vectors, new)
         self._looked_up |= new
-        return self._word_vectors
+        return self._reader
 
 
 def check_fits(checkpoint: Checkpoint) -> None:
     """Raises CheckpointError if a checkpoint's arrays are not those of the network that its configuration describes."""
-    size = checkpoint.word_vectors.vectors.shape[1]
+    size = checkpoint.sentence_reader.size
     wanted = jax.eval_shape(lambda: initial_variables(make_model(checkpoint.config), checkpoint.config, size))
     expected, found = shapes(wanted), shapes(checkpoint.variables)
     for name in sorted(expected.keys() | found.keys()):

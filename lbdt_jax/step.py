@@ -19,6 +19,7 @@ from input_pipeline.readers import DataError
 from lbdt_jax import losses
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.resnet import DEPTHS
+from lbdt_jax.models.transformer import TransformerSizes
 from lbdt_jax.models.types import Array
 from lbdt_jax.parallel import DATA_AXIS
 
@@ -37,7 +38,7 @@ class TrainState:
       step: () int32, steps taken.
       params: float32 parameters.
       batch_stats: running mean and variance of every BatchNorm, float32.
-      optimizer_state: AdamW's moments.
+      optimizer_state: AdamW's moments, of the parameters that are trained.
     """
 
     step: Array
@@ -62,13 +63,27 @@ def make_model(config: ConfigDict) -> LBDT:
             f"config.model.transfer_width is {config.model.transfer_width}; it must be a multiple of 4 and of "
             f"config.model.attention_heads, {config.model.attention_heads}."
         )
-    return LBDT(**config.model, norm_axis_name=DATA_AXIS if config.global_batch_norm else None)
+    fields = config.model.to_dict()
+    transformer = fields.pop("transformer")
+    if not transformer and config.text_encoder != "glove_lstm":
+        raise DataError("config.model.transformer is empty; lbdt_jax.text.open_text_encoder fills it in.")
+    return LBDT(
+        **fields,
+        transformer=TransformerSizes(**transformer) if transformer else None,
+        norm_axis_name=DATA_AXIS if config.global_batch_norm else None,
+    )
+
+
+def is_frozen(config: ConfigDict) -> bool:
+    """Whether the text encoder is a transformer that is not trained. Its features are then computed once."""
+    return bool(config.model.transformer) and not config.text_encoder_learning_rate
 
 
 def initial_variables(model: LBDT, config: ConfigDict, word_vector_size: int) -> dict[str, Any]:
-    """Fresh parameters and statistics, drawn from config.seed."""
+    """Fresh parameters and statistics, drawn from config.seed; with a transformer, word vectors play no part."""
     # The smallest picture will do: no parameter depends on its size.
-    batch = random_batch(1, (32, 32), config.max_words, word_vector_size)
+    vocabulary = model.transformer.vocabulary if model.transformer else 0
+    batch = random_batch(1, (32, 32), config.max_words, word_vector_size, vocabulary_size=vocabulary)
     # "rbg" compiles in a fraction of the time that the default generator takes.
     key = jax.random.fold_in(jax.random.key(config.seed, impl="rbg"), 0)
     # Without the attention that the model also reports, nothing of the forward pass is left to compile.
@@ -76,10 +91,27 @@ def initial_variables(model: LBDT, config: ConfigDict, word_vector_size: int) ->
     return dict(init(key, *(batch[name] for name in MODEL_FIELDS)))
 
 
-def initial_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def initial_state(
+    variables: dict[str, Any], optimizer: optax.GradientTransformation, frozen: bool = False
+) -> TrainState:
+    """The state before the first step; `frozen` as for `split_params`."""
     params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
+    trained, _ = split_params(params, frozen)
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(trained))
+
+
+def split_params(params: FrozenVariableDict, frozen: bool) -> tuple[FrozenVariableDict, FrozenVariableDict]:
+    """What is trained, and what stays as it is: if `frozen`, the transformer of the text encoder, else nothing."""
+    if not frozen:
+        return params, {}
+    text_encoder = dict(params["text_encoder"])
+    kept = text_encoder.pop("transformer")
+    return {**params, "text_encoder": text_encoder}, kept
+
+
+def join_params(trained: FrozenVariableDict, kept: FrozenVariableDict) -> FrozenVariableDict:
+    """The inverse of `split_params`."""
+    return {**trained, "text_encoder": {**trained["text_encoder"], "transformer": kept}} if kept else trained
 
 
 def loss_function(
@@ -89,10 +121,14 @@ def loss_function(
     key: Array,
     model: LBDT,
     config: ConfigDict,
+    kept: FrozenVariableDict | None = None,
 ) -> tuple[Array, tuple[FrozenVariableDict, Metrics]]:
-    """The loss of a batch (see input_pipeline/batch.py), the new running statistics and what to report."""
+    """The loss of a batch (see input_pipeline/batch.py), the new running statistics and what to report.
+
+    `params` and `kept` are the two parts of `split_params`; without `kept`, everything is trained.
+    """
     logits, changed = model.apply(
-        {"params": params, "batch_stats": batch_stats},
+        {"params": join_params(params, kept or {}), "batch_stats": batch_stats},
         *(batch[name] for name in MODEL_FIELDS),
         train=True,
         rngs={"dropout": key},
@@ -130,10 +166,11 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed, impl="rbg"), 1)
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(DATA_AXIS))
         gradient = jax.grad(loss_function, has_aux=True)
-        gradients, (batch_stats, metrics) = gradient(state.params, state.batch_stats, batch, key, model, config)
+        params, kept = split_params(state.params, is_frozen(config))
+        gradients, (batch_stats, metrics) = gradient(params, state.batch_stats, batch, key, model, config, kept)
         gradients, batch_stats, metrics = jax.lax.pmean((gradients, batch_stats, metrics), DATA_AXIS)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, params)
+        params = join_params(optax.apply_updates(params, updates), kept)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         return TrainState(state.step + 1, params, batch_stats, optimizer_state), metrics
 

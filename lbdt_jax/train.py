@@ -15,14 +15,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.batch import MODEL_FIELDS
-from input_pipeline.glove import load_word_vectors
 from input_pipeline.pipeline import evaluation_examples, steps_per_epoch, training_batches
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
 from input_pipeline.records import load_report
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer
-from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint, with_usual_values
 from lbdt_jax.command import write_json
 from lbdt_jax.convert.initial import initialise
 from lbdt_jax.evaluate import pictures
@@ -38,21 +37,30 @@ from lbdt_jax.parallel import (
     replicate,
     split,
 )
-from lbdt_jax.step import NotFinite, initial_state, initial_variables, make_model, make_train_step
+from lbdt_jax.step import (
+    NotFinite,
+    initial_state,
+    initial_variables,
+    is_frozen,
+    make_model,
+    make_train_step,
+    split_params,
+)
+from lbdt_jax.text import open_text_encoder, stored_features, with_transformer
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains as the configuration says, from the newest checkpoint in WORKDIR or from the start.
 
-    Writes WORKDIR/config.json, words_without_vector.json (the data set's words that are read as blanks, commonest
-    first), checkpoints/, TensorBoard's event files and pictures/ of what the model finds in the first frames of the
+    Writes WORKDIR/config.json, words_without_vector.json (the data set's words that are not known, commonest first),
+    checkpoints/, TensorBoard's event files and pictures/ of what the model finds in the first frames of the
     evaluation's split. A new run saves its start as step 0: there is a checkpoint to go back to from the first step
     on, and a folder that can't be written to is noticed before anything is computed.
 
     All processes call it together; WORKDIR is a folder that they share, and the first of them writes.
 
     Raises:
-      DataError: data, word vectors or config.initial_weights are missing, or don't fit.
+      DataError: data, text encoder, word vectors or config.initial_weights are missing, or don't fit.
       CheckpointError: WORKDIR holds a run of another configuration.
       NotFinite: training diverged; the checkpoints from before are kept.
       Stopped: SIGTERM arrived; the step under way was finished and saved.
@@ -61,9 +69,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     in_turn(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
     steps = steps_per_epoch(config)
     vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
-    word_vectors = load_word_vectors(config.word_vectors, vocabulary)
-    share, missing = word_vectors.coverage(vocabulary)
-    print(f"{len(vocabulary)} words, {share:.1%} with a vector; without: {' '.join(map(repr, missing[:10])) or 'none'}")
+    config, sentence_reader, transformer = open_text_encoder(config, vocabulary)
+    share, missing = sentence_reader.coverage(vocabulary)
+    print(f"{len(vocabulary)} words, {share:.1%} are known; not: {' '.join(map(repr, missing[:10])) or 'none'}")
 
     # -- the model, on every device
     mesh = make_mesh()
@@ -75,13 +83,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
     total_steps = round(config.epochs * steps)
     model, optimizer = make_model(config), make_optimizer(config, steps)
     learning_rate = learning_rate_schedule(config, steps)
-    variables = initial_variables(model, config, word_vectors.vectors.shape[1])
+    variables = initial_variables(model, config, sentence_reader.size)
+    if transformer and not has_checkpoint(workdir):
+        variables = with_transformer(variables, transformer)
     if config.initial_weights and not has_checkpoint(workdir):
         variables = initialise(variables, config.initial_weights)
-    state = replicate(initial_state(variables, optimizer), mesh)
-    parameters = sum(array.size for array in jax.tree.leaves(state.params))
+    state = replicate(initial_state(variables, optimizer, is_frozen(config)), mesh)
+    parameters, fixed = (
+        sum(array.size for array in jax.tree.leaves(part)) for part in split_params(state.params, is_frozen(config))
+    )
     print(
-        f"{parameters / 1e6:.2f} million parameters; {total_steps} steps of {config.batch_size} samples, "
+        f"{parameters / 1e6:.2f} million parameters{f' and {fixed / 1e6:.2f} million frozen ones' if fixed else ''}; "
+        f"{total_steps} steps of {config.batch_size} samples, "
         f"{config.batch_size // mesh.size} on each of {mesh.size} {jax.devices()[0].platform} device(s)"
     )
 
@@ -96,13 +109,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
         first_step = int(state.step)
         if first_process_says(first_step) != first_step:
             raise CheckpointError(f"{workdir} is not the same in all processes; choose a --workdir that they share.")
-        checkpoints.save(state, config, word_vectors)
+        checkpoints.save(state, config, sentence_reader)
         saved = time.monotonic()
         if first_step:
             print(f"Going on from step {first_step}.")
         if first_step >= total_steps:
             return
-        batches = training_batches(config, word_vectors, first_step, jax.process_index(), jax.process_count())
+        reader = sentence_reader
+        if is_frozen(config):
+            # One process computes them, and the others find them.
+            in_turn(lambda: stored_features(config, local(state.variables), sentence_reader))
+            reader = stored_features(config, local(state.variables), sentence_reader)
+        batches = training_batches(config, reader, first_step, jax.process_index(), jax.process_count())
 
         # -- compile, and say so, since it takes a while
         first = next(batches)
@@ -145,7 +163,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
                 if step % config.picture_every_steps == 0 and is_first_process():
                     answerer.use(local(state.variables))
-                    examples = evaluation_examples(config, config.evaluation_split, word_vectors)
+                    examples = evaluation_examples(config, config.evaluation_split, reader)
                     shown = pictures(answerer, itertools.islice(examples, config.contact_sheet_samples))
                     sheet = render.contact_sheet(shown, f"{config.dataset} {config.evaluation_split}, step {step}")
                     render.save(sheet, workdir / "pictures" / f"step_{step:06d}.png")
@@ -154,7 +172,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 if save:
                     # What is saved was looked at: no checkpoint holds a number that is not finite.
                     mean_metrics(recent)
-                    checkpoints.save(state, config, word_vectors)
+                    checkpoints.save(state, config, sentence_reader)
                     saved = time.monotonic()
                 if stopping and step < total_steps:
                     raise Stopped(f"Stopped by SIGTERM after step {step}, which is saved. The same command goes on.")
@@ -192,7 +210,7 @@ def keep_config(config: ConfigDict, path: Path) -> None:
     """
     new = json.loads(config.to_json())
     if path.exists():
-        old = json.loads(path.read_text())
+        old = with_usual_values(json.loads(path.read_text()))
         different = [
             f"{name}: {old_value} there, {new_value} asked for"
             for name, old_value, new_value in flat_difference(old, new)

@@ -76,8 +76,8 @@ def test_what_was_saved_comes_back(kept: Path) -> None:
     expected = state_at(12)
     assert_same_bytes(loaded.variables, {"params": expected.params, "batch_stats": expected.batch_stats})
     assert (loaded.step, loaded.path) == (12, (kept / "checkpoints" / "12").absolute())
-    assert loaded.word_vectors.words == WORD_VECTORS.words
-    assert_same_bytes(loaded.word_vectors.vectors, WORD_VECTORS.vectors)
+    assert loaded.sentence_reader.words == WORD_VECTORS.words
+    assert_same_bytes(loaded.sentence_reader.vectors, WORD_VECTORS.vectors)
     assert json.loads(loaded.config.to_json()) == json.loads(tiny_config().to_json())
 
 

@@ -86,7 +86,7 @@ def assert_same_file(first: Path, second: Path) -> None:
 def test_a_released_file_predicts_the_published_logits(folder: Path) -> None:
     checkpoint = load_checkpoint(folder / "ours")
     assert checkpoint.step == 0
-    assert checkpoint.word_vectors.words == () and checkpoint.word_vectors.vectors.shape == (0, 300)
+    assert checkpoint.sentence_reader.words == () and checkpoint.sentence_reader.vectors.shape == (0, 300)
     inputs = {name: value for name, value in published_inputs("small", "float32").items() if name != "target"}
     logits = jax.jit(lambda variables: make_model(checkpoint.config).apply(variables, inputs, method=look_and_answer))
     found = np.asarray(logits(checkpoint.variables)).reshape(-1)
@@ -129,10 +129,10 @@ def test_from_folder_to_folder_go_the_weights_alone(tmp_path: Path, capsys: pyte
     assert "after 12 steps" in capsys.readouterr().out
     assert "run exists already" in refused(tmp_path / "weights", tmp_path / "run", capsys)
     both = [load_checkpoint(tmp_path / name) for name in ("run", "weights")]
-    arrays = [{**flatten_dict(each.variables), "words": each.word_vectors.vectors} for each in both]
+    arrays = [{**flatten_dict(each.variables), "words": each.sentence_reader.vectors} for each in both]
     assert arrays[0].keys() == arrays[1].keys()
     assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
-    assert [(each.step, each.word_vectors.words) for each in both] == [(12, ("dog", "red"))] * 2
+    assert [(each.step, each.sentence_reader.words) for each in both] == [(12, ("dog", "red"))] * 2
     assert both[0].config.to_dict() == both[1].config.to_dict()
     assert not list((tmp_path / "weights").rglob("optimizer_state"))
 

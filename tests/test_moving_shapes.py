@@ -19,9 +19,9 @@ from input_pipeline.readers.a2d_sentences import read_masks
 from input_pipeline.readers.moving_shapes import GROUPS, MovingShapes
 from input_pipeline.scenes import ANNOTATED, COLOURS, FRAMES, HALF_EXTENTS, HEIGHT, SPLITS, WIDTH, make_scene
 from input_pipeline.text import tokenize
-from input_pipeline.wording import HELD_OUT, LEXICON
+from input_pipeline.wording import HELD_OUT, HELD_OUT_WORDINGS, LEXICON, WORDINGS
 
-SMALL = {"train": 3, "test": 2, "validation": 1, "unseen_words": 2}
+SMALL = {"train": 3, "test": 2, "validation": 1, "unseen_words": 2, "unseen_wordings": 1}
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,11 @@ def test_every_sentence_is_true_of_its_shape_alone_and_many_need_their_deciding_
     needed = {tier: [] for tier in TIERS}
     for scene in scenes[split]:
         for sentence in scene.sentences:
+            if sentence.group.startswith("reworded"):
+                continue  # says what the sentence before it says, see below
             tier, ids, true_of = understand(sentence.text, scene.shapes)
             assert true_of == {sentence.instance}, sentence
-            assert split == "unseen_words" or tier == sentence.group, sentence
+            assert split.startswith("unseen") or tier == sentence.group, sentence
             needed[tier].append(len(ids) >= 2)
     if split != "unseen_words":
         assert not any(needed["attribute"])
@@ -167,6 +169,27 @@ def test_unseen_words_come_in_pairs_that_differ_in_one_word(scenes):
             assert unseen.group == f"{new} for {old}" and old == LEXICON[HELD_OUT[new]][0]
             used[new] += 1
     assert set(used) == set(HELD_OUT) and min(used.values()) >= 5
+
+
+def test_unseen_wordings_come_in_pairs_that_name_the_same_things(scenes):
+    seen = {wording for group in WORDINGS.values() for wording in group}
+    unseen = {wording for group in HELD_OUT_WORDINGS.values() for wording in group}
+    assert not seen & unseen and WORDINGS.keys() >= HELD_OUT_WORDINGS.keys() - {("",)}
+    named = COLOURS.keys() | HALF_EXTENTS.keys() | {"shape"} | set(SUPERLATIVES) | {"above", "below"}
+    used = Counter()
+    for scene in scenes["unseen_wordings"]:
+        pairs = list(zip(scene.sentences[::2], scene.sentences[1::2], strict=True))
+        assert [reworded.group for _, reworded in pairs] == [f"reworded {tier}" for tier in TIERS]
+        for plain, reworded in pairs:
+            assert plain.group == "seen wordings" and plain.instance == reworded.instance
+            tier, _, _ = understand(plain.text, scene.shapes)
+            assert reworded.group == f"reworded {tier}" and plain.text != reworded.text
+            both = [Counter(w for w in tokenize(s.text, 25) if w in named) for s in (plain, reworded)]
+            assert both[0] == both[1], (plain, reworded)
+            used.update({token for token in tokenize(reworded.text, 25) if token in ("which", "find", "rest", "so")})
+    assert len(used) == 4
+    spoken = {sentence.text for split in ("train", "test") for scene in scenes[split] for sentence in scene.sentences}
+    assert not spoken & {s.text for scene in scenes["unseen_wordings"] for s in scene.sentences[1::2]}
 
 
 def test_words_are_held_out_and_every_word_has_a_vector(scenes):

@@ -204,7 +204,7 @@ def test_segment_is_the_network_on_every_frame(
     assert masks.shape == (9, 2, 48, 64) and masks.dtype == bool and scores.shape == (9, 2)
 
     model = make_model(tiny_config())
-    words, word_mask = zip(*(segmenter.checkpoint.word_vectors.embed(text, 5) for text in TEXT), strict=True)
+    words, word_mask = zip(*(segmenter.checkpoint.sentence_reader.embed(text, 5) for text in TEXT), strict=True)
     sizes = [resize_frame(frame, (64, 64)) for frame in frames]
     for index in range(9):
         pair = (np.stack([sizes[at]] * 2) for at in (index, max(index - between, 0)))

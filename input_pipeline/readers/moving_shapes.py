@@ -1,9 +1,10 @@
-"""Reader of Moving Shapes: the A2D-Sentences reader, with two more splits and a group for every sentence.
+"""Reader of Moving Shapes: the A2D-Sentences reader, with three more splits and a group for every sentence.
 
     text_annotations/moving_shapes_groups.csv     video_id,instance_id,group,query; a header, no quotes
 
 In "train", "validation" and "test" the group is the sentence's tier; in "unseen_words" it is "seen words", or the
-substitution that was made, such as "crimson for red".
+substitution that was made, such as "crimson for red"; in "unseen_wordings" it is "seen wordings", or the tier of a
+sentence in other ones, such as "reworded motion".
 """
 
 from __future__ import annotations
@@ -23,12 +24,23 @@ HEADER = "video_id,instance_id,group,query"
 class MovingShapes(A2DSentences):
     """Moving Shapes as `input_pipeline.moving_shapes.write_raw` draws it; fields as in `A2DSentences`."""
 
-    SUBSETS: ClassVar[dict[str, str]] = {"train": "0", "test": "1", "validation": "2", "unseen_words": "3"}
+    SUBSETS: ClassVar[dict[str, str]] = {
+        "train": "0",
+        "test": "1",
+        "validation": "2",
+        "unseen_words": "3",
+        "unseen_wordings": "4",
+    }
     FULL: ClassVar[dict[str, int]] = {}
     HOW_TO_GET: ClassVar[str] = (
         "Moving Shapes draws itself where its folder does not exist. Move this folder away, or name another, and run\n"
         "  python -m input_pipeline.prepare --dataset=moving_shapes --raw=DIR --data_dir=DATA_DIR"
     )
+
+    def splits(self) -> tuple[str, ...]:
+        """Those that were drawn: a folder from before there was "unseen_wordings" is good without it."""
+        drawn = set(self.tables.subset.values())
+        return tuple(split for split, subset in self.SUBSETS.items() if subset in drawn)
 
     def group(self, video: str, instance: int, text: str) -> str:
         """The group of a sentence. Raises DataError where the file of groups does not hold it."""

@@ -26,7 +26,7 @@ from input_pipeline.readers import DataError
 from input_pipeline.workers import cores
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
-from lbdt_jax.step import initial_state, initial_variables, make_model, make_train_step
+from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step
 
 #: How long each row is timed after warming up, and the least number of timings, of at least 0.1 s each.
 SECONDS, FEWEST = 3.0, 5
@@ -67,6 +67,10 @@ def benchmark(
             )
     if config.model.dtype not in DTYPES:
         raise DataError(f"config.model.dtype is {config.model.dtype}; choose one of {', '.join(DTYPES)}.")
+    if config.text_encoder != "glove_lstm":
+        from lbdt_jax.text import open_text_encoder  # only then something is read before anything is measured
+
+        config, _, _ = open_text_encoder(config, [])
     make_model(config)
     result: Row = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -102,12 +106,19 @@ def jobs(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int], sentences: 
     shapes = [(size, 1) for size in batch_sizes]
     shapes += [(batch_sizes[0] * number, number) for number in sentences if number > 1]
 
-    def noise(size: int, together: int) -> dict[str, jax.Array]:
-        batch = random_batch(size, config.image_size, config.max_words, WORD_VECTOR_SIZE, sentences_per_frame=together)
+    transformer = make_model(config).transformer
+
+    def noise(size: int, together: int, training: bool = False) -> dict[str, jax.Array]:
+        words = {"word_vector_size": WORD_VECTOR_SIZE}
+        if transformer and training and is_frozen(config):
+            words = {"word_vector_size": transformer.width}  # its features, which training reads
+        elif transformer:
+            words = {"vocabulary_size": transformer.vocabulary}
+        batch = random_batch(size, config.image_size, config.max_words, sentences_per_frame=together, **words)
         return split(batch, mesh)
 
     def training_step(size: int) -> Row:
-        batch = noise(size, config.sentences_per_frame)
+        batch = noise(size, config.sentences_per_frame, training=True)
         step, row = compile_training(config, mesh, variables, batch)
         return measure_program(lambda: step(batch), row, size)
 
@@ -127,14 +138,20 @@ def jobs(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int], sentences: 
 def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
     """The input pipeline alone, and training fed by it; where that can't be, the reason."""
 
-    def batches() -> tuple[Iterator[Batch], int]:
+    def batches() -> tuple[Iterator[Batch], dict[str, Any]]:
         # Imported here, since all else runs without TensorFlow.
-        from input_pipeline.glove import load_word_vectors
         from input_pipeline.pipeline import training_batches
         from input_pipeline.records import load_report
+        from lbdt_jax.text import open_text_encoder, stored_features, with_transformer
 
-        vectors = load_word_vectors(config.word_vectors, load_report(config.data_dir, config.dataset)["tokens"])
-        return training_batches(config, vectors), vectors.vectors.shape[1]
+        tokens = load_report(config.data_dir, config.dataset)["tokens"]
+        _, reader, transformer = open_text_encoder(config, tokens)
+        variables = initial_variables(make_model(config), config, reader.size)
+        if transformer:
+            variables = with_transformer(variables, transformer)
+        if is_frozen(config):
+            reader = stored_features(config, variables, reader)
+        return training_batches(config, reader), variables
 
     def input_pipeline() -> Row:
         source, _ = batches()
@@ -142,8 +159,7 @@ def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
         return row | {"samples_per_second_and_core": row["samples_per_second"] / cores()}
 
     def end_to_end() -> Row:
-        source, word_vector_size = batches()
-        variables = initial_variables(make_model(config), config, word_vector_size)
+        source, variables = batches()
 
         def next_batch() -> dict[str, jax.Array]:
             batch = next(source)
@@ -180,7 +196,7 @@ def compile_training(
 ) -> tuple[Callable[[dict[str, jax.Array]], jax.Array], Row]:
     """The training step as a function of a batch on the devices, which keeps its state; and what compiling it told."""
     optimizer = make_optimizer(config, steps_per_epoch=1000)
-    state = replicate(initial_state(variables, optimizer), mesh)
+    state = replicate(initial_state(variables, optimizer, is_frozen(config)), mesh)
     program, row = compile_program(make_train_step(make_model(config), optimizer, config, mesh), (state, batch), mesh)
 
     def step(batch: dict[str, jax.Array]) -> jax.Array:

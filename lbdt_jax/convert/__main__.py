@@ -76,7 +76,7 @@ def to_weights(source: Path, target: Path) -> None:
     unused = load_unused(source)
     with whole_or_not_at_all(target) as unfinished:
         save_weights(
-            unfinished, checkpoint.variables, checkpoint.config, checkpoint.word_vectors, unused, checkpoint.step
+            unfinished, checkpoint.variables, checkpoint.config, checkpoint.sentence_reader, unused, checkpoint.step
         )
     print(f"The weights of {checkpoint.path}, after {checkpoint.step} steps: {target}")
 

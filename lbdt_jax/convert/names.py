@@ -290,6 +290,11 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     Raises:
       DataError: the variables are not those of an LBDT of the published widths.
     """
+    if "transformer" in variables["params"].get("text_encoder", {}):
+        raise DataError(
+            "This network reads sentences with a transformer, which the published code does not have. From folder to "
+            "folder, its weights are taken as they are."
+        )
     flat = flatten_dict(dict(variables))
     depth, layers = describe(variables)
     rows = [row for row in table(depth, layers) if row.path] if depth else []

@@ -92,7 +92,7 @@ def arguments() -> argparse.ArgumentParser:
 def warm_up(segmenter: Segmenter) -> None:
     """Compiles everything, so that the first visitor does not wait for it."""
     frames = [(0.0, np.zeros((64, 64, 3), np.uint8))]
-    sentence = segmenter.checkpoint.word_vectors.words[0]
+    sentence = (segmenter.trained_words or ("the",))[0]
     for answer in segmenter.answers(segmenter.moments(frames), [sentence]):
         segmenter.explain(answer.moment, sentence)
 

@@ -120,10 +120,10 @@ def unknown_words(segmenter: Segmenter, sentences: tuple[str, ...]) -> list[str]
     """
     unknown = segmenter.unknown_words(sentences)
     for sentence in sentences:
-        if set(segmenter.tokens(sentence)) <= {*unknown, ""}:
-            known = [word for word in segmenter.checkpoint.word_vectors.words if word.isalpha()]
-            raise DataError(
-                f"The model knows no word of “{sentence}”. Among those that it was trained with are "
-                f"{', '.join(known[:: max(1, len(known) // 12)][:12])}."
-            )
+        if not segmenter.knows(sentence):
+            message = f"The model knows no word of “{sentence}”."
+            if known := [word for word in segmenter.trained_words if word.isalpha()]:
+                some = ", ".join(known[:: max(1, len(known) // 12)][:12])
+                message += f" Among those that it was trained with are {some}."
+            raise DataError(message)
     return unknown

@@ -14,7 +14,8 @@ from flax import linen as nn
 from lbdt_jax.models.decoder import BilateralChannelActivation, Decoder, Head
 from lbdt_jax.models.duplex_transfer import DuplexTransfer
 from lbdt_jax.models.resnet import ResNet, output_channels
-from lbdt_jax.models.text_encoder import TextEncoder
+from lbdt_jax.models.text_encoder import TextEncoder, TransformerEncoder
+from lbdt_jax.models.transformer import TransformerSizes
 from lbdt_jax.models.types import Array, FramePairFeatures
 
 #: ImageNet's statistics, of RGB in [0, 1].
@@ -25,8 +26,8 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class LBDT(nn.Module):
     """Language-Bridged Duplex Transfer for referring video object segmentation (Ding et al., CVPR 2022).
 
-    The attributes are the fields of `config.model`, see configs/base.py; `norm_axis_name` is the mesh axis over
-    which batch statistics are averaged, None for statistics per device.
+    The attributes are the fields of `config.model`, see configs/base.py, `transformer` None for the published text
+    encoder; `norm_axis_name` is the mesh axis over which batch statistics are averaged, None for statistics per device.
     """
 
     resnet_depth: int = 50
@@ -37,6 +38,7 @@ class LBDT(nn.Module):
     dropout: float = 0.1
     decoder_width: int = 128
     channel_gates: bool = True
+    transformer: TransformerSizes | None = None
     rematerialise: bool = False
     dtype: str = "float32"
     norm_axis_name: str | None = None
@@ -45,7 +47,10 @@ class LBDT(nn.Module):
         shared: dict[str, Any] = {"norm_axis_name": self.norm_axis_name, "dtype": self.dtype}
         self.spatial_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
         self.temporal_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
-        self.text_encoder = TextEncoder(self.transfer_width, self.dtype)
+        if self.transformer:
+            self.text_encoder = TransformerEncoder(self.transfer_width, self.transformer, self.dropout, self.dtype)
+        else:
+            self.text_encoder = TextEncoder(self.transfer_width, self.dtype)
         if self.transfer_layers:
             transfer = (self.transfer_layers, self.transfer_width, self.attention_heads, self.dropout)
             *_, res4, res5 = output_channels(self.resnet_depth, self.stream_width)
@@ -98,7 +103,7 @@ class LBDT(nn.Module):
 
         Args:
           features: of B frame pairs, one for each sentence (`FramePairFeatures.for_sentences` repeats them).
-          words: (B, N, D) word vectors.
+          words: (B, N, D) word vectors, or (B, N) int32 ids of a transformer's tokens; see input_pipeline/batch.py.
           word_mask: (B, N) bool, True for a token, at least one each.
           image_mask: (B, H/32 * W/32) bool, True where words may look at the picture; None for everywhere.
           train: whether dropout and batch statistics are in use.
@@ -106,7 +111,10 @@ class LBDT(nn.Module):
         Returns:
           (B, H, W) float32 logits; positive means object.
         """
-        word_features, sentence = self.text_encoder(words)
+        if self.transformer:
+            word_features, sentence = self.text_encoder(words, word_mask, train)
+        else:
+            word_features, sentence = self.text_encoder(words)
         spatial, temporal = features.spatial_res4, features.temporal_res4
         if self.transfer_layers:
             # Published: the mask of the 32-stride grid is repeated end to end, not enlarged, for the 16-stride one.

@@ -1,4 +1,7 @@
-"""Sentence -> features of its words and of the whole: a one-layer LSTM over GloVe vectors (section 3.1)."""
+"""Sentence -> features of its words and of the whole.
+
+As published, a one-layer LSTM over GloVe vectors (section 3.1); or a pretrained transformer.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lbdt_jax.models.duplex_transfer import linear_init
+from lbdt_jax.models.transformer import Transformer, TransformerSizes
 from lbdt_jax.models.types import Array
 
 
@@ -51,4 +56,37 @@ class TextEncoder(nn.Module):
         start = jnp.zeros((words.shape[0], self.width), self.dtype)
         _, features = jax.lax.scan(read_word, (start, start), from_words)
         features = jnp.swapaxes(features, 0, 1)
+        return features, features.sum(axis=1)
+
+
+class TransformerEncoder(nn.Module):
+    """A transformer, and one projection from its width to that of the network.
+
+    Attributes:
+      width: channels of the word features and of the sentence.
+      sizes: of the transformer.
+      dropout: inside the transformer, where it is trained.
+    """
+
+    width: int
+    sizes: TransformerSizes
+    dropout: float
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        self.transformer = Transformer(self.sizes, self.dropout, self.dtype)
+        self.project = nn.Dense(self.width, kernel_init=linear_init, dtype=self.dtype)
+
+    def __call__(self, words: Array, word_mask: Array, train: bool = False) -> tuple[Array, Array]:
+        """Word features (B, N, width), zero at padding, and their sum over all N, the sentence (B, width).
+
+        Args:
+          words: (B, N) int32 ids of tokens; or (B, N, D) floats, the last hidden states that the transformer, which is
+            not run then, has for them.
+          word_mask: (B, N) bool, True for a token.
+          train: whether dropout is in use.
+        """
+        if jnp.issubdtype(words.dtype, jnp.integer):
+            words = self.transformer(words, word_mask, train)
+        features = jnp.where(word_mask[..., None], self.project(words), 0)
         return features, features.sum(axis=1)
