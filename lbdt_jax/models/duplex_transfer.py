@@ -85,7 +85,7 @@ class MultiHeadAttention(nn.Module):
         weigh = functools.partial(self.weigh, key_mask=key_mask, train=train)
         scale = (self.width // self.heads) ** -0.5
         queries, keys = query.shape[-2], key.shape[-2]
-        if self.heads * min(queries, keys) >= self.width:  # nothing to gain
+        if queries == keys or self.heads * min(queries, keys) >= self.width:  # nothing to gain
             scores = jnp.einsum("...qhc,...khc->...hqk", scale * self.query(query), self.key(key))
             return self.out(jnp.einsum("...hqk,...khc->...qhc", weigh(scores), self.value(value)))
         if queries < keys:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -68,7 +69,7 @@ class LBDT(nn.Module):
         features = self.encode(frame, earlier_frame, train)
         sentences_per_frame = words.shape[0] // frame.shape[0]
         if sentences_per_frame > 1:
-            features = features.for_sentences(jnp.arange(words.shape[0]) // sentences_per_frame)
+            features = jax.tree.map(lambda x: jnp.repeat(x, sentences_per_frame, axis=0), features)
         return self.answer(features, words, word_mask, train=train)
 
     def encode(self, frame: Array, earlier_frame: Array, train: bool = False) -> FramePairFeatures:

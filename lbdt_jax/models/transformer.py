@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lbdt_jax.models.duplex_transfer import MultiHeadAttention
+from lbdt_jax.models.layers import Dropout
 from lbdt_jax.models.types import Array
 
 #: Name in config.json -> function.
@@ -76,7 +77,7 @@ class TransformerLayer(nn.Module):
         self.attention_norm, self.feed_forward_norm = norm(), norm()
         self.feed_forward1 = nn.Dense(sizes.feed_forward_width, kernel_init=embedding_init, dtype=self.dtype)
         self.feed_forward2 = nn.Dense(sizes.width, kernel_init=embedding_init, dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
         """x (B, N, width), mask (B, N) bool -> (B, N, width)."""
@@ -103,7 +104,7 @@ class Transformer(nn.Module):
         table = functools.partial(nn.Embed, features=sizes.width, embedding_init=embedding_init, dtype=self.dtype)
         self.words, self.places, self.types = table(sizes.vocabulary), table(sizes.positions), table(sizes.token_types)
         self.norm = nn.LayerNorm(epsilon=sizes.norm_epsilon, use_fast_variance=False, dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         self.layers = [TransformerLayer(sizes, self.dropout, self.dtype) for _ in range(sizes.layers)]
 
     def __call__(self, ids: Array, mask: Array, train: bool = False) -> Array:
