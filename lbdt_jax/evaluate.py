@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
 
     Args:
       checkpoint: the model. Its own configuration tells the network and the preparation of its input.
-      config: the data to use, and how many samples at once.
+      config: the data to use, how many samples at once, and the dtype of the computation.
       workdir: where the results go; results of the same name are replaced.
 
     Returns:
@@ -68,8 +69,10 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
             f"{checkpoint.path} is an LBDT-{layers}, but the published scores to stand beside it would be those of "
             f"LBDT-{config.model.transfer_layers}. Choose another --config, such as configs/a2d.py:lbdt{layers}."
         )
+    dtype = config.model.dtype
     for name in OF_THE_MODEL:
-        config[name] = checkpoint.config[name]
+        config[name] = copy.deepcopy(checkpoint.config[name])
+    config.model.dtype = dtype
     reader = reader_for(checkpoint, config)
     model = make_model(config)
     answerer = Answerer(model, checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)

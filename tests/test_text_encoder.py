@@ -175,6 +175,7 @@ def test_features_are_computed_once_and_broken_ones_are_named(config: ConfigDict
         StoredFeatures(broken, reader)
 
 
+@pytest.mark.slow
 def test_a_frozen_run_goes_on_as_if_it_had_not_stopped(
     config: ConfigDict, frozen: Path, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
