@@ -5,7 +5,7 @@
 
 LBDT-4 at 320x320 in float32: the forward pass, the forward pass for four sentences about each frame pair, or a training
 step with AdamW. Needs requirements-torch.txt. Prints every timing in seconds, medians, the quartiles of the ratio of
-neighbours, and how far the logits, or the losses of the first step, are apart.
+neighbours, and how far the logits are apart, or the losses of the first step, for which each draws its own dropout.
 """
 
 from __future__ import annotations
