@@ -2,9 +2,9 @@
 
 A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the word vectors of every
 known word and, as json, the words and the configuration; of a transformer its tokenizer in the place of words and
-vectors. Prediction needs nothing else. orbax writes arrays and
-json, no pickles; a checkpoint that was not finished is never listed. SHA256SUMS, in the format of the program
-sha256sum, is checked before anything is read: orbax alone would not notice a flipped byte.
+vectors. Prediction needs nothing else. orbax writes arrays and json, no pickles; a checkpoint that was not finished is
+never listed. SHA256SUMS, in the format of the program sha256sum, is checked before anything is read: orbax alone would
+not notice a flipped byte.
 """
 
 from __future__ import annotations

@@ -152,8 +152,7 @@ def reader_for(checkpoint: Checkpoint, config: ConfigDict) -> SentenceReader:
         print(f"{len(unknown)} of {len(tokens)} words are not known to the checkpoint, read as blanks: {first}")
     if not is_frozen(config):
         return own
-    in_turn(lambda: stored_features(config, checkpoint.variables, own))
-    return stored_features(config, checkpoint.variables, own)
+    return in_turn(lambda: stored_features(config, checkpoint.variables, own))
 
 
 class Sample(NamedTuple):

@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from input_pipeline.readers import DataError
 
 DATA_AXIS = "data"
+
+Result = TypeVar("Result")
 
 #: What tells a process of the others, where no cluster does.
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -66,12 +68,13 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def in_turn(action: Callable[[], Any]) -> None:
-    """Does something in one process after the other: what the first makes, the others find."""
+def in_turn(action: Callable[[], Result]) -> Result:
+    """Does something in one process after the other: what the first makes, the others find. Returns its result here."""
     for process in range(jax.process_count()):
         if process == jax.process_index():
-            action()
+            result = action()
         multihost_utils.sync_global_devices(f"turn of process {process}")
+    return result
 
 
 def first_process_says(value: int) -> int:

@@ -118,8 +118,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         reader = sentence_reader
         if is_frozen(config):
             # One process computes them, and the others find them.
-            in_turn(lambda: stored_features(config, local(state.variables), sentence_reader))
-            reader = stored_features(config, local(state.variables), sentence_reader)
+            reader = in_turn(lambda: stored_features(config, local(state.variables), sentence_reader))
         batches = training_batches(config, reader, first_step, jax.process_index(), jax.process_count())
 
         # -- compile, and say so, since it takes a while
