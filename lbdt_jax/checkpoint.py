@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -302,6 +304,22 @@ def _explained(folder: Path) -> Iterator[None]:
             f"The checkpoint {folder} could not be written: {_first_line(error)}\n"
             "Earlier ones are whole. When there is room again, the same command goes on from the newest of them."
         ) from error
+
+
+def hide_abandoned_writes() -> None:
+    """Has a save that fails print nothing but its CheckpointError.
+
+    orbax gives up at the first write that fails. Those under way would each print a traceback, since their event loop
+    is gone.
+    """
+    others = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            others(unraisable)
+
+    sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _broken(folder: Path, reason: str) -> str:

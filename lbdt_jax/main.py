@@ -46,7 +46,7 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
     """Prepares JAX, with the other processes of this run if there are any; only the first of them prints."""
     import jax
 
-    from lbdt_jax.parallel import connect, is_first_process, set_cpu_devices
+    from lbdt_jax.parallel import connect, is_first_process, meet, set_cpu_devices
 
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR: one for many runs
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
@@ -54,7 +54,8 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
     set_cpu_devices(config.cpu_devices)
     if not is_first_process():
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
-        sys.stdout = open(os.devnull, "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # sys.stdout alone would leave what gloo prints
+    meet()
 
 
 def main(arguments: list[str]) -> None:
@@ -78,10 +79,11 @@ def main(arguments: list[str]) -> None:
     except DataError as error:
         fail(str(error))
 
-    from lbdt_jax.checkpoint import CheckpointError
+    from lbdt_jax.checkpoint import CheckpointError, hide_abandoned_writes
     from lbdt_jax.parallel import Stopped
     from lbdt_jax.step import NotFinite
 
+    hide_abandoned_writes()
     try:
         run(CONFIG.value, workdir, MODE.value)
     except (DataError, CheckpointError, NotFinite) as error:

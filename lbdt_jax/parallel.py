@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -61,6 +62,18 @@ def connect() -> None:
             jax.distributed.initialize()
         except ValueError:  # JAX found no TPU VM around it: an ordinary machine
             return
+
+
+def meet() -> None:
+    """Connects the devices of all processes with each other; to be called while none of them has work to do yet.
+
+    gloo, which joins CPUs, gives up when one process comes to the first sum over all devices half a minute after
+    another. Compiling can take that much longer in one of them. At later sums they wait for each other.
+    """
+    if jax.process_count() > 1:
+        mesh = make_mesh()
+        one_each = split({"ones": np.ones(jax.local_device_count(), np.float32)}, mesh)["ones"]
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(one_each))
 
 
 def is_first_process() -> bool:

@@ -134,10 +134,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
         # -- the loop
         recent: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
-        progress = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", smoothing=0.05)
         logged = time.monotonic()
         steps = range(first_step + 1, total_steps + 1)
-        with StopRequest() as stop:
+        bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", smoothing=0.05)
+        with bar as progress, StopRequest() as stop:
             for step, batch in zip(steps, itertools.chain([first], batches), strict=False):
                 state, metrics = train_step(state, split(device_fields(batch), mesh))
                 recent.append((step, metrics, batch["name"]))
@@ -175,7 +175,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     saved = time.monotonic()
                 if stopping and step < total_steps:
                     raise Stopped(f"Stopped by SIGTERM after step {step}, which is saved. The same command goes on.")
-        progress.close()
     writer.close()
 
 

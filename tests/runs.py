@@ -58,11 +58,16 @@ def start(
 
 def start_together(number: int, config: Path, workdir: Path, *arguments: str) -> list[subprocess.Popen[str]]:
     """Starts the command in several processes, of eight devices together."""
+    arguments = (*arguments, f"--config.cpu_devices={8 // number}")
+    return [start(config, workdir, *arguments, **variables) for variables in described(number)]
+
+
+def described(number: int) -> list[dict[str, str]]:
+    """What tells each of several processes of the others."""
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
         together = {"JAX_COORDINATOR_ADDRESS": f"localhost:{unused.getsockname()[1]}", "JAX_NUM_PROCESSES": str(number)}
-    arguments = (*arguments, f"--config.cpu_devices={8 // number}")
-    return [start(config, workdir, *arguments, **together, JAX_PROCESS_ID=str(index)) for index in range(number)]
+    return [{**together, "JAX_PROCESS_ID": str(index)} for index in range(number)]
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -17,7 +19,7 @@ from lbdt_jax.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-STEPS, KILLS = 120, 20
+STEPS, KILLS_EACH = 120, 10  # of two runs side by side
 OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # compiled once, run often
 SMALLEST = {"cpu_devices": 1, "batch_size": 2, "image_size": (32, 32)}
 
@@ -53,21 +55,30 @@ def newest(workdir: Path) -> int:
     return max((int(path.name) for path in workdir.glob("checkpoints/[0-9]*") if path.name.isdecimal()), default=-1)
 
 
-def test_killed_at_twenty_random_moments(config: Path, whole: Path) -> None:
-    workdir, rng = config.parent / "killed", random.Random(0)
-    unfinished = 0
-    for number in range(KILLS):
+def kill_often(config: Path, workdir: Path) -> int:
+    """Kills the command again and again and lets it end at last; returns how often it died in the middle of a save."""
+    rng, unfinished = random.Random(workdir.name), 0
+    for number in range(KILLS_EACH):
         if newest(workdir) > STEPS / 2:  # enough is left to be killed in
             shutil.rmtree(workdir)
         kill(config, workdir, rng, in_a_save=bool(number % 2))
         unfinished += bool(list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp")))
-    assert unfinished > KILLS / 4  # died in the middle of a save
     assert newest(workdir) > 0
     finish(start(config, workdir, **OPTIMISED))
-    expected, found = load_checkpoint(whole), load_checkpoint(workdir)
-    assert expected.step == found.step == STEPS
-    jax.tree.map(np.testing.assert_array_equal, expected.variables, found.variables)
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(STEPS - 10), str(STEPS)}
+    return unfinished
+
+
+def test_killed_at_twenty_random_moments(config: Path, whole: Path) -> None:
+    workdirs = [config.parent / "killed", config.parent / "killed_too"]
+    with ThreadPoolExecutor() as together:
+        unfinished = [*together.map(functools.partial(kill_often, config), workdirs)]
+    assert sum(unfinished) > len(workdirs) * KILLS_EACH / 4
+    expected = load_checkpoint(whole)
+    for workdir in workdirs:
+        found = load_checkpoint(workdir)
+        assert expected.step == found.step == STEPS
+        jax.tree.map(np.testing.assert_array_equal, expected.variables, found.variables)
+        assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(STEPS - 10), str(STEPS)}
 
 
 def test_sigterm_saves_and_ends_with_143(config: Path, whole: Path) -> None:

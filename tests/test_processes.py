@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from runs import finish, logged, start, start_together, write_config
+from runs import ROOT, described, finish, logged, start, start_together, write_config
 
 from input_pipeline.readers import DataError
 from lbdt_jax import parallel
@@ -22,7 +25,10 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_config(tmp_path_factory.mktemp("together"), STEPS, checkpoint_every_steps=2)
+    # A low learning rate: gradients are summed in another order, and as AdamW divides small ones by themselves,
+    # parameters are then apart by up to as much in every step, whatever the rounding was.
+    fields = {"checkpoint_every_steps": 2, "learning_rate": 1e-6}
+    return write_config(tmp_path_factory.mktemp("together"), STEPS, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +48,8 @@ def test_two_processes_equal_one(config: Path, alone: Path) -> None:
         assert list(one) == list(two) == [1, 2, 3]
         np.testing.assert_allclose([*two.values()], [*one.values()], rtol=0, atol=1e-6)
     one, two = logged(alone, "gradient_norm"), logged(workdir, "gradient_norm")
+    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-4)
     np.testing.assert_allclose(two[1], one[1], rtol=1e-6)
-    # Gradients are summed in another order, and AdamW divides small ones by themselves.
-    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-3)
 
     assert "mean IoU" in printed and "step/s" in bars
     assert silence == "" and "step/s" not in no_bars and "sentence/s" not in no_bars
@@ -87,6 +92,42 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) ->
     whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(workdir)
     assert whole.step == resumed.step == 40
     jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
+
+
+LATE = """
+import time
+import jax, numpy as np
+from jax.sharding import PartitionSpec
+from lbdt_jax.parallel import DATA_AXIS, connect, is_first_process, make_mesh, meet, set_cpu_devices, split
+
+connect()
+set_cpu_devices(2)
+meet()
+if is_first_process():
+    time.sleep(40)
+numbers = {"": np.arange(2, dtype=np.float32) + 10 * jax.process_index()}
+specs = {"in_specs": PartitionSpec(DATA_AXIS), "out_specs": PartitionSpec()}
+mean = jax.shard_map(lambda x: jax.lax.pmean(x, DATA_AXIS), mesh=make_mesh(), **specs)
+print(jax.jit(mean)(split(numbers, make_mesh())[""]).addressable_data(0))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_compiles_for_long_is_waited_for() -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for variables in described(2)
+    ]
+    for process in processes:
+        printed, _ = finish(process)
+        assert printed.endswith("[5.5]\n")  # gloo prints, too
 
 
 def test_one_process_connects_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
