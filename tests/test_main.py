@@ -98,6 +98,7 @@ def test_training_leaves_what_it_promises(config: ConfigDict, workdir: Path) -> 
         assert picture.width > 500
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
     stopped = tmp_path / "run"
     shutil.copytree(workdir, stopped)
@@ -111,6 +112,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(config: ConfigDict,
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_under_way_and_the_clock_saves_too(
     config: ConfigDict, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_eight_devices_equal_one(float64: None) -> None:
         assert not np.array_equal(before, after)
 
 
+@pytest.mark.slow
 def test_statistics_are_per_device_and_then_averaged(float64: None) -> None:
     state = tiny_state(make_config())
     first, second = (tiny_batch(make_config(), seed) for seed in range(2))
@@ -148,6 +149,7 @@ def test_equals_the_step_written_with_pmap(float64: None) -> None:
         assert_close((ours, metrics), expected, 1e-12)
 
 
+@pytest.mark.slow
 def test_many_steps_are_compiled_once() -> None:
     step = compiled_step(2, **DROPOUT)
     state = tiny_state(make_config(**DROPOUT))
