@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import shutil
 import signal
@@ -58,12 +59,13 @@ def newest(workdir: Path) -> int:
 def kill_often(config: Path, workdir: Path) -> int:
     """Kills the command again and again and lets it end at last; returns how often it died in the middle of a save."""
     rng, unfinished = random.Random(workdir.name), 0
-    for number in range(KILLS_EACH):
+    for number in itertools.count():
+        if newest(workdir) > 0 and number >= KILLS_EACH:  # the last run goes on from a checkpoint
+            break
         if newest(workdir) > STEPS / 2:  # enough is left to be killed in
             shutil.rmtree(workdir)
         kill(config, workdir, rng, in_a_save=bool(number % 2))
         unfinished += bool(list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp")))
-    assert newest(workdir) > 0
     finish(start(config, workdir, **OPTIMISED))
     return unfinished
 
