@@ -2,7 +2,7 @@
 
     python -m lbdt_jax.main --config=configs/a2d.py            LBDT-4; a2d.py:lbdt1 for the one-layer model
 
-15 epochs of about 16,000 samples, 5.5e16 floating-point operations: 20 minutes at 50 TFLOP/s. Published, protocol
+15 epochs of about 16,000 samples, 5.1e16 floating-point operations: 17 minutes at 50 TFLOP/s. Published, protocol
 "paper": mean precision 47.2, overall IoU 70.4, mean IoU 62.1 (LBDT-1: 46.1, 70.1, 61.2). The evaluation prints its
 scores above these; time and figures of our own: not measured.
 

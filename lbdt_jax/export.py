@@ -60,6 +60,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ from input_pipeline.readers import DataError
 from input_pipeline.sentence_reader import TokenReader
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from lbdt_jax.command import fail, whole_or_not_at_all, write_json
+from lbdt_jax.models import onednn
 from lbdt_jax.models.types import Array, FramePairFeatures
 from lbdt_jax.segmenter import check_fits
 from lbdt_jax.step import make_model
@@ -200,6 +202,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint's folder, or WORKDIR for its newest one")
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     asked = parser.parse_args()
+    os.environ.pop(onednn.ASKED, None)  # the programs are to run elsewhere, too
     try:
         write(load_checkpoint(asked.checkpoint), asked.output)
     except (DataError, CheckpointError) as error:

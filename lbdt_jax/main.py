@@ -46,9 +46,12 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
     """Prepares JAX, with the other processes of this run if there are any; only the first of them prints."""
     import jax
 
+    from lbdt_jax.models import onednn
     from lbdt_jax.parallel import connect, is_first_process, meet, set_cpu_devices
 
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR: one for many runs
+    if onednn.asked_for():  # XLA fails to write such programs down
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR: one for many runs
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     connect()
     set_cpu_devices(config.cpu_devices)

@@ -1,11 +1,12 @@
 """The published PyTorch code and ours in turns, on the same cores, with the same weights and inputs.
 
     git clone https://github.com/dzh19990407/LBDT published
-    PYTHONPATH=.:tests/golden python tests/beside_published.py published forward|ask|train [--batch_size=8] [--rounds=9]
+    PYTHONPATH=.:tests/golden python tests/beside_published.py published forward|ask|train [--dtype=bfloat16]
 
 LBDT-4 at 320x320 in float32: the forward pass, the forward pass for four sentences about each frame pair, or a training
-step with AdamW. Needs requirements-torch.txt. Prints every timing in seconds, medians, the quartiles of the ratio of
-neighbours, and how far the logits are apart, or the losses of the first step, for which each draws its own dropout.
+step with AdamW; ours may compute in another dtype. Needs requirements-torch.txt. Prints every timing in seconds, on the
+clock and of all cores together, medians, the quartiles of the ratio of neighbours, and how far the logits are apart, or
+the losses of the first step, for which each draws its own dropout.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ def published_inputs(batch: Batch, sentences: int) -> list[list[torch.Tensor]]:
     return [list(part) for part in zip(*(tensor.chunk(sentences) for tensor in tensors), strict=True)]
 
 
-def forward_passes(network: torch.nn.Module, batch: Batch, sentences: int) -> tuple[Callable[[], Any], ...]:
+def forward_passes(network: torch.nn.Module, batch: Batch, sentences: int, dtype: str) -> tuple[Callable[[], Any], ...]:
     """Theirs and ours, each a function that returns logits (B, H, W)."""
     network.eval()
     parts = published_inputs(batch, sentences)
-    model, variables = published_model(VARIANT, "float32")
+    model, variables = published_model(VARIANT, dtype)
     apply, variables = jax.jit(model.apply), jax.device_put(variables)
     ours = [jnp.asarray(batch[name]) for name in MODEL_FIELDS]
 
@@ -72,7 +73,7 @@ def forward_passes(network: torch.nn.Module, batch: Batch, sentences: int) -> tu
     return run_theirs, lambda: np.asarray(apply(variables, *ours))
 
 
-def training_steps(network: torch.nn.Module, batch: Batch) -> tuple[Callable[[], Any], ...]:
+def training_steps(network: torch.nn.Module, batch: Batch, dtype: str) -> tuple[Callable[[], Any], ...]:
     """Theirs and ours, each a function that takes a step and returns its loss."""
     network.train()
     (inputs,) = published_inputs(batch, 1)
@@ -92,6 +93,7 @@ def training_steps(network: torch.nn.Module, batch: Batch) -> tuple[Callable[[],
         return loss.item()
 
     config, mesh = a2d.get_config(), make_mesh()
+    config.model.dtype = dtype
     ours = make_optimizer(config, steps_per_epoch=1000)
     _, variables = published_model(VARIANT, "float32")
     state = replicate(initial_state(variables, ours), mesh)
@@ -113,22 +115,29 @@ def main() -> None:
     parser.add_argument("what", choices=SENTENCES)
     parser.add_argument("--batch_size", type=int, default=8, help="frame pairs")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our computation")
     asked = parser.parse_args()
     network, sentences = published_network(asked.published), SENTENCES[asked.what]
     batch = random_batch(asked.batch_size * sentences, sentences_per_frame=sentences)
-    runs = training_steps(network, batch) if asked.what == "train" else forward_passes(network, batch, sentences)
+    if asked.what == "train":
+        runs = training_steps(network, batch, asked.dtype)
+    else:
+        runs = forward_passes(network, batch, sentences, asked.dtype)
     first = [np.asarray(run()) for run in runs]
     print(f"Apart by {np.abs(first[0] - first[1]).max():.2g}, of {np.abs(first[0]).max():.3g}.")
-    seconds = np.zeros((asked.rounds, 2))
+    seconds = np.zeros((asked.rounds, 2, 2))  # on the clock and of the processors
     for timings in seconds:
         for index, run in enumerate(runs):
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             run()
-            timings[index] = time.perf_counter() - started
-        print(f"published {timings[0]:.2f} s, ours {timings[1]:.2f} s", flush=True)
-    ratio = np.quantile(seconds[:, 0] / seconds[:, 1], (0.25, 0.5, 0.75))
-    print(f"Medians: published {np.median(seconds[:, 0]):.2f} s, ours {np.median(seconds[:, 1]):.2f} s.")
-    print(f"Ours is {ratio[1]:.2f} times as fast ({ratio[0]:.2f} to {ratio[2]:.2f}).")
+            timings[:, index] = time.perf_counter() - started[0], time.process_time() - started[1]
+        print(
+            "published {:.2f} s, ours {:.2f} s; of the processors {:.2f} and {:.2f} s".format(*timings.flat), flush=True
+        )
+    for clock, (published, ours) in zip(("on the clock", "of the processors"), seconds.transpose(1, 2, 0), strict=True):
+        ratio = np.quantile(published / ours, (0.25, 0.5, 0.75))
+        print(f"Seconds {clock}, medians: published {np.median(published):.2f}, ours {np.median(ours):.2f}.")
+        print(f"Ours is {ratio[1]:.2f} times as fast ({ratio[0]:.2f} to {ratio[2]:.2f}).")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from lbdt_jax.benchmark import measure
 from lbdt_jax.benchmark.__main__ import main
 from lbdt_jax.benchmark.report import COLUMNS, chart, compare, load, table_line
 from lbdt_jax.chart import Panel, Point, line_chart, round_step
+from lbdt_jax.models.convolution import LAYOUT, convolve
 from lbdt_jax.parallel import DATA_AXIS, make_mesh, split
 from lbdt_jax.render import PALETTE
 
@@ -96,6 +97,19 @@ def test_products_are_counted_and_weighed() -> None:
     assert row["flop"] == pytest.approx(2 * 2 * 32**3, rel=1e-4)
     assert row["memory_bytes"] == 3 * 4 * 32 * 32
     assert row["compile_seconds"] > 0
+
+
+def test_arithmetic_is_that_of_accelerators_too() -> None:
+    mesh = make_mesh(jax.devices()[:1])
+
+    def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        return convolve(x, kernel, (1, 1), ((0, 0), (0, 0)), dimension_numbers=LAYOUT).sum()
+
+    # On the CPU a loop over the pictures, of which the compiler's analysis counts one turn.
+    _, row = measure.compile_program(
+        jax.jit(jax.grad(loss)), (jnp.ones((3, 3, 64, 64)), jnp.ones((9, 25, 25, 64))), mesh
+    )
+    assert row["flop"] == pytest.approx(2 * 9 * 23 * 23 * 3 * 3 * 64 * 64, rel=0.1)
 
 
 def test_several_sentences_are_related_to_one_on_as_many_frames() -> None:

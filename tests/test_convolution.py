@@ -25,6 +25,8 @@ from lbdt_jax.models.convolution import LAYOUT, convolve
         pytest.param((10, 11), 3, 1, 65, 64, "scan", id="gradient in slices of one picture"),
         pytest.param((5, 4), 5, 1, 64, 64, "scan", id="gradient in one slice"),
         pytest.param((1, 700), 3, 1, 64, 64, "scan", id="rows longer than a slice"),
+        pytest.param((20, 80), 3, 2, 64, 65, "scan", id="gradient in slices, strided"),
+        pytest.param((11, 13), 5, 3, 64, 64, "scan", id="gradient in slices, strided unevenly"),
     ],
 )
 def test_equals_convolution(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lbdt_jax.models.types import Array
+from lbdt_jax.models import onednn
+from lbdt_jax.models.types import Array, Padding, Strides
 
 #: Up to this many cells of output, a convolution is computed as one matrix product.
 FEW_CELLS = 4
@@ -26,7 +28,7 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Any, **
 
     Where the kernel is one cell, or the output a few (res5 of small pictures), it is written as a matrix product, which
     XLA:CPU computes up to twice and ten times as fast. The gradient of the kernel is twice as fast on the CPU as XLA's,
-    and up to ten times where the kernel is one cell.
+    and up to ten times where the kernel is one cell. Where oneDNN is asked for, the CPU uses that; see onednn.py.
 
     Args:
       x: (B, H, W, C).
@@ -58,80 +60,152 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Any, **
         seen = [padded[:, i : i + height, j : j + width].reshape(batch, -1) for i in rows for j in columns]
         products = jnp.matmul(jnp.stack(seen, 1), kernel.reshape(-1, features), precision=precision)
         return products.reshape(batch, len(rows), len(columns), -1)
-    around = (height // 2, height // 2)
-    if strides == (1, 1) and height == width and height % 2 and all(tuple(pads) == around for pads in padding):
-        return (convolve_same if min(channels, features) >= MANY_CHANNELS else keep_size)(precision, x, kernel)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **others)
+    return convolve_numbers(tuple(strides), tuple(map(tuple, padding)), precision, x, kernel)
 
 
-def keep_size(precision: Any, x: Array, kernel: Array) -> Array:
-    """Convolves x (B, H, W, C), k // 2 zeros around it, with a kernel (k, k, C, D), k odd -> (B, H, W, D)."""
-    if kernel.shape[0] == 1:
-        return jnp.matmul(x, kernel[0, 0], precision=precision)
-    around = (kernel.shape[0] // 2, kernel.shape[0] // 2)
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), (around, around), dimension_numbers=LAYOUT, precision=precision
+def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **others: Any) -> Array:
+    """`jax.lax.dot_general` of x (..., C) and a kernel (C, D) -> (..., D), to be handed to flax's Dense."""
+    if not onednn.serves(x, kernel):
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision, **others)
+    product = convolve_numbers(
+        (1, 1), ((0, 0), (0, 0)), precision, x.reshape(1, 1, -1, len(kernel)), kernel[None, None]
+    )
+    return product.reshape(*x.shape[:-1], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def convolve_numbers(strides: Strides, padding: Padding, precision: Any, x: Array, kernel: Array) -> Array:
+    """`convolve` where nothing is dilated or grouped, with its own gradients."""
+    if not onednn.serves(x, kernel):
+        return by_xla(strides, padding, precision, x, kernel)
+    of_cpu = functools.partial(by_onednn, strides, padding)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=of_cpu, default=functools.partial(by_xla, strides, padding, precision)
     )
 
 
-#: `keep_size` with the faster gradient.
-convolve_same = jax.custom_vjp(keep_size, nondiff_argnums=(0,))
+def by_xla(strides: Strides, padding: Padding, precision: Any, x: Array, kernel: Array) -> Array:
+    """Convolves x (B, H, W, C) with a kernel (h, w, C, D) -> (B, H', W', D)."""
+    if is_product(strides, padding, kernel):
+        return jnp.matmul(x, kernel[0, 0], precision=precision)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT, precision=precision)
 
 
-def _forward(precision: Any, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return keep_size(precision, x, kernel), (x, kernel)
+def by_onednn(strides: Strides, padding: Padding, x: Array, kernel: Array) -> Array:
+    """The same by oneDNN."""
+    if is_product(strides, padding, kernel):
+        return onednn.matrix_product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    return onednn.convolution(x, kernel, strides, padding)
 
 
-def _backward(precision: Any, known: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = known
-    (x_gradient,) = jax.linear_transpose(lambda x: keep_size(precision, x, kernel), x)(gradient)
+def is_product(strides: Strides, padding: Padding, kernel: Array) -> bool:
+    """Whether the convolution is a matrix product of every cell."""
+    return kernel.shape[:2] == strides == (1, 1) and not any(map(sum, padding))
+
+
+def _forward(
+    strides: Strides, padding: Padding, precision: Any, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return convolve_numbers(strides, padding, precision, x, kernel), (x, kernel)
+
+
+def _backward(
+    strides: Strides, padding: Padding, precision: Any, known: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    by_default = functools.partial(gradients_by_xla, strides, padding, precision)
+    if not onednn.serves(*known, gradient):
+        return by_default(*known, gradient)
+    of_cpu = functools.partial(gradients_by_onednn, strides, padding)
+    return jax.lax.platform_dependent(*known, gradient, cpu=of_cpu, default=by_default)
+
+
+def gradients_by_xla(
+    strides: Strides, padding: Padding, precision: Any, x: Array, kernel: Array, gradient: Array
+) -> tuple[Array, Array]:
+    """The gradients of x (B, H, W, C) and of a kernel (h, w, C, D), given that of the result (B, H', W', D)."""
+    (x_gradient,) = jax.linear_transpose(lambda x: by_xla(strides, padding, precision, x, kernel), x)(gradient)
 
     def at_once(x: Array, gradient: Array) -> Array:
-        return jax.linear_transpose(lambda kernel: keep_size(precision, x, kernel), kernel)(gradient)[0]
+        return jax.linear_transpose(lambda kernel: by_xla(strides, padding, precision, x, kernel), kernel)(gradient)[0]
 
-    in_slices = functools.partial(kernel_gradient, kernel.shape[0], precision)
+    if min(kernel.shape[2:]) < MANY_CHANNELS:
+        return x_gradient, at_once(x, gradient)
+    in_slices = functools.partial(kernel_gradient, kernel.shape[:2], strides, padding, precision)
     return x_gradient, jax.lax.platform_dependent(x, gradient, cpu=in_slices, default=at_once)
 
 
-convolve_same.defvjp(_forward, _backward)
+def gradients_by_onednn(
+    strides: Strides, padding: Padding, x: Array, kernel: Array, gradient: Array
+) -> tuple[Array, Array]:
+    """The same by oneDNN, but for what it can't do as a convolution or a matrix product."""
+    if is_product(strides, padding, kernel):
+        cells, told = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        x_gradient = onednn.matrix_product(told, kernel[0, 0], transpose_y=True).reshape(x.shape)
+        return x_gradient, onednn.matrix_product(cells, told, transpose_x=True)[None, None]
+    x_gradient, of_kernel = gradients_by_xla(strides, padding, None, x, kernel, gradient)
+    # At stride 1 the gradient of x is a convolution with the kernel turned round, padded as far as it reaches.
+    around = tuple(
+        (side - 1 - before, side - 1 - after) for side, (before, after) in zip(kernel.shape[:2], padding, strict=True)
+    )
+    if strides == (1, 1) and min(map(min, around)) >= 0:
+        x_gradient = by_onednn(strides, around, gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    return x_gradient, of_kernel
 
 
-def kernel_gradient(side: int, precision: Any, x: Array, gradient: Array) -> Array:
-    """The gradient of the kernel of `keep_size`, as a sum of matrix products over slices of the pictures.
+convolve_numbers.defvjp(_forward, _backward)
 
-    XLA:CPU would write down what surrounds every cell of all pictures first, side * side times the pictures.
+
+def kernel_gradient(
+    sides: tuple[int, int], strides: Strides, padding: Padding, precision: Any, x: Array, gradient: Array
+) -> Array:
+    """The gradient of a convolution's kernel, as a sum of matrix products over slices of the pictures.
+
+    XLA:CPU would write down what surrounds every cell of all pictures first, h * w times the pictures.
 
     Args:
-      side: k, of the kernel.
+      sides: h, w of the kernel.
+      strides: of the convolution.
+      padding: of the convolution.
       precision: of the products.
       x: (B, H, W, C).
-      gradient: of the result, (B, H, W, D).
+      gradient: of the result, (B, H', W', D).
 
     Returns:
-      (k, k, C, D).
+      (h, w, C, D), of x's dtype; the sum over slices is float32 or better.
     """
-    batch, height, width, channels = x.shape
+    (batch, height, width, features), channels = gradient.shape, x.shape[-1]
     rows = largest_divisor(height, SLICE_CELLS // width)
     pictures = largest_divisor(batch, SLICE_CELLS // (height * width))
     slices = height // rows
-    around = (side // 2, side // 2)
-    padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    if x.dtype == jnp.bfloat16:  # moved as whole numbers: XLA:CPU would make float32 of them and back
+        padded = jax.lax.bitcast_convert_type(padded, jnp.uint16)
+    # From the first to the last cell of x that one place of the kernel meets in a slice.
+    met = (pictures, (rows - 1) * strides[0] + 1, (width - 1) * strides[1] + 1, channels)
 
-    def add_slice(total: Array, index: Array) -> tuple[Array, None]:
+    def add_slice(sums: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+        total, surroundings = sums
         first, top = index // slices * pictures, index % slices * rows
-        seen = jax.lax.dynamic_slice(
-            padded, (first, top, 0, 0), (pictures, rows + side - 1, width + side - 1, channels)
-        )
-        told = jax.lax.dynamic_slice(gradient, (first, top, 0, 0), (pictures, rows, width, gradient.shape[-1]))
-        around_cells = jnp.concatenate(
-            [seen[:, i : i + rows, j : j + width] for i in range(side) for j in range(side)], axis=-1
-        )
-        both = (cells.reshape(-1, cells.shape[-1]) for cells in (around_cells, told))
-        return total + jnp.einsum("nc,nd->cd", *both, precision=precision), None
+        # Written into the array of the slice before: XLA:CPU would copy each part twice to concatenate them.
+        for place, (i, j) in enumerate(itertools.product(range(sides[0]), range(sides[1]))):
+            cells = jax.lax.dynamic_slice(padded, (first, top * strides[0] + i, j, 0), met)
+            surroundings = jax.lax.dynamic_update_slice(
+                surroundings, cells[:, :: strides[0], :: strides[1]], (0, 0, 0, place * channels)
+            )
+        told = jax.lax.dynamic_slice(gradient, (first, top, 0, 0), (pictures, rows, width, features))
+        cells = jax.lax.bitcast_convert_type(surroundings, x.dtype)
+        both = cells.reshape(-1, cells.shape[-1]), told.reshape(-1, features)
+        if onednn.serves(*both):
+            product = onednn.matrix_product(*both, transpose_x=True, dtype=wide)
+        else:
+            product = jnp.einsum("nc,nd->cd", *both, precision=precision, preferred_element_type=wide)
+        return (total + product, surroundings), None
 
-    start = jnp.zeros((side * side * channels, gradient.shape[-1]), x.dtype)
-    total, _ = jax.lax.scan(add_slice, start, jnp.arange(batch // pictures * slices))
-    return total.reshape(side, side, channels, -1)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    around = sides[0] * sides[1] * channels
+    start = jnp.zeros((around, features), wide), jnp.zeros((pictures, rows, width, around), padded.dtype)
+    (total, _), _ = jax.lax.scan(add_slice, start, jnp.arange(batch // pictures * slices))
+    return total.reshape(*sides, channels, features).astype(x.dtype)
 
 
 def largest_divisor(number: int, limit: int) -> int:

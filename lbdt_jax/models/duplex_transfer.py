@@ -11,6 +11,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lbdt_jax.models.convolution import dot_general
 from lbdt_jax.models.layers import ConvNorm, Dropout, recomputed
 from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.types import Array
@@ -125,7 +126,9 @@ class LanguageBridge(nn.Module):
     def setup(self) -> None:
         attention = functools.partial(MultiHeadAttention, self.width, self.heads, self.dropout, self.dtype)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, self.width, kernel_init=linear_init, dtype=self.dtype)
+        dense = functools.partial(
+            nn.Dense, self.width, kernel_init=linear_init, dtype=self.dtype, dot_general=dot_general
+        )
         self.words_to_words, self.words_norm = attention(), norm()
         self.words_from_source, self.source_norm = attention(), norm()
         self.target_from_words, self.target_norm = attention(), norm()

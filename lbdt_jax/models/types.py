@@ -6,6 +6,9 @@ import jax
 from flax import struct
 
 Array = jax.Array
+#: Of a convolution, down and to the right; and zeros ((above, below), (left, right)) around what it sees.
+Strides = tuple[int, int]
+Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 @struct.dataclass

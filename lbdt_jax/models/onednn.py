@@ -1,0 +1,104 @@
+"""oneDNN's convolutions and matrix products, which jaxlib carries on x86 but XLA:CPU does not call by itself.
+
+They are called where LBDT_JAX_ONEDNN=1 stands in the environment, and not by default: XLA's custom calls to them are
+neither documented nor stable, and compiled programs that hold one can't be kept in the compilation cache. Their
+settings are OneDnnMatMulConfig and OneDnnConvolutionConfig of XLA's xla/service/cpu/onednn_config.proto. What they are
+worth: BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+from lbdt_jax.models.types import Array, Padding, Strides
+
+#: The environment variable.
+ASKED = "LBDT_JAX_ONEDNN"
+#: The releases of jaxlib with which tests/test_onednn.py was seen to pass. In another one a setting may mean something
+#: else, and one that oneDNN refuses ends the process.
+VERIFIED = ("0.10.2", "0.12.0.1")
+
+
+def serves(*arrays: Array) -> bool:
+    """Whether oneDNN is asked for, can be had, and takes arrays of these dtypes; to be used where the platform is CPU.
+
+    Warns, once, if it is asked for and can't be had.
+    """
+    return asked_for() and available() and all(array.dtype in (jnp.float32, jnp.bfloat16) for array in arrays)
+
+
+def asked_for() -> bool:
+    """Whether the environment asks for oneDNN."""
+    return os.environ.get(ASKED, "0") != "0"
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this jaxlib is one whose oneDNN we know how to call; warns if not."""
+    system, machine = platform.system(), platform.machine()
+    if jaxlib.__version__ in VERIFIED and (system, machine) == ("Linux", "x86_64"):
+        return True
+    warnings.warn(
+        f"{ASKED} is set but oneDNN is not called: that was tested with jaxlib {' and '.join(VERIFIED)} on Linux and "
+        f"x86_64, and this is jaxlib {jaxlib.__version__} on {system} and {machine}. The results are the same.",
+        stacklevel=2,
+    )
+    return False
+
+
+def matrix_product(
+    x: Array, y: Array, transpose_x: bool = False, transpose_y: bool = False, dtype: Any = None
+) -> Array:
+    """The product of x (n, k), or (k, n) if `transpose_x`, and y (k, m), or (m, k) if `transpose_y`.
+
+    Both float32 or both bfloat16, the sums float32.
+
+    Returns:
+      (n, m) of `dtype`, or else of x's.
+    """
+    shape = (x.shape[int(transpose_x)], y.shape[1 - int(transpose_y)])
+    setting = {"transpose_a": transpose_x, "transpose_b": transpose_y}
+    return _call("__onednn$matmul", {"onednn_matmul_config": setting}, shape, dtype or x.dtype, x, y)
+
+
+def convolution(x: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    """What `jax.lax.conv_general_dilated` makes of x (B, H, W, C) and a kernel (h, w, C, D), (B, H', W', D).
+
+    Both float32 or both bfloat16, which the result is as well; the sums float32.
+    """
+    size = (
+        (length + sum(around) - side) // stride + 1
+        for length, around, side, stride in zip(x.shape[1:3], padding, kernel.shape[:2], strides, strict=True)
+    )
+    picture = {"data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}
+    setting = {
+        "dims": 4,
+        "feature_groups": 1,
+        "input": picture,
+        "kernel": {"filter": {"input_feature_dim": 2, "output_feature_dim": 3, "spatial_dims": [0, 1]}},
+        "output": picture,
+        "window": {
+            "pad_left": [before for before, _ in padding],
+            "pad_right": [after for _, after in padding],
+            "strides": strides,
+            "window_dilations": [1, 1],
+        },
+    }
+    shape = (x.shape[0], *size, kernel.shape[-1])
+    return _call("__onednn$convolution", {"onednn_conv_config": setting}, shape, x.dtype, x, kernel)
+
+
+def _call(target: str, setting: dict[str, Any], shape: tuple[int, ...], dtype: Any, *operands: Array) -> Array:
+    result = jax.ShapeDtypeStruct(shape, dtype)
+    # Version 2: a setting as text, which XLA reads as json.
+    call = jax.ffi.ffi_call(target, result, custom_call_api_version=2, legacy_backend_config=json.dumps(setting))
+    return call(*operands)

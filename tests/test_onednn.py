@@ -1,0 +1,109 @@
+"""Convolutions by oneDNN equal jax.lax's, gradients included (lbdt_jax/models/onednn.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lbdt_jax.models import onednn
+from lbdt_jax.models.convolution import LAYOUT, convolve, dot_general
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(onednn.ASKED, "1")
+    if not onednn.available():
+        pytest.skip("oneDNN can't be called here")
+    # No program of these tests takes so long: they can't be kept, and jax would warn of each.
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 600)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+def value_and_gradients(convolution: Callable[..., Any], stride: int, padding: Any) -> Callable[..., Any]:
+    def value(x: Any, kernel: Any) -> Any:
+        y = convolution(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+        return jnp.sum(jnp.square(y.astype(jnp.promote_types(y.dtype, jnp.float32)))), y
+
+    return jax.value_and_grad(value, (0, 1), has_aux=True)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "channels", "features"),
+    [
+        pytest.param(1, 1, ((0, 0), (0, 0)), 24, 40, id="matrix product"),
+        pytest.param(1, 2, ((0, 0), (0, 0)), 64, 80, id="matrix product of every second cell"),
+        pytest.param(3, 1, ((1, 1), (1, 1)), 64, 80, id="3x3"),
+        pytest.param(3, 2, ((1, 1), (1, 1)), 64, 64, id="3x3, strided"),
+        pytest.param(7, 2, ((3, 3), (3, 3)), 3, 64, id="stem"),
+        pytest.param(3, 1, ((0, 2), (1, 0)), 16, 16, id="uneven padding"),
+        pytest.param(3, 1, ((3, 3), (3, 3)), 16, 16, id="more padding than the kernel reaches"),
+    ],
+)
+def test_equals_convolution(
+    kernel_size: int, stride: int, padding: Any, channels: int, features: int, dtype: str, tolerance: float,
+    asked_for: None,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((3, 14, 12, channels)), dtype)
+    kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, channels, features)) / channels, dtype)
+    ours = jax.jit(value_and_gradients(convolve, stride, padding))
+    (_, y), gradients = ours(x, kernel)
+    with jax.enable_x64(True):
+        wide = (np.asarray(array).astype(np.float64) for array in (x, kernel))
+        (_, expected), expected_gradients = value_and_gradients(jax.lax.conv_general_dilated, stride, padding)(*wide)
+    for array, truth in zip((y, *gradients), (expected, *expected_gradients), strict=True):
+        assert array.dtype == dtype
+        largest = np.abs(truth).max()
+        np.testing.assert_allclose(np.asarray(array).astype(np.float64), truth, atol=tolerance * largest, rtol=0)
+    assert "__onednn$" in ours.lower(x, kernel).as_text()
+    elsewhere = ours.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__onednn$" not in elsewhere
+
+
+def test_a_dense_layer_equals_flax(asked_for: None) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 5, 24))
+    theirs, ours = nn.Dense(40), nn.Dense(40, dot_general=dot_general)
+    variables = theirs.init(jax.random.key(1), x)
+
+    def value(dense: nn.Dense) -> Callable[..., jax.Array]:
+        return jax.jit(jax.grad(lambda x, variables: jnp.square(dense.apply(variables, x)).sum(), (0, 1)))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        value(ours)(x, variables),
+        value(theirs)(x, variables),
+    )
+    assert value(ours).lower(x, variables).as_text().count("__onednn$matmul") == 3
+
+
+def test_is_not_called_unless_asked_for() -> None:
+    x, kernel = jnp.ones((1, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
+    assert "__onednn$" not in jax.jit(value_and_gradients(convolve, 1, "SAME")).lower(x, kernel).as_text()
+
+
+def test_an_unknown_jaxlib_is_told_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(onednn.ASKED, "1")
+    monkeypatch.setattr(jaxlib, "__version__", "9.9.9")
+    onednn.available.cache_clear()
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    try:
+        with pytest.warns(UserWarning, match="LBDT_JAX_ONEDNN is set .* this is jaxlib 9.9.9"):
+            program = jax.jit(value_and_gradients(convolve, 1, "SAME")).lower(x, kernel)
+    finally:
+        onednn.available.cache_clear()
+    assert "__onednn$" not in program.as_text()
+
+
+def test_float64_is_left_to_xla(asked_for: None, float64: None) -> None:
+    x, kernel = jnp.ones((1, 8, 8, 4), "float64"), jnp.ones((3, 3, 4, 4), "float64")
+    assert "__onednn$" not in jax.jit(value_and_gradients(convolve, 1, "SAME")).lower(x, kernel).as_text()
