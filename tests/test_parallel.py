@@ -167,6 +167,7 @@ def test_rematerialised_is_the_same(float64: None) -> None:
     assert_close(again(state, batch), kept(state, batch), 1e-11)  # the same dropout is drawn, too
 
 
+@pytest.mark.slow
 def test_rematerialised_computes_twice(float64: None) -> None:
     batch, state = tiny_batch(make_config()), tiny_state(make_config())
     # Before optimisation: XLA:CPU finds out that both are the same and keeps the first, GPUs and TPUs do not.
@@ -175,6 +176,7 @@ def test_rematerialised_computes_twice(float64: None) -> None:
     assert "optimization_barrier" in after.as_text() and "optimization_barrier" not in before.as_text()
 
 
+@pytest.mark.slow
 def test_dropout_differs_between_devices_and_steps_and_is_drawn_again_alike() -> None:
     state, batch = tiny_state(make_config(**DROPOUT)), tiny_batch(make_config())
     step = compiled_step(2, **DROPOUT)
