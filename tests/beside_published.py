@@ -125,16 +125,14 @@ def main() -> None:
         runs = forward_passes(network, batch, sentences, asked.dtype)
     first = [np.asarray(run()) for run in runs]
     print(f"Apart by {np.abs(first[0] - first[1]).max():.2g}, of {np.abs(first[0]).max():.3g}.")
-    seconds = np.zeros((asked.rounds, 2, 2))  # on the clock and of the processors
+    seconds = np.zeros((asked.rounds, 2, 2))  # on the clock and of the cores
     for timings in seconds:
         for index, run in enumerate(runs):
             started = time.perf_counter(), time.process_time()
             run()
             timings[:, index] = time.perf_counter() - started[0], time.process_time() - started[1]
-        print(
-            "published {:.2f} s, ours {:.2f} s; of the processors {:.2f} and {:.2f} s".format(*timings.flat), flush=True
-        )
-    for clock, (published, ours) in zip(("on the clock", "of the processors"), seconds.transpose(1, 2, 0), strict=True):
+        print("published {:.2f} s, ours {:.2f} s; of the cores {:.2f} and {:.2f} s".format(*timings.flat), flush=True)
+    for clock, (published, ours) in zip(("on the clock", "of the cores"), seconds.transpose(1, 2, 0), strict=True):
         ratio = np.quantile(published / ours, (0.25, 0.5, 0.75))
         print(f"Seconds {clock}, medians: published {np.median(published):.2f}, ours {np.median(ours):.2f}.")
         print(f"Ours is {ratio[1]:.2f} times as fast ({ratio[0]:.2f} to {ratio[2]:.2f}).")
