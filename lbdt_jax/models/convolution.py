@@ -123,15 +123,29 @@ def gradients_by_xla(
     strides: Strides, padding: Padding, precision: Any, x: Array, kernel: Array, gradient: Array
 ) -> tuple[Array, Array]:
     """The gradients of x (B, H, W, C) and of a kernel (h, w, C, D), given that of the result (B, H', W', D)."""
-    (x_gradient,) = jax.linear_transpose(lambda x: by_xla(strides, padding, precision, x, kernel), x)(gradient)
+    known = strides, padding, precision, x, kernel, gradient
+    return x_gradient_by_xla(*known), kernel_gradient_by_xla(*known)
+
+
+def x_gradient_by_xla(
+    strides: Strides, padding: Padding, precision: Any, x: Array, kernel: Array, gradient: Array
+) -> Array:
+    """The first of them."""
+    return jax.linear_transpose(lambda x: by_xla(strides, padding, precision, x, kernel), x)(gradient)[0]
+
+
+def kernel_gradient_by_xla(
+    strides: Strides, padding: Padding, precision: Any, x: Array, kernel: Array, gradient: Array
+) -> Array:
+    """The second, on the CPU in slices if there are many channels."""
 
     def at_once(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda kernel: by_xla(strides, padding, precision, x, kernel), kernel)(gradient)[0]
 
     if min(kernel.shape[2:]) < MANY_CHANNELS:
-        return x_gradient, at_once(x, gradient)
+        return at_once(x, gradient)
     in_slices = functools.partial(kernel_gradient, kernel.shape[:2], strides, padding, precision)
-    return x_gradient, jax.lax.platform_dependent(x, gradient, cpu=in_slices, default=at_once)
+    return jax.lax.platform_dependent(x, gradient, cpu=in_slices, default=at_once)
 
 
 def gradients_by_onednn(
@@ -142,14 +156,15 @@ def gradients_by_onednn(
         cells, told = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         x_gradient = onednn.matrix_product(told, kernel[0, 0], transpose_y=True).reshape(x.shape)
         return x_gradient, onednn.matrix_product(cells, told, transpose_x=True)[None, None]
-    x_gradient, of_kernel = gradients_by_xla(strides, padding, None, x, kernel, gradient)
     # At stride 1 the gradient of x is a convolution with the kernel turned round, padded as far as it reaches.
     around = tuple(
         (side - 1 - before, side - 1 - after) for side, (before, after) in zip(kernel.shape[:2], padding, strict=True)
     )
     if strides == (1, 1) and min(map(min, around)) >= 0:
         x_gradient = by_onednn(strides, around, gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    return x_gradient, of_kernel
+    else:
+        x_gradient = x_gradient_by_xla(strides, padding, None, x, kernel, gradient)
+    return x_gradient, kernel_gradient_by_xla(strides, padding, None, x, kernel, gradient)
 
 
 convolve_numbers.defvjp(_forward, _backward)
