@@ -22,11 +22,14 @@ from lbdt_jax.models.convolution import LAYOUT, convolve
         pytest.param((6, 8), 1, 1, 3, 4, "dot_general", id="kernel of one cell"),
         pytest.param((6, 7), 1, 2, 3, 4, "dot_general", id="kernel of one cell, strided"),
         pytest.param((12, 80), 3, 1, 64, 65, "scan", id="gradient in slices of a picture"),
-        pytest.param((10, 11), 3, 1, 65, 64, "scan", id="gradient in slices of one picture"),
-        pytest.param((5, 4), 5, 1, 64, 64, "scan", id="gradient in one slice"),
-        pytest.param((1, 700), 3, 1, 64, 64, "scan", id="rows longer than a slice"),
-        pytest.param((20, 80), 3, 2, 64, 65, "scan", id="gradient in slices, strided"),
-        pytest.param((11, 13), 5, 3, 64, 64, "scan", id="gradient in slices, strided unevenly"),
+        pytest.param((12, 80), 3, 1, 65, 18, "scan", id="gradient in slices, fewer channels in the result"),
+        pytest.param((40, 11), 3, 1, 65, 64, "scan", id="gradient in slices of one picture"),
+        pytest.param((16, 16), 5, 1, 80, 64, "scan", id="gradient in one slice"),
+        pytest.param((1, 900), 3, 1, 64, 64, "scan", id="rows longer than a slice"),
+        pytest.param((40, 80), 3, 2, 64, 65, "scan", id="gradient in slices, strided"),
+        pytest.param((40, 80), 3, 2, 65, 64, "scan", id="gradient in slices, strided, fewer channels in the result"),
+        pytest.param((52, 55), 5, 3, 64, 64, "scan", id="gradient in slices, strided unevenly"),
+        pytest.param((96, 128), 7, 2, 3, 64, "scan", id="gradient in slices, stem"),
     ],
 )
 def test_equals_convolution(
@@ -64,6 +67,6 @@ def test_slices_are_for_the_cpu_only(platform: str) -> None:
     def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
         return convolve(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT).sum()
 
-    arguments = jnp.ones((3, 3, 64, 64)), jnp.ones((2, 12, 12, 64))
+    arguments = jnp.ones((3, 3, 64, 64)), jnp.ones((2, 16, 16, 64))
     program = jax.jit(jax.grad(loss)).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
     assert ("stablehlo.while" in program) == (platform == "cpu")

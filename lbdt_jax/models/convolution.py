@@ -14,10 +14,10 @@ from lbdt_jax.models.types import Array, Padding, Strides
 
 #: Up to this many cells of output, a convolution is computed as one matrix product.
 FEW_CELLS = 4
-#: From this many channels on, in and out, the CPU computes the gradients of kernels in slices ...
-MANY_CHANNELS = 64
-#: ... of about so many cells, whose surroundings then stay in its cache.
-SLICE_CELLS = 640
+#: From so many numbers in the result for a picture on, the CPU computes the gradients of kernels in slices ...
+MANY_NUMBERS = 2**14
+#: ... of about so many cells, or as many as have so many numbers around them, which then stay in its cache.
+SLICE_CELLS, SLICE_NUMBERS = 640, 3 * 2**18
 
 #: Layouts of pictures, kernels and results.
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -142,7 +142,10 @@ def kernel_gradient_by_xla(
     def at_once(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda kernel: by_xla(strides, padding, precision, x, kernel), kernel)(gradient)[0]
 
-    if min(kernel.shape[2:]) < MANY_CHANNELS:
+    if is_product(strides, padding, kernel):
+        both = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        return jnp.einsum("nc,nd->cd", *both, precision=precision)[None, None]
+    if gradient[0].size < MANY_NUMBERS:
         return at_once(x, gradient)
     in_slices = functools.partial(kernel_gradient, kernel.shape[:2], strides, padding, precision)
     return jax.lax.platform_dependent(x, gradient, cpu=in_slices, default=at_once)
@@ -188,39 +191,66 @@ def kernel_gradient(
     Returns:
       (h, w, C, D), of x's dtype; the sum over slices is float32 or better.
     """
-    (batch, height, width, features), channels = gradient.shape, x.shape[-1]
-    rows = largest_divisor(height, SLICE_CELLS // width)
-    pictures = largest_divisor(batch, SLICE_CELLS // (height * width))
+    reach = tuple((side - 1 - before, side - 1 - after) for side, (before, after) in zip(sides, padding, strict=True))
+    if x.shape[-1] > gradient.shape[-1] and strides == (1, 1) and min(map(min, reach)) >= 0:
+        # What surrounds a cell is written down of the one that has fewer channels; seen from x, it lies the other way.
+        return jnp.flip(meetings(sides, strides, reach, precision, x, gradient), (0, 1)).swapaxes(2, 3)
+    return meetings(sides, strides, padding, precision, gradient, x)
+
+
+def meetings(
+    sides: tuple[int, int], strides: Strides, padding: Padding, precision: Any, cells: Array, surrounding: Array
+) -> Array:
+    """Sums, over all cells, the products of what is in a cell and what is at each place around it.
+
+    Args:
+      sides: h, w of the places around a cell.
+      strides: from the surroundings of one cell to those of the next.
+      padding: around `surrounding`.
+      precision: of the products.
+      cells: (B, H', W', D).
+      surrounding: (B, H, W, C).
+
+    Returns:
+      (h, w, C, D), of the same dtype; the sum over slices is float32 or better.
+    """
+    (batch, height, width, features), channels = cells.shape, surrounding.shape[-1]
+    around, dtype = sides[0] * sides[1] * channels, cells.dtype
+    together = max(SLICE_CELLS, SLICE_NUMBERS // around)
+    rows = largest_divisor(height, together // width)
+    pictures = largest_divisor(batch, together // (height * width))
     slices = height // rows
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    if x.dtype == jnp.bfloat16:  # moved as whole numbers: XLA:CPU would make float32 of them and back
+    padded = jnp.pad(surrounding, ((0, 0), *padding, (0, 0)))
+    if dtype == jnp.bfloat16:  # moved as whole numbers: XLA:CPU would make float32 of them and back
         padded = jax.lax.bitcast_convert_type(padded, jnp.uint16)
-    # From the first to the last cell of x that one place of the kernel meets in a slice.
+    # From the first to the last cell that one place meets in a slice.
     met = (pictures, (rows - 1) * strides[0] + 1, (width - 1) * strides[1] + 1, channels)
+    wide, by_onednn = jnp.promote_types(dtype, jnp.float32), onednn.serves(cells, surrounding)
+
+    def product(told: Array, surroundings: Array) -> Array:
+        if by_onednn:
+            return onednn.matrix_product(surroundings, told, transpose_x=True, dtype=wide)
+        # Turned round on its own: XLA:CPU's fast products don't take it lying.
+        turned = jax.lax.optimization_barrier(told.T)
+        return jnp.matmul(turned, surroundings, precision=precision, preferred_element_type=wide)
 
     def add_slice(sums: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
         total, surroundings = sums
         first, top = index // slices * pictures, index % slices * rows
         # Written into the array of the slice before: XLA:CPU would copy each part twice to concatenate them.
         for place, (i, j) in enumerate(itertools.product(range(sides[0]), range(sides[1]))):
-            cells = jax.lax.dynamic_slice(padded, (first, top * strides[0] + i, j, 0), met)
+            part = jax.lax.dynamic_slice(padded, (first, top * strides[0] + i, j, 0), met)
             surroundings = jax.lax.dynamic_update_slice(
-                surroundings, cells[:, :: strides[0], :: strides[1]], (0, 0, 0, place * channels)
+                surroundings, part[:, :: strides[0], :: strides[1]], (0, 0, 0, place * channels)
             )
-        told = jax.lax.dynamic_slice(gradient, (first, top, 0, 0), (pictures, rows, width, features))
-        cells = jax.lax.bitcast_convert_type(surroundings, x.dtype)
-        both = cells.reshape(-1, cells.shape[-1]), told.reshape(-1, features)
-        if onednn.serves(*both):
-            product = onednn.matrix_product(*both, transpose_x=True, dtype=wide)
-        else:
-            product = jnp.einsum("nc,nd->cd", *both, precision=precision, preferred_element_type=wide)
-        return (total + product, surroundings), None
+        told = jax.lax.dynamic_slice(cells, (first, top, 0, 0), (pictures, rows, width, features))
+        seen = jax.lax.bitcast_convert_type(surroundings, dtype)
+        return (total + product(told.reshape(-1, features), seen.reshape(-1, around)), surroundings), None
 
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    around = sides[0] * sides[1] * channels
-    start = jnp.zeros((around, features), wide), jnp.zeros((pictures, rows, width, around), padded.dtype)
+    shape = (around, features) if by_onednn else (features, around)
+    start = jnp.zeros(shape, wide), jnp.zeros((pictures, rows, width, around), padded.dtype)
     (total, _), _ = jax.lax.scan(add_slice, start, jnp.arange(batch // pictures * slices))
-    return total.reshape(*sides, channels, features).astype(x.dtype)
+    return (total if by_onednn else total.T).reshape(*sides, channels, features).astype(dtype)
 
 
 def largest_divisor(number: int, limit: int) -> int:
