@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from lbdt_jax.models import onednn
 from lbdt_jax.models.convolution import LAYOUT, convolve, dot_general
+from lbdt_jax.models.layers import ConvNorm
 
 
 @pytest.fixture
@@ -68,6 +69,37 @@ def test_equals_convolution(
     assert "__onednn$" in ours.lower(x, kernel).as_text()
     elsewhere = ours.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
     assert "__onednn$" not in elsewhere
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("activation", [False, True])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_inference_in_one_call_equals_convolution_normalisation_and_relu(
+    kernel_size: int, stride: int, activation: bool, added: bool, dtype: str, tolerance: float,
+    asked_for: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(0)
+    module = ConvNorm(24, kernel_size, stride, activation, dtype=dtype)
+    x = rng.standard_normal((2, 8, 12, 16)).astype(np.float32)
+    others = rng.standard_normal((2, 8 // stride, 12 // stride, 24)).astype(dtype) if added else None
+    variables = jax.tree.map(
+        lambda array: rng.uniform(0.5, 1.5, array.shape).astype(array.dtype) * (-1) ** (array.ndim > 1),
+        module.init(jax.random.key(0), x, False),
+    )
+
+    def infer() -> Any:  # traced anew each time
+        return jax.jit(lambda variables, x, others: module.apply(variables, x, False, others))
+
+    found = infer()(variables, x, others)
+    assert found.dtype == dtype
+    assert infer().lower(variables, x, others).as_text().count("__onednn$") == 1
+    elsewhere = infer().trace(variables, x, others).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__onednn$" not in elsewhere
+    monkeypatch.delenv(onednn.ASKED)
+    wanted = np.asarray(infer()(variables, x, others), np.float32)
+    assert wanted.std() > 0.1
+    np.testing.assert_allclose(np.asarray(found, np.float32), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
 def test_a_dense_layer_equals_flax(asked_for: None) -> None:

@@ -63,6 +63,42 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: Any, **
     return convolve_numbers(tuple(strides), tuple(map(tuple, padding)), precision, x, kernel)
 
 
+def convolve_and_finish(
+    x: Array, kernel: Array, stride: int, padding: int, bias: Array, others: Array | None, relu: bool
+) -> Array:
+    """`convolve` with the same stride and padding in both directions, and what follows it, in one call of oneDNN.
+
+    To be used in inference, and where `onednn.serves`; it has no gradient.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (h, w, C, D).
+      stride: of the convolution.
+      padding: zeros around x.
+      bias: (D,) float32, added to the result.
+      others: (B, H', W', D) or None, added then.
+      relu: whether ReLU follows.
+
+    Returns:
+      (B, H', W', D) of x's dtype.
+    """
+    if kernel.shape[:2] == (1, 1):
+        x, stride = x[:, ::stride, ::stride], 1
+    strides, around = (stride, stride), ((padding, padding),) * 2
+
+    def on_cpu(x: Array, kernel: Array, bias: Array, *others: Array) -> Array:
+        finish = onednn.Finish(bias, others[0] if others else None, relu)
+        return by_onednn(strides, around, x, kernel, finish)
+
+    def elsewhere(x: Array, kernel: Array, bias: Array, *others: Array) -> Array:
+        y = by_xla(strides, around, None, x, kernel) + bias.astype(x.dtype)
+        y = y + others[0] if others else y
+        return jax.nn.relu(y) if relu else y
+
+    known = x, kernel, bias, *([] if others is None else [others])
+    return jax.lax.platform_dependent(*known, cpu=on_cpu, default=elsewhere)
+
+
 def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **others: Any) -> Array:
     """`jax.lax.dot_general` of x (..., C) and a kernel (C, D) -> (..., D), to be handed to flax's Dense."""
     if not onednn.serves(x, kernel):
@@ -91,11 +127,16 @@ def by_xla(strides: Strides, padding: Padding, precision: Any, x: Array, kernel:
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT, precision=precision)
 
 
-def by_onednn(strides: Strides, padding: Padding, x: Array, kernel: Array) -> Array:
-    """The same by oneDNN."""
-    if is_product(strides, padding, kernel):
-        return onednn.matrix_product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    return onednn.convolution(x, kernel, strides, padding)
+def by_onednn(
+    strides: Strides, padding: Padding, x: Array, kernel: Array, finish: onednn.Finish | None = None
+) -> Array:
+    """The same by oneDNN, and its `finish`."""
+    if not is_product(strides, padding, kernel):
+        return onednn.convolution(x, kernel, strides, padding, finish)
+    if finish and finish.others is not None:
+        finish = finish._replace(others=finish.others.reshape(-1, finish.others.shape[-1]))
+    product = onednn.matrix_product(x.reshape(-1, x.shape[-1]), kernel[0, 0], finish=finish)
+    return product.reshape(*x.shape[:-1], -1)
 
 
 def is_product(strides: Strides, padding: Padding, kernel: Array) -> bool:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbdt_jax.models.convolution import convolve
+from lbdt_jax.models import onednn
+from lbdt_jax.models.convolution import convolve, convolve_and_finish
 from lbdt_jax.models.types import Array
 
 # He initialisation by fan-out, as torchvision's ResNets; we use it for every convolution.
@@ -167,9 +168,19 @@ class ConvNorm(nn.Module):
         )
         self.norm = BatchNorm(axis_name=self.norm_axis_name)
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        """(B, H, W, C) -> (B, H / stride, W / stride, features)."""
+    def __call__(self, x: Array, train: bool, others: Array | None = None) -> Array:
+        """(B, H, W, C) -> (B, H / stride, W / stride, features); `others`, of that shape, are added before the ReLU."""
+        x = x.astype(self.dtype)
+        if not train and not self.is_initializing() and onednn.serves(x):
+            # What normalisation does in inference goes into the kernel and a bias.
+            norm, running = self.norm.variables["params"], self.norm.variables["batch_stats"]
+            scale = norm["scale"] * jax.lax.rsqrt(running["variance"] + self.norm.epsilon)
+            kernel = (self.conv.variables["params"]["kernel"] * scale).astype(self.dtype)
+            bias, padding = norm["bias"] - running["mean"] * scale, self.kernel_size // 2
+            return convolve_and_finish(x, kernel, self.stride, padding, bias, others, self.activation)
         x = self.norm(self.conv(x), train)
+        if others is not None:
+            x = x + others
         return nn.relu(x) if self.activation else x
 
 

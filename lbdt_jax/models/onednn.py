@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,29 @@ def available() -> bool:
     return False
 
 
+class Finish(NamedTuple):
+    """What is done to every sum before it is written; without it, a pass over the result each.
+
+    Attributes:
+      bias: (D,) float32, added for each of the D channels.
+      others: of the shape and dtype of the result, added after it; None for nothing.
+      relu: whether what is below zero becomes zero then.
+    """
+
+    bias: Array
+    others: Array | None
+    relu: bool
+
+
 def matrix_product(
-    x: Array, y: Array, transpose_x: bool = False, transpose_y: bool = False, dtype: Any = None
+    x: Array,
+    y: Array,
+    transpose_x: bool = False,
+    transpose_y: bool = False,
+    dtype: Any = None,
+    finish: Finish | None = None,
 ) -> Array:
-    """The product of x (n, k), or (k, n) if `transpose_x`, and y (k, m), or (m, k) if `transpose_y`.
+    """The product of x (n, k), or (k, n) if `transpose_x`, and y (k, m), or (m, k) if `transpose_y`, and its `finish`.
 
     Both float32 or both bfloat16, the sums float32.
 
@@ -67,13 +86,15 @@ def matrix_product(
     """
     shape = (x.shape[int(transpose_x)], y.shape[1 - int(transpose_y)])
     setting = {"transpose_a": transpose_x, "transpose_b": transpose_y}
-    return _call("__onednn$matmul", {"onednn_matmul_config": setting}, shape, dtype or x.dtype, x, y)
+    if finish:
+        finish = finish._replace(bias=finish.bias[None])
+    return _call("__onednn$matmul", "onednn_matmul_config", setting, shape, dtype or x.dtype, x, y, finish)
 
 
-def convolution(x: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
-    """What `jax.lax.conv_general_dilated` makes of x (B, H, W, C) and a kernel (h, w, C, D), (B, H', W', D).
+def convolution(x: Array, kernel: Array, strides: Strides, padding: Padding, finish: Finish | None = None) -> Array:
+    """What `jax.lax.conv_general_dilated` makes of x (B, H, W, C) and a kernel (h, w, C, D), and its `finish`.
 
-    Both float32 or both bfloat16, which the result is as well; the sums float32.
+    (B, H', W', D). Both float32 or both bfloat16, which the result is as well; the sums float32.
     """
     size = (
         (length + sum(around) - side) // stride + 1
@@ -94,11 +115,22 @@ def convolution(x: Array, kernel: Array, strides: Strides, padding: Padding) -> 
         },
     }
     shape = (x.shape[0], *size, kernel.shape[-1])
-    return _call("__onednn$convolution", {"onednn_conv_config": setting}, shape, x.dtype, x, kernel)
+    return _call("__onednn$convolution", "onednn_conv_config", setting, shape, x.dtype, x, kernel, finish)
 
 
-def _call(target: str, setting: dict[str, Any], shape: tuple[int, ...], dtype: Any, *operands: Array) -> Array:
+def _call(
+    target: str, name: str, setting: dict[str, Any], shape: tuple[int, ...], dtype: Any, x: Array, y: Array,
+    finish: Finish | None,
+) -> Array:  # fmt: skip
+    operands = [x, y]
+    if finish:
+        operations = {"BIAS": finish.bias, "BINARY_ADD": finish.others}
+        needed = {operation: array for operation, array in operations.items() if array is not None}
+        setting = setting | {"fusions": {"ops": [*needed, *["RELU"] * finish.relu]}}
+        operands += needed.values()
     result = jax.ShapeDtypeStruct(shape, dtype)
     # Version 2: a setting as text, which XLA reads as json.
-    call = jax.ffi.ffi_call(target, result, custom_call_api_version=2, legacy_backend_config=json.dumps(setting))
+    call = jax.ffi.ffi_call(
+        target, result, custom_call_api_version=2, legacy_backend_config=json.dumps({name: setting})
+    )
     return call(*operands)

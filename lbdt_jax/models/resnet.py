@@ -44,19 +44,20 @@ class ResidualBlock(nn.Module):
         if self.bottleneck:
             self.conv1 = conv(self.width, 1)
             self.conv2 = conv(self.width, 3, self.stride)
-            self.conv3 = conv(4 * self.width, 1, activation=False)
+            self.conv3 = conv(4 * self.width, 1)
         else:
             self.conv1 = conv(self.width, 3, self.stride)
-            self.conv2 = conv(self.width, 3, activation=False)
+            self.conv2 = conv(self.width, 3)
         if self.projected:
             self.shortcut = conv((4 if self.bottleneck else 1) * self.width, 1, self.stride, activation=False)
 
     def __call__(self, x: Array, train: bool) -> Array:
         """(B, H, W, C) -> (B, H / stride, W / stride, output channels)."""
-        branch = self.conv2(self.conv1(x, train), train)
+        shortcut = self.shortcut(x, train) if self.projected else x
+        branch = self.conv1(x, train)
         if self.bottleneck:
-            branch = self.conv3(branch, train)
-        return nn.relu(branch + (self.shortcut(x, train) if self.projected else x))
+            return self.conv3(self.conv2(branch, train), train, shortcut)
+        return self.conv2(branch, train, shortcut)
 
 
 class Stage(nn.Module):
