@@ -24,7 +24,7 @@ from lbdt_jax.convert.names import to_torch
 from lbdt_jax.models.duplex_transfer import MultiHeadAttention
 from lbdt_jax.models.layers import BatchNorm
 from lbdt_jax.models.positions import pixel_positions, word_positions
-from lbdt_jax.models.resize import aligned_bilinear
+from lbdt_jax.models.resize import aligned_bilinear, sum_enlarged
 from lbdt_jax.models.text_encoder import TextEncoder
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate, split
@@ -203,6 +203,13 @@ def test_aligned_bilinear(factor: int, float64: None) -> None:
     x = jnp.asarray(UNITS[f"upsample/{factor}/in"].transpose(0, 2, 3, 1))
     close(aligned_bilinear(x, factor).transpose(0, 3, 1, 2), UNITS[f"upsample/{factor}/out"])
     assert aligned_bilinear(x, 1) is x
+    close(sum_enlarged([(x, factor)]).transpose(0, 3, 1, 2), UNITS[f"upsample/{factor}/out"])
+
+
+def test_maps_are_enlarged_and_added(float64: None) -> None:
+    large, small = (np.random.default_rng(0).standard_normal((2, *size, 5)) for size in ((6, 4), (3, 2)))
+    one_by_one = aligned_bilinear(large, 4) + aligned_bilinear(small, 8)
+    close(sum_enlarged([(large, 4), (small, 8)]), np.asarray(one_by_one))
 
 
 def test_positions() -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lbdt_jax.models.layers import ConvNorm
-from lbdt_jax.models.resize import aligned_bilinear
+from lbdt_jax.models.resize import aligned_bilinear, sum_enlarged
 from lbdt_jax.models.types import Array
 
 
@@ -25,12 +25,11 @@ class Decoder(nn.Module):
 
     def fine(self, res2: Array, res3: Array, train: bool) -> Array:
         """The sum over the stages that no sentence has touched, (B, H/4, W/4, width)."""
-        return self.res2_branch(res2, train) + aligned_bilinear(self.res3_branch(res3, train), 2)
+        return self.res2_branch(res2, train) + sum_enlarged([(self.res3_branch(res3, train), 2)])
 
     def __call__(self, fine: Array, res4: Array, res5: Array, train: bool) -> Array:
         """The sum over all four stages, (B, H/4, W/4, width)."""
-        coarse = aligned_bilinear(self.res4_branch(res4, train), 4) + aligned_bilinear(self.res5_branch(res5, train), 8)
-        return fine + coarse
+        return fine + sum_enlarged([(self.res4_branch(res4, train), 4), (self.res5_branch(res5, train), 8)])
 
 
 class BilateralChannelActivation(nn.Module):
