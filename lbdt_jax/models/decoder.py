@@ -7,6 +7,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lbdt_jax.models.convolution import convolve
 from lbdt_jax.models.layers import ConvNorm
 from lbdt_jax.models.resize import aligned_bilinear, sum_enlarged
 from lbdt_jax.models.types import Array
@@ -77,7 +78,7 @@ class Head(nn.Module):
 
     def setup(self) -> None:
         self.tower = [ConvNorm(self.width, 3, norm_axis_name=self.norm_axis_name, dtype=self.dtype) for _ in range(4)]
-        self.project = nn.Conv(1, (1, 1), dtype=self.dtype)
+        self.project = nn.Conv(1, (1, 1), dtype=self.dtype, conv_general_dilated=convolve)
 
     def __call__(self, x: Array, train: bool) -> Array:
         """(B, H/4, W/4, width) -> logits (B, H, W), at least float32."""
