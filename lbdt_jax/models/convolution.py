@@ -235,14 +235,14 @@ def kernel_gradient(
     reach = tuple((side - 1 - before, side - 1 - after) for side, (before, after) in zip(sides, padding, strict=True))
     if x.shape[-1] > gradient.shape[-1] and strides == (1, 1) and min(map(min, reach)) >= 0:
         # What surrounds a cell is written down of the one that has fewer channels; seen from x, it lies the other way.
-        return jnp.flip(meetings(sides, strides, reach, precision, x, gradient), (0, 1)).swapaxes(2, 3)
-    return meetings(sides, strides, padding, precision, gradient, x)
+        return jnp.flip(correlation(sides, strides, reach, precision, x, gradient), (0, 1)).swapaxes(2, 3)
+    return correlation(sides, strides, padding, precision, gradient, x)
 
 
-def meetings(
+def correlation(
     sides: tuple[int, int], strides: Strides, padding: Padding, precision: Any, cells: Array, surrounding: Array
 ) -> Array:
-    """Sums, over all cells, the products of what is in a cell and what is at each place around it.
+    """The correlation of two maps: sums over all cells of what is in one by what the other has at each place around it.
 
     Args:
       sides: h, w of the places around a cell.
