@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -57,6 +58,19 @@ class Projection(nn.Module):
         return kernel.reshape(self.width, *heads), bias.reshape(heads)
 
 
+def head_by_head(x: Array, kernel: Array) -> Array:
+    """The products of every head: x (..., K, heads, c) and kernel (heads, c, C) -> (..., heads, K, C)."""
+
+    def one_by_one(x: Array, kernel: Array) -> Array:
+        return jnp.stack([x[..., head, :] @ kernel[head] for head in range(len(kernel))], axis=-3)
+
+    def at_once(x: Array, kernel: Array) -> Array:
+        return jnp.einsum("...khc,hcd->...hkd", x, kernel)
+
+    # At once, XLA:CPU takes most of the time to move the heads behind the pictures.
+    return jax.lax.platform_dependent(x, kernel, cpu=one_by_one, default=at_once)
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with biases everywhere, as torch's MultiheadAttention.
 
@@ -99,10 +113,11 @@ class MultiHeadAttention(nn.Module):
             return self.out(attended + jnp.einsum("...hqk,hc->...qhc", weights, value_bias))
         offered = scale * self.key(key)
         (query_kernel, query_bias), (out_kernel, out_bias) = self.query.parts(), self.out.parts()
-        scores = jnp.einsum("...qd,...khd->...hqk", query, jnp.einsum("...khc,dhc->...khd", offered, query_kernel))
+        asked_for = head_by_head(offered, query_kernel.transpose(1, 2, 0))
+        scores = jnp.einsum("...qd,...hkd->...hqk", query, asked_for)
         weights = weigh(scores + jnp.einsum("...khc,hc->...hk", offered, query_bias)[..., None, :])
-        told = jnp.einsum("...khc,hcd->...khd", self.value(value), out_kernel)
-        return jnp.einsum("...hqk,...khd->...qd", weights, told) + out_bias
+        told = head_by_head(self.value(value), out_kernel)
+        return jnp.einsum("...hqk,...hkd->...qd", weights, told) + out_bias
 
     def weigh(self, scores: Array, key_mask: Array | None, train: bool) -> Array:
         """Scores (..., heads, Q, K) -> weights, which sum to 1 over the keys but for dropout."""
