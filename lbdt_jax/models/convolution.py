@@ -178,7 +178,7 @@ def x_gradient_by_xla(
 def kernel_gradient_by_xla(
     strides: Strides, padding: Padding, precision: Any, x: Array, kernel: Array, gradient: Array
 ) -> Array:
-    """The second, on the CPU in slices if there are many channels."""
+    """The second, on the CPU in slices if the result is large."""
 
     def at_once(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda kernel: by_xla(strides, padding, precision, x, kernel), kernel)(gradient)[0]
