@@ -56,10 +56,12 @@ def start(
     )
 
 
-def start_together(number: int, config: Path, workdir: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+def start_together(
+    number: int, config: Path, workdir: Path, *arguments: str, **environment: str
+) -> list[subprocess.Popen[str]]:
     """Starts the command in several processes, of eight devices together."""
     arguments = (*arguments, f"--config.cpu_devices={8 // number}")
-    return [start(config, workdir, *arguments, **variables) for variables in described(number)]
+    return [start(config, workdir, *arguments, **variables, **environment) for variables in described(number)]
 
 
 def described(number: int) -> list[dict[str, str]]:

@@ -23,11 +23,13 @@ from lbdt_jax.parallel import connect
 STEPS = 3
 
 
+#: Gradients are summed in another order. In float32 that alone moves the third step's by some 1e-4.
+DOUBLE = {"JAX_ENABLE_X64": "1"}
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # A low learning rate: gradients are summed in another order, and as AdamW divides small ones by themselves,
-    # parameters are then apart by up to as much in every step, whatever the rounding was.
-    fields = {"checkpoint_every_steps": 2, "learning_rate": 1e-6}
+    fields = {"checkpoint_every_steps": 2, "model.dtype": "float64"}
     return write_config(tmp_path_factory.mktemp("together"), STEPS, **fields)
 
 
@@ -35,21 +37,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(config: Path) -> Path:
     """What one process leaves behind."""
     workdir = config.parent / "alone"
-    finish(start(config, workdir))
+    finish(start(config, workdir, **DOUBLE))
     return workdir
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(config: Path, alone: Path) -> None:
     workdir = config.parent / "together"
-    (printed, bars), (silence, no_bars) = map(finish, start_together(2, config, workdir))
-    for name in ("loss", "bce", "dice", "iou"):
+    (printed, bars), (silence, no_bars) = map(finish, start_together(2, config, workdir, **DOUBLE))
+    # Parameters and what is logged are float32 all the same.
+    for name in ("loss", "bce", "dice", "iou", "gradient_norm"):
         one, two = logged(alone, name), logged(workdir, name)
         assert list(one) == list(two) == [1, 2, 3]
-        np.testing.assert_allclose([*two.values()], [*one.values()], rtol=0, atol=1e-6)
-    one, two = logged(alone, "gradient_norm"), logged(workdir, "gradient_norm")
-    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-4)
-    np.testing.assert_allclose(two[1], one[1], rtol=1e-6)
+        np.testing.assert_allclose([*two.values()], [*one.values()], rtol=2e-6)
 
     assert "mean IoU" in printed and "step/s" in bars
     assert silence == "" and "step/s" not in no_bars and "sentence/s" not in no_bars
@@ -60,7 +60,8 @@ def test_two_processes_equal_one(config: Path, alone: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_score_every_sample_once(config: Path, alone: Path) -> None:
     workdir = config.parent / "scored_together"
-    for process in start_together(2, config, workdir, "--mode=evaluate", f"--config.checkpoint={alone}"):
+    arguments = ("--mode=evaluate", f"--config.checkpoint={alone}")
+    for process in start_together(2, config, workdir, *arguments, **DOUBLE):
         finish(process)
     one, two = (json.loads((at / "evaluation" / "moving_shapes-test.json").read_text()) for at in (alone, workdir))
     assert two["samples"] == 48

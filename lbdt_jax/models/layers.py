@@ -48,8 +48,9 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             count = x.size // x.shape[-1] * (jax.lax.axis_size(axis_name) if axis_name else 1)
             unbiased = variance * (count / max(count - 1, 1))
-            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-            running_variance.value = self.momentum * running_variance.value + (1 - self.momentum) * unbiased
+            for running, statistic in ((running_mean, mean), (running_variance, unbiased)):
+                new = self.momentum * running.value + (1 - self.momentum) * statistic
+                running.value = new.astype(running.value.dtype)
         return y
 
 
