@@ -24,7 +24,8 @@ from tqdm import tqdm
 from input_pipeline.batch import Batch
 from input_pipeline.images import decode_frame, decode_labels, decode_mask, resize_frame, resize_target
 from input_pipeline.readers import DataError, Sentence
-from input_pipeline.records import NO_INSTANCE, load_report, records_dir
+from input_pipeline.records import NO_INSTANCE
+from input_pipeline.report import load_report, records_dir
 from input_pipeline.sentence_reader import SentenceReader
 
 Result = TypeVar("Result")

@@ -14,20 +14,52 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.readers import DataError
-from input_pipeline.records import READERS, is_prepared, load_report, open_reader, records_dir, write_records
+from input_pipeline.readers.a2d_sentences import A2DSentences
+from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
+from input_pipeline.readers.moving_shapes import MovingShapes
+from input_pipeline.readers.prepared import PreparedA2D, PreparedJHMDB, PreparedReferYouTubeVOS, is_prepared_layout
+from input_pipeline.readers.ref_davis17 import RefDAVIS17
+from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
+from input_pipeline.records import write_records
+from input_pipeline.report import describe, is_prepared, load_report, records_dir
+
+#: Data set -> its reader.
+READERS = {
+    "a2d_sentences": A2DSentences,
+    "jhmdb_sentences": JHMDBSentences,
+    "moving_shapes": MovingShapes,
+    "ref_davis17": RefDAVIS17,
+    "refer_youtube_vos": ReferYouTubeVOS,
+}
+
+#: The same in the layout that LBDT's released code prepares, where it has one.
+PREPARED = {
+    "a2d_sentences": PreparedA2D,
+    "jhmdb_sentences": PreparedJHMDB,
+    "refer_youtube_vos": PreparedReferYouTubeVOS,
+}
+
+
+def open_reader(dataset: str, raw: Path, interval: int) -> Any:
+    """The reader of a data set, by the layout of the folder `raw`; see `input_pipeline.readers`."""
+    kind = READERS[dataset]
+    if dataset in PREPARED and is_prepared_layout(raw):
+        kind = PREPARED[dataset]
+        print(f"{raw} is read in the layout of LBDT's released code, since train.txt or val.txt lies there.")
+    return kind(raw, interval)
 
 
 def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int | None = None) -> dict[str, Any]:
     """Makes the records of a data set unless they are there, and prints what was found and what was left out.
 
     Args:
-      dataset: a key of `input_pipeline.records.READERS`.
+      dataset: a key of `READERS`.
       raw: the unpacked data set; "" means DATA_DIR/raw/<dataset>. Moving Shapes is drawn there if it does not exist.
       data_dir: where the records of all data sets lie.
       interval: frames from the earlier frame to the frame; None means the published one of the data set.
 
     Returns:
-      The report, see `input_pipeline.records.load_report`.
+      The report, see `input_pipeline.report.load_report`.
 
     Raises:
       DataError: unknown data set, raw data missing, or records made with another interval are in the way.
@@ -65,28 +97,6 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
     print(f"Records in {folder}:")
     print(describe(report))
     return report
-
-
-def describe(report: dict[str, Any], examples: int = 20) -> str:
-    """The counts of a report, and what was left out, or kept as its reason says: each with its first examples."""
-    lines = []
-    for split, counts in report["splits"].items():
-        lines.append(
-            f"  {split}: {counts['videos']} videos, {counts['frame_pairs']} frame pairs, {counts['instances']} "
-            f"instances, {counts['sentences']} sentences"
-            + (f", {counts['without_truth']} of them without published truth" if counts["without_truth"] else "")
-            + "; earlier frame by "
-            + ", ".join(f"{rule} {number}" for rule, number in counts["earlier_frames"].items())
-        )
-    sources = [("annotation lines", report["skipped_lines"])]
-    sources += [(split, counts["skipped"]) for split, counts in report["splits"].items()]
-    if any(skipped for _, skipped in sources):
-        lines.append("  Left out, or kept as it says (all places are in report.json beside the records):")
-    for source, skipped in sources:
-        for reason, places in skipped.items():
-            lines.append(f"    {source}: {len(places)} x {reason}")
-            lines += [f"      {place}" for place in places[:examples]]
-    return "\n".join(lines)
 
 
 def main() -> None:

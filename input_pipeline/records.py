@@ -30,39 +30,9 @@ from tqdm import tqdm
 
 from input_pipeline.images import encode_frame, encode_labels, encode_mask
 from input_pipeline.readers import DataError, FramePair, Skipped
-from input_pipeline.readers.a2d_sentences import A2DSentences
-from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
-from input_pipeline.readers.moving_shapes import MovingShapes
-from input_pipeline.readers.prepared import (
-    Prepared,
-    PreparedA2D,
-    PreparedJHMDB,
-    PreparedReferYouTubeVOS,
-    is_prepared_layout,
-)
-from input_pipeline.readers.ref_davis17 import RefDAVIS17
-from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
+from input_pipeline.report import VERSION, Shard, load_report, make_report, records_dir, summarise
 from input_pipeline.text import tokenize
 from input_pipeline.workers import cores, worker_pool
-
-#: Data set -> its reader.
-READERS = {
-    "a2d_sentences": A2DSentences,
-    "jhmdb_sentences": JHMDBSentences,
-    "moving_shapes": MovingShapes,
-    "ref_davis17": RefDAVIS17,
-    "refer_youtube_vos": ReferYouTubeVOS,
-}
-
-#: The same in the layout that LBDT's released code prepares, where it has one.
-PREPARED = {
-    "a2d_sentences": PreparedA2D,
-    "jhmdb_sentences": PreparedJHMDB,
-    "refer_youtube_vos": PreparedReferYouTubeVOS,
-}
-
-#: Of the records' layout; a new one is written beside the old.
-VERSION = "2.0.0"
 
 #: A shard is what an interrupted run has to do again; their order and mixture are what training shuffles.
 VIDEOS_PER_SHARD = 64
@@ -70,65 +40,13 @@ VIDEOS_PER_SHARD = 64
 #: Stands for an instance that is not published.
 NO_INSTANCE = -1
 
-#: Of a split, in the report.
-COUNTS = ("videos", "frame_pairs", "instances", "sentences", "without_truth")
-
 FILES = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 Record = dict[str, Any]
-Shard = dict[str, Any]
 
 # TensorFlow only moves bytes here: its errors, without its notes about this processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-
-def records_dir(data_dir: str | Path, dataset: str) -> Path:
-    """Where the records of a data set lie."""
-    return Path(data_dir) / dataset / VERSION
-
-
-def is_prepared(data_dir: str | Path, dataset: str) -> bool:
-    """Whether the records are there and whole."""
-    return (records_dir(data_dir, dataset) / "dataset_info.json").exists()
-
-
-def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
-    """What was found when the records were made.
-
-    Returns:
-      {"dataset", "raw", "interval",
-       "layout": "raw", or "prepared" as LBDT's released code has it
-       "skipped_lines": {reason: [where, ...]}        of the annotation files
-       "splits": {split: {"videos", "frame_pairs", "instances", "sentences",
-                          "without_truth": sentences whose instance is not published,
-                          "earlier_frames": {rule: frame pairs}, "groups": {group: sentences},
-                          "sentences_per_frame_pair": {number: frame pairs},
-                          "skipped": {reason: [where, ...]}}},
-       "tokens": [...]}                               of all sentences, sorted
-
-    Raises:
-      DataError: there are no records yet, or the report can't be read.
-    """
-    if not is_prepared(data_dir, dataset):
-        raise DataError(
-            f"No records of {dataset} in {records_dir(data_dir, dataset)}. Make them with\n"
-            f"  python -m input_pipeline.prepare --dataset={dataset} --raw=RAW_DATA --data_dir={data_dir}"
-        )
-    path = records_dir(data_dir, dataset) / "report.json"
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({error}). Delete {path.parent} and prepare the data again.") from error
-
-
-def open_reader(dataset: str, raw: Path, interval: int) -> Any:
-    """The reader of a data set, by the layout of the folder `raw`; see `input_pipeline.readers`."""
-    kind = READERS[dataset]
-    if dataset in PREPARED and is_prepared_layout(raw):
-        kind = PREPARED[dataset]
-        print(f"{raw} is read in the layout of LBDT's released code, since train.txt or val.txt lies there.")
-    return kind(raw, interval)
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -212,7 +130,7 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
     }
     for split, videos in splits.items():
         if not videos:
-            raise DataError(f"{reader.raw}: no video of split {split!r} has a sentence.\n{_summary(reader.skipped())}")
+            raise DataError(f"{reader.raw}: no video of split {split!r} has a sentence.\n{summarise(reader.skipped())}")
     folder = records_dir(data_dir, dataset)
     if folder.exists():
         raise DataError(f"{folder} is in the way: it does not hold whole records. Move it away.")
@@ -227,9 +145,9 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
                         file.unlink()
                     skipped = [Skipped(*item) for shard in shards[split] for item in shard["skipped"]]
                     raise DataError(
-                        f"{reader.raw}: not one frame pair of split {split!r} could be read.\n{_summary(skipped)}"
+                        f"{reader.raw}: not one frame pair of split {split!r} could be read.\n{summarise(skipped)}"
                     )
-        report = _report(dataset, reader, shards)
+        report = make_report(dataset, reader, shards)
         (unfinished / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
         _describe(unfinished, dataset, shards)
         os.replace(unfinished, folder)
@@ -328,33 +246,6 @@ def _write_shard(path: Path, encoded: Iterable[tuple[list[Record], list[Skipped]
     return shard | {"skipped": skipped, "tokens": sorted(tokens), "bytes": path.stat().st_size}
 
 
-def _report(dataset: str, reader: Any, shards: dict[str, list[Shard]]) -> dict[str, Any]:
-    """The report, see `load_report`."""
-    splits = {}
-    for split, of_split in shards.items():
-        total = {
-            name: sum((Counter(shard[name]) for shard in of_split), Counter())
-            for name in ("counts", "rules", "groups", "lengths")
-        }
-        skipped = [Skipped(*item) for shard in of_split for item in shard["skipped"]]
-        splits[split] = {
-            **{name: total["counts"][name] for name in COUNTS},
-            "earlier_frames": dict(sorted(total["rules"].items())),
-            "sentences_per_frame_pair": dict(sorted(total["lengths"].items(), key=lambda entry: int(entry[0]))),
-            "groups": dict(sorted(total["groups"].items())),
-            "skipped": _by_reason(skipped),
-        }
-    return {
-        "dataset": dataset,
-        "raw": str(reader.raw),
-        "interval": reader.interval,
-        "layout": "prepared" if isinstance(reader, Prepared) else "raw",
-        "skipped_lines": _by_reason(reader.skipped()),
-        "splits": splits,
-        "tokens": sorted({token for of_split in shards.values() for shard in of_split for token in shard["tokens"]}),
-    }
-
-
 def _describe(folder: Path, dataset: str, shards: dict[str, list[Shard]]) -> None:
     """Writes what TensorFlow Datasets wants to know of the records."""
     template = tfds.core.ShardedFileTemplate(
@@ -420,17 +311,3 @@ def _encode_in_parallel(
             f"A process that read the videos of split {split!r} died at or soon after {video}. Out of memory, or a "
             "file that crashes its decoder: look at the files of these videos."
         ) from error
-
-
-def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
-    """Reason -> where, the most frequent reason first."""
-    reasons: dict[str, list[str]] = {}
-    for item in skipped:
-        reasons.setdefault(item.reason, []).append(item.where)
-    return dict(sorted(reasons.items(), key=lambda entry: -len(entry[1])))
-
-
-def _summary(skipped: Iterable[Skipped]) -> str:
-    """What was left out, for a message: each reason, how often, and the first place."""
-    reasons = _by_reason(skipped)
-    return "\n".join(f"  {len(places)} x {reason}, first {places[0]}" for reason, places in reasons.items())

@@ -18,7 +18,7 @@ from input_pipeline.glove import WordVectors, extend
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
-from input_pipeline.records import load_report
+from input_pipeline.report import load_report
 from input_pipeline.sentence_reader import SentenceReader
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer

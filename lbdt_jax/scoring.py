@@ -44,7 +44,7 @@ class Scoring:
 
     Args:
       path: of the files, without an ending: FOLDER/<dataset>-<split>.
-      layout: of the raw data, see `records.load_report`. What LBDT's released code prepares is a choice of samples,
+      layout: of the raw data, see `report.load_report`. What LBDT's released code prepares is a choice of samples,
         with names of expressions that are ours: enough for scores, and nothing for a benchmark's own scorer.
 
     Attributes:

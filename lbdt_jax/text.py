@@ -81,7 +81,7 @@ def stored_features(config: ConfigDict, variables: dict[str, Any], reader: Token
       DataError: there are no records, or a file of them or of the features is broken.
       OSError: the features can't be written.
     """
-    from input_pipeline.records import records_dir  # only here: predicting needs no TensorFlow
+    from input_pipeline.report import records_dir  # only here: predicting needs no readers of data sets
 
     params = jax.device_get(variables["params"]["text_encoder"]["transformer"])
     name = _digest(config, params, reader)

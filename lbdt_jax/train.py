@@ -18,7 +18,7 @@ from input_pipeline.batch import MODEL_FIELDS
 from input_pipeline.pipeline import evaluation_examples, steps_per_epoch, training_batches
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError
-from input_pipeline.records import load_report
+from input_pipeline.report import load_report
 from lbdt_jax import render
 from lbdt_jax.ask import Answerer
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint, with_usual_values

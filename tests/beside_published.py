@@ -4,19 +4,23 @@
     PYTHONPATH=.:tests/golden python tests/beside_published.py published forward|ask|train [--dtype=bfloat16]
 
 LBDT-4 at 320x320 in float32: the forward pass, the forward pass for four sentences about each frame pair, or a training
-step with AdamW; ours may compute in another dtype. Needs requirements-torch.txt. A turn is several calls one after the
-other, as in training and evaluation; the first is not counted, since it pays for memory that the other one gave back.
-Prints the median of every turn in seconds, on the clock and of all cores together, the medians of all turns, the
-quartiles of the ratio of neighbours, and how far the logits are apart, or the losses of the first step, for which each
-draws its own dropout.
+step with AdamW; ours may compute in another dtype. Needs requirements-torch.txt. Each lives in a process of its own
+with the environment of this one; GLIBC_TUNABLES, which README recommends to our users, reaches theirs only by
+--same_environment. A turn is several calls one after the other, as in training and evaluation; the first is not
+counted. Prints the median of every turn in seconds, on the clock and of all cores together, the medians of all turns,
+the quartiles of the ratio of neighbours, and how far the logits are apart, or the losses of the first step, for which
+each draws its own dropout.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +64,26 @@ def published_inputs(batch: Batch, sentences: int) -> list[list[torch.Tensor]]:
     return [list(part) for part in zip(*(tensor.chunk(sentences) for tensor in tensors), strict=True)]
 
 
-def forward_passes(network: torch.nn.Module, batch: Batch, sentences: int, dtype: str) -> tuple[Callable[[], Any], ...]:
-    """Theirs and ours, each a function that returns logits (B, H, W)."""
+def published_forward_pass(network: torch.nn.Module, batch: Batch, sentences: int) -> Callable[[], np.ndarray]:
+    """A function that returns their logits (B, H, W)."""
     network.eval()
     parts = published_inputs(batch, sentences)
-    model, variables = published_model(VARIANT, dtype)
-    apply, variables = jax.jit(model.apply), jax.device_put(variables)
-    ours = [jnp.asarray(batch[name]) for name in MODEL_FIELDS]
 
     @torch.no_grad()
-    def run_theirs() -> np.ndarray:
+    def run() -> np.ndarray:
         return torch.cat([network(*part) for part in parts]).numpy()
 
-    return run_theirs, lambda: np.asarray(apply(variables, *ours))
+    return run
 
 
-def training_steps(network: torch.nn.Module, batch: Batch, dtype: str) -> tuple[Callable[[], Any], ...]:
-    """Theirs and ours, each a function that takes a step and returns its loss."""
+def published_training_step(network: torch.nn.Module, batch: Batch) -> Callable[[], float]:
+    """A function that takes a step of theirs and returns its loss."""
     network.train()
     (inputs,) = published_inputs(batch, 1)
     target = torch.from_numpy(batch["target"].astype(np.float32))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=5e-4)
 
-    def run_theirs() -> float:
+    def run() -> float:
         logits = network(*inputs)
         bce = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor([1.5]))
         probability = torch.clamp(torch.sigmoid(logits), 1e-4, 1 - 1e-4).flatten(1)
@@ -94,20 +95,33 @@ def training_steps(network: torch.nn.Module, batch: Batch, dtype: str) -> tuple[
         optimizer.step()
         return loss.item()
 
+    return run
+
+
+def our_forward_pass(batch: Batch, dtype: str) -> Callable[[], np.ndarray]:
+    """A function that returns our logits (B, H, W)."""
+    model, variables = published_model(VARIANT, dtype)
+    apply, variables = jax.jit(model.apply), jax.device_put(variables)
+    inputs = [jnp.asarray(batch[name]) for name in MODEL_FIELDS]
+    return lambda: np.asarray(apply(variables, *inputs))
+
+
+def our_training_step(batch: Batch, dtype: str) -> Callable[[], float]:
+    """A function that takes a step of ours and returns its loss."""
     config, mesh = a2d.get_config(), make_mesh()
     config.model.dtype = dtype
-    ours = make_optimizer(config, steps_per_epoch=1000)
+    optimizer = make_optimizer(config, steps_per_epoch=1000)
     _, variables = published_model(VARIANT, "float32")
-    state = replicate(initial_state(variables, ours), mesh)
+    state = replicate(initial_state(variables, optimizer), mesh)
     on_device = split({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
-    step = make_train_step(make_model(config), ours, config, mesh)
+    step = make_train_step(make_model(config), optimizer, config, mesh)
 
-    def run_ours() -> float:
+    def run() -> float:
         nonlocal state
         state, metrics = step(state, on_device)
         return float(metrics["loss"])
 
-    return run_theirs, run_ours
+    return run
 
 
 def time_call(run: Callable[[], Any]) -> tuple[float, float]:
@@ -115,6 +129,35 @@ def time_call(run: Callable[[], Any]) -> tuple[float, float]:
     started = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - started[0], time.process_time() - started[1]
+
+
+def take_turns(connection: Connection, published: bool, asked: argparse.Namespace) -> None:
+    """In a process of its own: sends the first result, then at each True it gets the medians of a turn's seconds."""
+    sentences = SENTENCES[asked.what]
+    batch = random_batch(asked.batch_size * sentences, sentences_per_frame=sentences)
+    training = asked.what == "train"
+    if published:
+        network = published_network(asked.published)
+        run = published_training_step(network, batch) if training else published_forward_pass(network, batch, sentences)
+    else:
+        run = our_training_step(batch, asked.dtype) if training else our_forward_pass(batch, asked.dtype)
+    connection.send(np.asarray(run()))
+    while connection.recv():
+        connection.send(np.median([time_call(run) for _ in range(1 + asked.calls)][1:], axis=0))
+
+
+def start(published: bool, asked: argparse.Namespace) -> Connection:
+    """Starts `take_turns` of one of the two and returns what speaks with it."""
+    tunables = os.environ.get("GLIBC_TUNABLES")
+    if published and not asked.same_environment:
+        os.environ.pop("GLIBC_TUNABLES", None)
+    processes = multiprocessing.get_context("spawn")  # glibc reads its settings when a program starts
+    here, there = processes.Pipe()
+    processes.Process(target=take_turns, args=(there, published, asked), daemon=True).start()
+    there.close()
+    if tunables is not None:
+        os.environ["GLIBC_TUNABLES"] = tunables
+    return here
 
 
 def main() -> None:
@@ -126,20 +169,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=3, help="of a turn, besides its first")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our computation")
+    parser.add_argument("--same_environment", action="store_true", help="theirs has our GLIBC_TUNABLES, too")
     asked = parser.parse_args()
-    network, sentences = published_network(asked.published), SENTENCES[asked.what]
-    batch = random_batch(asked.batch_size * sentences, sentences_per_frame=sentences)
-    if asked.what == "train":
-        runs = training_steps(network, batch, asked.dtype)
-    else:
-        runs = forward_passes(network, batch, sentences, asked.dtype)
-    first = [np.asarray(run()) for run in runs]
+    # One after the other, so that neither compiles while the other one works.
+    sides, first = [], []
+    for published in (True, False):
+        sides.append(start(published, asked))
+        first.append(sides[-1].recv())
     print(f"Apart by {np.abs(first[0] - first[1]).max():.2g}, of {np.abs(first[0]).max():.3g}.")
     seconds = np.zeros((asked.rounds, 2, 2))  # on the clock and of the cores
     for medians in seconds:
-        for index, run in enumerate(runs):
-            medians[:, index] = np.median([time_call(run) for _ in range(1 + asked.calls)][1:], axis=0)
+        for index, side in enumerate(sides):
+            side.send(True)
+            medians[:, index] = side.recv()
         print("published {:.2f} s, ours {:.2f} s; of the cores {:.2f} and {:.2f} s".format(*medians.flat), flush=True)
+    for side in sides:
+        side.send(False)
     for clock, (published, ours) in zip(("on the clock", "of the cores"), seconds.transpose(1, 2, 0), strict=True):
         ratio = np.quantile(published / ours, (0.25, 0.5, 0.75))
         print(f"Seconds {clock}, medians: published {np.median(published):.2f}, ours {np.median(ours):.2f}.")

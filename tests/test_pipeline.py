@@ -19,7 +19,7 @@ from input_pipeline.images import resize_target
 from input_pipeline.pipeline import evaluation_examples, samples_per_epoch, training_batches
 from input_pipeline.prepare import prepare
 from input_pipeline.readers import DataError, Sentence
-from input_pipeline.records import load_report, records_dir
+from input_pipeline.report import load_report, records_dir
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from input_pipeline.prepare import main, prepare
 from input_pipeline.readers import DataError
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.prepared import PreparedA2D
-from input_pipeline.records import encode_record, is_prepared, load_report, records_dir
+from input_pipeline.records import encode_record
+from input_pipeline.report import is_prepared, load_report, records_dir
 
 MASKS = "text_annotations/a2d_annotation_with_instances"
 

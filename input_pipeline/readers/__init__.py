@@ -10,7 +10,7 @@ A reader is a frozen (hence picklable) dataclass with the fields `raw` (the unpa
     inventory() -> dict[str, tuple[int, int | None]]     thing -> (number found, number in the full data set if known)
 
 so that `records.py` can read videos in parallel. Nothing under `raw` is ever written, moved or renamed.
-A new data set is one such class and its line in `records.READERS`.
+A new data set is one such class and its line in `prepare.READERS`.
 """
 
 from __future__ import annotations

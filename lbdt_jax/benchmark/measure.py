@@ -141,7 +141,7 @@ def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
     def batches() -> tuple[Iterator[Batch], dict[str, Any]]:
         # Imported here, since all else runs without TensorFlow.
         from input_pipeline.pipeline import training_batches
-        from input_pipeline.records import load_report
+        from input_pipeline.report import load_report
         from lbdt_jax.text import open_text_encoder, stored_features, with_transformer
 
         tokens = load_report(config.data_dir, config.dataset)["tokens"]
