@@ -13,10 +13,10 @@ import json
 import os
 import platform
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 
 from lbdt_jax.models.types import Array, Padding, Strides
@@ -26,14 +26,17 @@ ASKED = "LBDT_JAX_ONEDNN"
 #: The releases of jaxlib with which tests/test_onednn.py was seen to pass. In another one a setting may mean something
 #: else, and one that oneDNN refuses ends the process.
 VERIFIED = ("0.10.2", "0.12.0.1")
+#: What a processor must have for oneDNN's bfloat16; without it, oneDNN ends the process.
+FOR_BFLOAT16 = {"avx512bw", "avx512dq", "avx512f", "avx512vl"}
 
 
 def serves(*arrays: Array) -> bool:
     """Whether oneDNN is asked for, can be had, and takes arrays of these dtypes; to be used where the platform is CPU.
 
-    Warns, once, if it is asked for and can't be had.
+    Warns, once for each dtype, if it is asked for and can't be had.
     """
-    return asked_for() and available() and all(array.dtype in (jnp.float32, jnp.bfloat16) for array in arrays)
+    dtypes = {str(array.dtype) for array in arrays}
+    return asked_for() and dtypes <= {"float32", "bfloat16"} and all(map(available, dtypes))
 
 
 def asked_for() -> bool:
@@ -42,17 +45,29 @@ def asked_for() -> bool:
 
 
 @functools.cache
-def available() -> bool:
-    """Whether this jaxlib is one whose oneDNN we know how to call; warns if not."""
+def available(dtype: str) -> bool:
+    """Whether this jaxlib is one whose oneDNN we know how to call, and this processor one on which it takes `dtype`.
+
+    Warns if not.
+    """
     system, machine = platform.system(), platform.machine()
-    if jaxlib.__version__ in VERIFIED and (system, machine) == ("Linux", "x86_64"):
+    if jaxlib.__version__ not in VERIFIED or (system, machine) != ("Linux", "x86_64"):
+        reason = (
+            f"that was tested with jaxlib {' and '.join(VERIFIED)} on Linux and x86_64, and this is jaxlib "
+            f"{jaxlib.__version__} on {system} and {machine}"
+        )
+    elif dtype == "bfloat16" and (missing := FOR_BFLOAT16 - processor_flags()):
+        reason = f"in bfloat16 it needs AVX-512, and this processor lacks {', '.join(sorted(missing))}"
+    else:
         return True
-    warnings.warn(
-        f"{ASKED} is set but oneDNN is not called: that was tested with jaxlib {' and '.join(VERIFIED)} on Linux and "
-        f"x86_64, and this is jaxlib {jaxlib.__version__} on {system} and {machine}. The results are the same.",
-        stacklevel=2,
-    )
+    warnings.warn(f"{ASKED} is set but oneDNN is not called: {reason}. The results are the same.", stacklevel=2)
     return False
+
+
+def processor_flags() -> set[str]:
+    """What this processor can do, in the words of Linux's /proc/cpuinfo."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 class Finish(NamedTuple):
