@@ -48,8 +48,8 @@ PLAIN = [
 SENTENCES = [*ODD, *PLAIN][:50]
 
 
-def hidden_states(pretrained: Pretrained, words: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    apply = jax.jit(Transformer(pretrained.sizes).apply)
+def hidden_states(pretrained: Pretrained, words: np.ndarray, mask: np.ndarray, dtype: str = "float32") -> np.ndarray:
+    apply = jax.jit(Transformer(pretrained.sizes, dtype=dtype).apply)
     return np.asarray(apply({"params": pretrained.params}, words, mask))
 
 
@@ -128,20 +128,20 @@ def test_weights_with_heads_and_old_names(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, plain, load_pretrained(str(tmp_path)).params)
 
 
-def test_features_are_zero_behind_the_last_token_and_may_be_given(tmp_path: Path) -> None:
+def test_features_are_zero_behind_the_last_token_and_may_be_given(tmp_path: Path, float64: None) -> None:
     write_bert(tmp_path)
     pretrained = load_pretrained(str(tmp_path))
-    module = TransformerEncoder(8, pretrained.sizes, 0.5)
+    module = TransformerEncoder(8, pretrained.sizes, 0.5, dtype="float64")
     words, mask = read(pretrained, ["the red circle", "the"], 9)
     variables = module.init(jax.random.key(0), words, mask)
     params = {**variables["params"], "transformer": pretrained.params}
     features, sentence = module.apply({"params": params}, words, mask)
     assert features.shape == (2, 9, 8) and not np.asarray(features)[~mask].any() and np.asarray(features)[mask].all()
     np.testing.assert_array_equal(sentence, features.sum(axis=1))
-    given = np.where(mask[..., None], hidden_states(pretrained, words, mask), 0)
+    given = np.where(mask[..., None], hidden_states(pretrained, words, mask, "float64"), 0)
     del params["transformer"]  # it is not run
     again, _ = module.apply({"params": params}, given, mask)
-    np.testing.assert_allclose(again, features, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(again, features, rtol=1e-12, atol=1e-12)
 
 
 # -- what can't be used
