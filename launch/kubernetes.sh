@@ -6,8 +6,9 @@
 #
 # IMAGE holds this repository as its working directory, and jax[cuda13]; CLAIM is a volume that many nodes may write
 # (ReadWriteMany), mounted as /shared: for WORKDIR, --config.data_dir and --config.word_vectors. Prepare the data
-# before, in one pod. A pod that is evicted saves and ends with 143; whatever does not end with 0 restarts the set,
-# which goes on from the newest checkpoint. --dry-run prints what would be submitted.
+# before, in one pod. A pod that is evicted saves and ends with 143; the set is then made anew, which goes on from the
+# newest checkpoint. So it is after other ends, but not after status 2, which says that there is something to mend.
+# --dry-run prints what would be submitted.
 #
 # Not run on a cluster; only the dry run is tested.
 set -euo pipefail
@@ -38,6 +39,10 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: 100
+    rules:
+    - action: FailJobSet
+      onJobFailureReasons:
+      - PodFailurePolicy
   replicatedJobs:
   - name: workers
     replicas: 1
@@ -47,6 +52,14 @@ spec:
         completions: $nodes
         completionMode: Indexed
         backoffLimit: 0
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: worker
+              operator: In
+              values:
+              - 2
         template:
           spec:
             restartPolicy: Never

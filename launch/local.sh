@@ -8,7 +8,7 @@
 #
 #   launch/local.sh --processes=2 --config=configs/shapes.py --config.cpu_devices=4 --workdir=DIR
 #
-# SIGTERM reaches all of them: they save and end with 143. When one fails the others are ended, and its status is given
+# SIGTERM, Ctrl-C and the end of the terminal reach all of them: they save and end with 143. When one fails the others are ended, and its status is given
 # back. --dry-run prints what would be run. Run on a CPU, with 1 and 2 processes.
 set -euo pipefail
 dry_run=false processes=1
@@ -35,13 +35,13 @@ if ((processes == 1)); then
   exec "${command[@]}"
 fi
 export JAX_COORDINATOR_ADDRESS=$address JAX_NUM_PROCESSES=$processes
-children=()
+children=() stopping=false
+# Bash has them ignore Ctrl-C.
+trap 'stopping=true; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT HUP
 for ((process = 0; process < processes; process++)); do
   JAX_PROCESS_ID=$process "${command[@]}" &
   children+=($!)
 done
-stopping=false
-trap 'stopping=true; kill -TERM "${children[@]}" 2>/dev/null || true' TERM
 while [[ -n $(jobs -rp) ]]; do
   if ! wait -n && ! $stopping; then # a failure, for the others to see and tell; they can't go on
     sleep 5

@@ -31,7 +31,9 @@ if [[ " $*" != *" --config="* || " $*" != *" --workdir="* ]]; then
 fi
 # Else JAX would give each task the one GPU of its own number.
 export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-8} - 1)))
-command=(srun --kill-on-bad-exit=1 python -m lbdt_jax.main "$@")
+# srun does not take it from sbatch.
+command=(srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
+command+=(python -m lbdt_jax.main "$@")
 if $dry_run; then
   printf "JAX_LOCAL_DEVICE_IDS=%s " "$JAX_LOCAL_DEVICE_IDS"
   printf "%q " "${command[@]}" && echo
@@ -39,7 +41,9 @@ if $dry_run; then
 fi
 "${command[@]}" &
 steps=$!
-trap 'kill -TERM "$steps"' TERM # --signal sends it to this script alone; srun passes it on to every task
+# --signal sends it to this script alone. scancel passes it on to every task, and not to this script; srun, if it were
+# told, would end them.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 status=0
 wait "$steps" || status=$?
 if kill -0 "$steps" 2>/dev/null; then # that was SIGTERM's arrival

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Cloud TPU VM, or a pod slice of several: one process on each of its machines.
 #
-#   TPU=name ZONE=us-central2-b [PROJECT=...] launch/tpu_vm.sh [--dry-run] --config=configs/a2d.py --workdir=/mnt/DIR
+#   TPU=name ZONE=us-central2-b [PROJECT=... PYTHON=python3] launch/tpu_vm.sh [--dry-run] --config=configs/a2d.py --workdir=/mnt/DIR
 #
 # It copies what is committed here to every machine, installs it there with jax[tpu], and runs; JAX finds the machines
 # by itself. WORKDIR lies on storage that all machines mount at the same place (Filestore, or a bucket with gcsfuse),
@@ -35,6 +35,11 @@ run gcloud compute tpus tpu-vm scp "/tmp/$archive" "$TPU:/tmp/$archive" "${where
 run gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --command="
   set -e
   mkdir -p ~/lbdt_jax && cd ~/lbdt_jax && tar -xzf /tmp/$archive
-  python3 -m venv ~/.venv-lbdt && . ~/.venv-lbdt/bin/activate
+  python=${PYTHON:-python3}
+  if ! \$python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo \"\$(hostname) has no \$python of 3.11 or later. Install one, and name it: PYTHON=python3.12 launch/tpu_vm.sh\" >&2
+    exit 2
+  fi
+  \$python -m venv ~/.venv-lbdt && . ~/.venv-lbdt/bin/activate
   pip install --quiet -r requirements.txt 'jax[tpu]>=0.10.2'
   exec $command"

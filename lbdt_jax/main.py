@@ -35,10 +35,12 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     """Does what the command line asks for."""
     from lbdt_jax.checkpoint import load_checkpoint
     from lbdt_jax.evaluate import evaluate
+    from lbdt_jax.parallel import end_on_sigterm
     from lbdt_jax.train import train
 
     if mode == "train":
         train(config, workdir)
+    end_on_sigterm()  # an evaluation has nothing to save
     evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)
 
 

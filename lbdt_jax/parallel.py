@@ -113,7 +113,10 @@ class Stopped(RuntimeError):
 
 
 class StopRequest:
-    """SIGTERM, by which schedulers ask for the machine: a context in which it no longer kills. Main thread only."""
+    """SIGTERM, by which schedulers ask for the machine: a context in which it no longer kills. Main thread only.
+
+    In several processes JAX keeps it from `connect` on: what arrives before the first step stops behind it.
+    """
 
     def __enter__(self) -> StopRequest:
         self._noticed = False
@@ -133,6 +136,11 @@ class StopRequest:
     def reached(self, step: int) -> bool:
         """Whether to stop after this step, the same in all processes; to be asked after every step."""
         return self._noticed if self._handles else multihost_utils.reached_preemption_sync_point(step)
+
+
+def end_on_sigterm() -> None:
+    """From now on SIGTERM ends this process at once, also where JAX has kept it so far. Main thread only."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

@@ -3,13 +3,14 @@
     git clone https://github.com/dzh19990407/LBDT published
     PYTHONPATH=.:tests/golden python tests/beside_published.py published forward|ask|train [--dtype=bfloat16]
 
-LBDT-4 at 320x320 in float32: the forward pass, the forward pass for four sentences about each frame pair, or a training
-step with AdamW; ours may compute in another dtype. Needs requirements-torch.txt. Each lives in a process of its own
-with the environment of this one; GLIBC_TUNABLES, which README recommends to our users, reaches theirs only by
---same_environment. A turn is several calls one after the other, as in training and evaluation; the first is not
-counted. Prints the median of every turn in seconds, on the clock and of all cores together, the medians of all turns,
-the quartiles of the ratio of neighbours, and how far the logits are apart, or the losses of the first step, for which
-each draws its own dropout.
+LBDT-4 at 320x320 in float32: the forward pass, the forward pass for several sentences about each frame pair, or a
+training step with AdamW; ours may compute in another dtype, and theirs with --best_effort by what PyTorch offers today:
+autocast to bfloat16, channels last, torch.compile. Needs requirements-torch.txt, and PyTorch for the GPU with
+--device=cuda; ours computes where JAX does. Each lives in a process of its own with the environment of this one;
+GLIBC_TUNABLES, which README recommends to our users, reaches theirs only by --same_environment. A turn is several calls
+one after the other, as in training and evaluation; the first is not counted. Prints the median of every turn in
+seconds, on the clock and of all cores together, the medians of all turns, the quartiles of the ratio of neighbours, and
+how far the logits are apart, or the losses of the first step, for which each draws its own dropout.
 """
 
 from __future__ import annotations
@@ -39,53 +40,67 @@ from lbdt_jax.parallel import make_mesh, replicate, split
 from lbdt_jax.step import initial_state, make_model, make_train_step
 
 VARIANT = "lbdt4_r50"
-SENTENCES = {"forward": 1, "ask": 4, "train": 1}
 
 
-def published_network(folder: Path) -> torch.nn.Module:
-    """Their LBDT-4 with the weights of the golden files. It calls .cuda() on position encodings, which stay here."""
-    torch.Tensor.cuda = lambda tensor, *arguments, **fields: tensor
+def published_network(folder: Path, device: str) -> torch.nn.Module:
+    """Their LBDT-4 with the weights of the golden files. It calls .cuda() on position encodings."""
+    torch.Tensor.cuda = lambda tensor, *arguments, **fields: tensor.to(device)
     sys.path.insert(0, str(folder.absolute()))
     from models import LBDT_4
     from models.modeling.resnet import resnet50
 
     network = LBDT_4.JointModel(image_encoder=resnet50(), flow_encoder=resnet50())
     network.load_state_dict({name: torch.from_numpy(array) for name, array in torch_state(VARIANT).items()})
-    return network
+    return network.to(device)
 
 
-def published_inputs(batch: Batch, sentences: int) -> list[list[torch.Tensor]]:
+def best_effort(network: torch.nn.Module, device: str) -> Callable[..., torch.Tensor]:
+    """Their network as fast as PyTorch makes it without a change to its code."""
+    compiled = torch.compile(network.to(memory_format=torch.channels_last))
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            logits = compiled(*inputs)
+        return logits.float()
+
+    return run
+
+
+def published_inputs(batch: Batch, sentences: int, device: str) -> list[list[torch.Tensor]]:
     """What their network reads of a batch, in as many parts as sentences: it looks at each sentence's own frames."""
     frame, earlier_frame = (np.asarray(normalise(jnp.asarray(batch[name]))) for name in ("frame", "earlier_frame"))
     pairs = np.repeat(np.stack([frame, np.abs(frame - earlier_frame)]), sentences, axis=1).transpose(0, 1, 4, 2, 3)
     image_mask = np.ones((len(batch["words"]), 100), np.int64)
     arrays = (*pairs, batch["words"], batch["word_mask"].astype(np.int64), image_mask)
-    tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
     return [list(part) for part in zip(*(tensor.chunk(sentences) for tensor in tensors), strict=True)]
 
 
-def published_forward_pass(network: torch.nn.Module, batch: Batch, sentences: int) -> Callable[[], np.ndarray]:
+def published_forward_pass(batch: Batch, asked: argparse.Namespace) -> Callable[[], np.ndarray]:
     """A function that returns their logits (B, H, W)."""
-    network.eval()
-    parts = published_inputs(batch, sentences)
+    network = published_network(asked.published, asked.device).eval()
+    apply = best_effort(network, asked.device) if asked.best_effort else network
+    parts = published_inputs(batch, asked.sentences, asked.device)
 
     @torch.no_grad()
     def run() -> np.ndarray:
-        return torch.cat([network(*part) for part in parts]).numpy()
+        return torch.cat([apply(*part) for part in parts]).cpu().numpy()
 
     return run
 
 
-def published_training_step(network: torch.nn.Module, batch: Batch) -> Callable[[], float]:
+def published_training_step(batch: Batch, asked: argparse.Namespace) -> Callable[[], float]:
     """A function that takes a step of theirs and returns its loss."""
-    network.train()
-    (inputs,) = published_inputs(batch, 1)
-    target = torch.from_numpy(batch["target"].astype(np.float32))
+    network = published_network(asked.published, asked.device).train()
+    apply = best_effort(network, asked.device) if asked.best_effort else network
+    (inputs,) = published_inputs(batch, 1, asked.device)
+    target = torch.from_numpy(batch["target"].astype(np.float32)).to(asked.device)
+    weight = torch.tensor([1.5], device=asked.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=5e-4)
 
     def run() -> float:
-        logits = network(*inputs)
-        bce = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor([1.5]))
+        logits = apply(*inputs)
+        bce = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
         probability = torch.clamp(torch.sigmoid(logits), 1e-4, 1 - 1e-4).flatten(1)
         truth = target.flatten(1)
         dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
@@ -133,14 +148,12 @@ def time_call(run: Callable[[], Any]) -> tuple[float, float]:
 
 def take_turns(connection: Connection, published: bool, asked: argparse.Namespace) -> None:
     """In a process of its own: sends the first result, then at each True it gets the medians of a turn's seconds."""
-    sentences = SENTENCES[asked.what]
-    batch = random_batch(asked.batch_size * sentences, sentences_per_frame=sentences)
+    batch = random_batch(asked.batch_size * asked.sentences, sentences_per_frame=asked.sentences)
     training = asked.what == "train"
     if published:
-        network = published_network(asked.published)
-        run = published_training_step(network, batch) if training else published_forward_pass(network, batch, sentences)
+        run = (published_training_step if training else published_forward_pass)(batch, asked)
     else:
-        run = our_training_step(batch, asked.dtype) if training else our_forward_pass(batch, asked.dtype)
+        run = (our_training_step if training else our_forward_pass)(batch, asked.dtype)
     connection.send(np.asarray(run()))
     while connection.recv():
         connection.send(np.median([time_call(run) for _ in range(1 + asked.calls)][1:], axis=0))
@@ -164,13 +177,18 @@ def main() -> None:
     """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("published", type=Path)
-    parser.add_argument("what", choices=SENTENCES)
+    parser.add_argument("what", choices=("forward", "ask", "train"))
     parser.add_argument("--batch_size", type=int, default=8, help="frame pairs")
+    parser.add_argument("--sentences", type=int, default=4, help="about each frame pair, for ask")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=3, help="of a turn, besides its first")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our computation")
     parser.add_argument("--same_environment", action="store_true", help="theirs has our GLIBC_TUNABLES, too")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of theirs")
+    parser.add_argument("--best_effort", action="store_true", help="theirs as fast as PyTorch makes it")
     asked = parser.parse_args()
+    if asked.what != "ask":
+        asked.sentences = 1
     # One after the other, so that neither compiles while the other one works.
     sides, first = [], []
     for published in (True, False):

@@ -123,6 +123,19 @@ def test_several_sentences_are_related_to_one_on_as_many_frames() -> None:
     assert [row.get("cost_of_one") for row in rows] == [None, 1.0, 1.0, 1.5]
 
 
+def test_the_ceiling_is_the_fastest_of_a_few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = []
+
+    def measured(run: Any, row: dict[str, Any], samples: int) -> dict[str, Any]:
+        sides.append(round((row["flop"] / 2) ** (1 / 3)))
+        rate, seconds = {1024: (1.0, 0.01), 2048: (3.0, 0.03)}.get(sides[-1], (2.0, 0.06))
+        return row | {"tflops_per_second": rate, "seconds": {"median": seconds}}
+
+    monkeypatch.setattr(measure, "measure_program", measured)
+    assert measure.matrix_ceiling(make_mesh(jax.devices()[:1]), "bfloat16") == 3.0
+    assert sides == [1024, 2048, 4096]
+
+
 def test_calls_are_timed_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     calls = []
@@ -201,7 +214,7 @@ def test_two_results_are_compared(result: dict[str, Any], tmp_path: Path) -> Non
     first = load(tmp_path / "a.json")
     assert first == result
     same = compare(first, first)
-    assert same.startswith("Same device, JAX and configuration.")
+    assert same.startswith("Same device, JAX, environment and configuration.")
     assert same.count("1.00    1.00  within the spread") == 2
 
     second = copy.deepcopy(first)
@@ -209,15 +222,22 @@ def test_two_results_are_compared(result: dict[str, Any], tmp_path: Path) -> Non
     step = second["rows"][0]
     step["samples_per_second"] *= 3
     step["seconds"] = {name: value / 3 for name, value in step["seconds"].items()}
+    second["environment"] = {"LBDT_JAX_ONEDNN": "1"}
     del second["rows"][2]
+    second["rows"].append(step | {"batch_size": 32})
     lines = compare(first, second).splitlines()
     assert lines[0] == "config.model.dtype: float32 -> bfloat16"
-    assert lines[3].split()[-2:] == ["3.00", "1.00"]
-    assert lines[4].endswith("not measured in the first and the second")
-    assert lines[5].endswith("not measured in the second")
+    assert lines[1] == "environment.LBDT_JAX_ONEDNN: None -> 1"
+    assert lines[4].split()[-2:] == ["3.00", "1.00"]
+    assert lines[5].endswith("not measured in the first and the second")
+    assert lines[6].endswith("not measured in the second")
+    assert lines[-1].split() == "training step 32 1 not measured in the first".split()
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": [{"program": "forward"}]}'])
+NO_CEILING = '{"rows": [], "jax": "1", "device": {}, "config": {"model": {}}, "ceiling": []}'
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", NO_CEILING, '{"rows": [{"program": "forward"}]}'])
 def test_files_that_hold_no_result_are_named(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     if content is not None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -105,12 +106,40 @@ def test_local_dry_run(tmp_path: Path) -> None:
 
 
 def test_slurm_dry_run(tmp_path: Path) -> None:
-    assert shlex.split(dry_run("slurm.sh", tmp_path, *ARGUMENTS, SLURM_GPUS_ON_NODE="4")) == [
-        *("JAX_LOCAL_DEVICE_IDS=0,1,2,3", "srun", "--kill-on-bad-exit=1"),
+    node = {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "32"}
+    assert shlex.split(dry_run("slurm.sh", tmp_path, *ARGUMENTS, **node)) == [
+        *("JAX_LOCAL_DEVICE_IDS=0,1,2,3", "srun", "--kill-on-bad-exit=1", "--cpus-per-task=32"),
         *("python", "-m", "lbdt_jax.main", *ARGUMENTS),
     ]
     options = re.findall(r"^#SBATCH --([a-z-]+)", (ROOT / "launch" / "slurm.sh").read_text(), re.MULTILINE)
     assert {"nodes", "ntasks-per-node", "requeue", "signal"} <= set(options)
+
+
+def write_programs(folder: Path, **programs: str) -> dict[str, str]:
+    """Stand-ins, in bash, for what is not here; returns the environment in which they are found."""
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}")
+        (folder / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_slurm_passes_sigterm_on_and_is_queued_again(tmp_path: Path) -> None:
+    environment = write_programs(
+        tmp_path,
+        srun='trap "exit 143" TERM\necho $$ > step\nwhile :; do sleep 0.05; done\n',
+        scancel='echo "scancel $*" >> calls\nkill -TERM $(<step)\n',
+        scontrol='echo "scontrol $*" >> calls\n',
+    )
+    process = subprocess.Popen(
+        [str(ROOT / "launch" / "slurm.sh"), "--config=a", "--workdir=b"],
+        cwd=tmp_path,
+        env={**environment, "SLURM_JOB_ID": "7"},
+    )
+    while not (tmp_path / "step").exists():
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=10) == 143
+    assert (tmp_path / "calls").read_text().splitlines() == ["scancel --signal=TERM 7", "scontrol requeue 7"]
 
 
 def test_tpu_vm_dry_run(tmp_path: Path) -> None:
@@ -149,6 +178,10 @@ def test_kubernetes_dry_run(tmp_path: Path) -> None:
     assert set(variables) == set(PROCESS_VARIABLES)
     assert variables["JAX_COORDINATOR_ADDRESS"] == f"a2d-{workers['name']}-0-0.a2d:12355"
     assert variables["JAX_NUM_PROCESSES"] == "4"
+    # What the user must mend is not tried again.
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
+    assert rule["onExitCodes"]["containerName"] == container["name"]
 
 
 @pytest.mark.parametrize("script", ["local.sh", "slurm.sh", "tpu_vm.sh", "kubernetes.sh"])
@@ -160,15 +193,12 @@ def test_what_is_missing_is_told(script: str, tmp_path: Path) -> None:
 
 def test_local_runs_both_processes_and_gives_back_what_fails(tmp_path: Path) -> None:
     """With a program in the place of Python that says who it is, or waits to be ended."""
-    stand_in = tmp_path / "python"
-    stand_in.write_text(
-        "#!/usr/bin/env bash\n"
-        'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"\n'
+    environment = write_programs(
+        tmp_path,
+        python='echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"\n'
         'if [[ $* == *wait* ]]; then trap "exit 143" TERM; touch "$JAX_PROCESS_ID"; while :; do sleep 0.05; done; fi\n'
-        "if [[ $* == *fail* && $JAX_PROCESS_ID == 1 ]]; then exit 2; fi\n"
+        "if [[ $* == *fail* && $JAX_PROCESS_ID == 1 ]]; then exit 2; fi\n",
     )
-    stand_in.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [str(ROOT / "launch" / "local.sh"), "--processes=2", "--config=a", "--workdir=b"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0
@@ -177,8 +207,11 @@ def test_local_runs_both_processes_and_gives_back_what_fails(tmp_path: Path) -> 
     ]
     done = subprocess.run([*command, "--fail"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    process = subprocess.Popen([*command, "--wait"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
-        time.sleep(0.05)
-    process.terminate()
-    assert process.wait(timeout=10) == 143
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen([*command, "--wait"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
+            time.sleep(0.05)
+        process.send_signal(asked)
+        assert process.wait(timeout=10) == 143
+        (tmp_path / "0").unlink()
+        (tmp_path / "1").unlink()

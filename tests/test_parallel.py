@@ -160,6 +160,21 @@ def test_many_steps_are_compiled_once() -> None:
 
 
 @pytest.mark.slow
+def test_in_bfloat16_what_is_learnt_and_logged_is_float32_and_the_old_state_is_given_back() -> None:
+    config, mesh = make_config(**{"model.dtype": "bfloat16"}), make_mesh(jax.devices()[:1])
+    step = make_train_step(make_model(config), make_optimizer(config, STEPS_PER_EPOCH), config, mesh)
+    old = replicate(tiny_state(make_config(**{"model.dtype": "float32"})), mesh)
+    batch = split(tiny_batch(config), mesh)
+    assert "bf16" in step.lower(old, batch).as_text()
+    new, metrics = step(old, batch)
+    numbers = jax.tree.leaves((new.params, new.batch_stats, new.optimizer_state, metrics))
+    assert {str(array.dtype) for array in numbers if array.ndim} == {"float32"}
+    assert {name: str(number.dtype) for name, number in metrics.items()} == dict.fromkeys(metrics, "float32")
+    assert np.isfinite(metrics["loss"])
+    assert all(array.is_deleted() for array in jax.tree.leaves((old.params, old.optimizer_state)) if array.ndim)
+
+
+@pytest.mark.slow
 def test_rematerialised_is_the_same(float64: None) -> None:
     fields = {"model.dropout": 0.5}
     batch, state = tiny_batch(make_config(**fields)), tiny_state(make_config(**fields))

@@ -95,6 +95,25 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) ->
     jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
 
 
+@pytest.mark.slow
+def test_sigterm_ends_an_evaluation_of_two_at_once(config: Path, alone: Path) -> None:
+    workdir = config.parent / "ended"
+    arguments = ("--mode=evaluate", f"--config.checkpoint={alone}")
+    processes = start_together(2, config, workdir, *arguments, **DOUBLE)
+    bars = processes[0].stderr
+    assert bars is not None
+    seen = ""
+    while "sentence/s" not in seen:
+        seen += bars.read(1)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    for process in processes:
+        finish(process, status=-signal.SIGTERM)
+    assert time.monotonic() - begun < 10
+    assert not (workdir / "evaluation").exists()
+
+
 LATE = """
 import time
 import jax, numpy as np

@@ -56,6 +56,8 @@ def run(
         print(table_line(result["rows"][-1]), flush=True)
         if output:
             write_json(result, output)
+    if result.get("peak_bytes"):
+        print(f"\nPeak memory of a device: {result['peak_bytes'] / 1e9:.2f} GB.")
     picture = chart(result)
     if output and picture:
         render.save(picture, output.with_suffix(".png"))

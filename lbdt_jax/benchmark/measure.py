@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
 from input_pipeline.readers import DataError
 from input_pipeline.workers import cores
+from lbdt_jax.models import onednn
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
 from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step
@@ -31,6 +33,8 @@ from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_mode
 #: How long each row is timed after warming up, and the least number of timings, of at least 0.1 s each.
 SECONDS, FEWEST = 3.0, 5
 DTYPES = ("float32", "bfloat16")
+#: Variables of the environment that change how fast the same program is; kept with the result.
+ENVIRONMENT = (onednn.ASKED, "GLIBC_TUNABLES", "XLA_FLAGS")
 WORD_VECTOR_SIZE = 300  # as published; its part in the computation is below one in a thousand
 
 Row = dict[str, Any]
@@ -49,10 +53,11 @@ def benchmark(
       minutes: nothing is begun that would end later, if it takes as long as the longest of its kind so far.
 
     Yields:
-      {"date", "jax", "device", "config", "ceiling", "rows", "peak_bytes"}: "ceiling" has the TFLOP/s of a big matrix
-      product on all devices together, by dtype; "peak_bytes" is of all rows together. Each row has "program",
-      "batch_size", "sentences_per_frame" and either "not_measured", the reason, or what `measure` or `measure_program`
-      returns, "share_of_ceiling" of the ceiling of config.model.dtype, and for several sentences "cost_of_one".
+      {"date", "jax", "device", "environment", "config", "ceiling", "rows", "peak_bytes"}: "ceiling" has the TFLOP/s of
+      a big matrix product on all devices together, by dtype; "peak_bytes" is of all rows together. Each row has
+      "program", "batch_size", "sentences_per_frame" and either "not_measured", the reason, or what `measure` or
+      `measure_program` returns, "share_of_ceiling" of the ceiling of config.model.dtype, and for several sentences
+      "cost_of_one".
 
     Raises:
       DataError: the configuration describes no network, or a batch can't be divided among the devices.
@@ -76,6 +81,7 @@ def benchmark(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "jax": jax.__version__,
         "device": describe_device(mesh),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "config": json.loads(config.to_json()),
         "ceiling": {dtype: matrix_ceiling(mesh, dtype) for dtype in DTYPES},
         "rows": [],

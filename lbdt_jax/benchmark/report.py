@@ -51,7 +51,7 @@ def load(path: Path) -> Row:
     try:
         result = json.loads(path.read_text("utf-8"))
         describe(result), [table_line(row) for row in result["rows"]]  # raise KeyError if something is missing
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} can't be read as a result of lbdt_jax.benchmark: {error!r}.") from error
     return result
 
@@ -59,7 +59,7 @@ def load(path: Path) -> Row:
 def compare(first: Row, second: Row) -> str:
     """Two results side by side: first what differs between the two runs, then how many times as fast the second is."""
     facts = [
-        flatten_dict({name: result[name] for name in ("jax", "device", "config")}, sep=".")
+        flatten_dict({name: result.get(name, {}) for name in ("jax", "device", "environment", "config")}, sep=".")
         for result in (first, second)
     ]
     lines = [
@@ -67,13 +67,13 @@ def compare(first: Row, second: Row) -> str:
         for name in sorted(facts[0].keys() | facts[1].keys())
         if facts[0].get(name) != facts[1].get(name)
     ]
-    lines += ["" if lines else "Same device, JAX and configuration.\n"]
+    lines += ["" if lines else "Same device, JAX, environment and configuration.\n"]
     lines += [f"{'':14} {'batch':>6} {'sentences':>9} {'samples/s':>10} {'samples/s':>10} {'ratio':>7} {'memory':>7}"]
-    others = {identity(row): row for row in second["rows"]}
-    for row in first["rows"]:
-        line = f"{row['program']:14} {row['batch_size']:6} {row['sentences_per_frame']:9} "
-        other = others.get(identity(row), {"not_measured": "no such row"})
-        missing = [name for name, either in (("first", row), ("second", other)) if "not_measured" in either]
+    rows = [{identity(row): row for row in result["rows"]} for result in (first, second)]
+    for name, size, together in rows[0] | rows[1]:
+        line = f"{name:14} {size:6} {together:9} "
+        row, other = (of_one.get((name, size, together), {"not_measured": "no such row"}) for of_one in rows)
+        missing = [which for which, either in (("first", row), ("second", other)) if "not_measured" in either]
         if missing:
             lines.append(f"{line} not measured in the {' and the '.join(missing)}")
             continue
