@@ -150,8 +150,9 @@ def test_equals_the_step_written_with_pmap(float64: None) -> None:
 
 
 @pytest.mark.slow
-def test_many_steps_are_compiled_once() -> None:
-    step = compiled_step(2, **DROPOUT)
+@pytest.mark.parametrize("devices", [2, 8])
+def test_many_steps_are_compiled_once(devices: int) -> None:
+    step = compiled_step(devices, **DROPOUT)
     state = tiny_state(make_config(**DROPOUT))
     for seed in range(3):
         state, _ = step(state, tiny_batch(make_config(), seed))
