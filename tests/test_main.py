@@ -14,6 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny import tiny_config
 
-from input_pipeline.batch import random_batch
+from input_pipeline.batch import Batch, random_batch
 from input_pipeline.moving_shapes import write_raw
 from input_pipeline.pipeline import steps_per_epoch
 from input_pipeline.prepare import prepare
@@ -189,22 +190,31 @@ def test_a_run_of_another_configuration_is_left_alone(config: ConfigDict, workdi
     keep_config(free, workdir / "config.json")
 
 
-def test_not_a_number_stops_the_run_and_names_the_batch(config: ConfigDict, tmp_path: Path, monkeypatch) -> None:
-    def batches(*arguments):
+@pytest.mark.parametrize(
+    ("broken", "log_every", "left"),
+    [pytest.param(1, 1, 0, id="at once"), pytest.param(3, 100, 2, id="before a save", marks=pytest.mark.slow)],
+)
+def test_not_a_number_stops_the_run_and_names_the_batch(
+    broken: int, log_every: int, left: int, config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.copy_and_resolve_references()
+    config.log_every_steps, config.picture_every_steps, config.epochs = log_every, 1000, 1.5 * config.epochs
+
+    def batches(*arguments: Any) -> Iterator[Batch]:
         size, words = tuple(config.image_size), config.max_words
-        for number in range(4):
+        for number in range(1, 7):
             batch = random_batch(config.batch_size, size, words, 8, seed=number)
-            batch["words"] = batch["words"] * (np.nan if number == 0 else 1)
+            batch["words"] = batch["words"] * (np.nan if number == broken else 1)
             batch["name"] = np.array([f"video {number}"] * config.batch_size, object)
             yield batch
 
     monkeypatch.setattr(train_module, "training_batches", batches)
-    with pytest.raises(NotFinite, match=r"Step 1: the loss is nan.*video 0"):
+    with pytest.raises(NotFinite, match=rf"Step {broken}: the loss is nan.*video {broken}"):
         train(config, tmp_path)
     # The start itself was saved: there is something to go back to from the first step on.
-    start = load_checkpoint(tmp_path)
-    assert start.step == 0
-    assert all(np.isfinite(array).all() for array in jax.tree.leaves(start.variables))
+    newest = load_checkpoint(tmp_path)
+    assert newest.step == left
+    assert all(np.isfinite(array).all() for array in jax.tree.leaves(newest.variables))
 
 
 def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDict:
