@@ -8,7 +8,7 @@
 # (ReadWriteMany), mounted as /shared: for WORKDIR, --config.data_dir and --config.word_vectors. Prepare the data
 # before, in one pod. A pod that is evicted saves and ends with 143; the set is then made anew, which goes on from the
 # newest checkpoint. So it is after other ends, but not after status 2, which says that there is something to mend.
-# --dry-run prints what would be submitted.
+# That needs a JobSet whose failurePolicy has rules. --dry-run prints what would be submitted.
 #
 # Not run on a cluster; only the dry run is tested.
 set -euo pipefail
@@ -63,6 +63,7 @@ spec:
         template:
           spec:
             restartPolicy: Never
+            shareProcessNamespace: true # else Python were process 1, on which SIGTERM has no effect by itself
             terminationGracePeriodSeconds: 120
             containers:
             - name: worker

@@ -8,8 +8,8 @@
 #
 #   launch/local.sh --processes=2 --config=configs/shapes.py --config.cpu_devices=4 --workdir=DIR
 #
-# SIGTERM, Ctrl-C and the end of the terminal reach all of them: they save and end with 143. When one fails the others are ended, and its status is given
-# back. --dry-run prints what would be run. Run on a CPU, with 1 and 2 processes.
+# SIGTERM, Ctrl-C and the end of the terminal have them save and end with 143. When one fails the others are ended, and
+# its status is given back. --dry-run prints what would be run. Run on a CPU, with 1 and 2 processes.
 set -euo pipefail
 dry_run=false processes=1
 while [[ ${1:-} =~ ^--(dry-run|processes=[1-9][0-9]*)$ ]]; do
@@ -36,15 +36,18 @@ if ((processes == 1)); then
 fi
 export JAX_COORDINATOR_ADDRESS=$address JAX_NUM_PROCESSES=$processes
 children=() stopping=false
-# Bash has them ignore Ctrl-C.
+# Of Ctrl-C and the end of the terminal, which reach them, too, they are told in this way alone: else they would not save.
 trap 'stopping=true; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT HUP
 for ((process = 0; process < processes; process++)); do
-  JAX_PROCESS_ID=$process "${command[@]}" &
+  (
+    trap '' INT HUP
+    JAX_PROCESS_ID=$process exec "${command[@]}"
+  ) &
   children+=($!)
 done
 while [[ -n $(jobs -rp) ]]; do
   if ! wait -n && ! $stopping; then # a failure, for the others to see and tell; they can't go on
-    sleep 5
+    sleep 5 || true
     kill -KILL "${children[@]}" 2>/dev/null || true
   fi
 done

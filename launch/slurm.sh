@@ -39,17 +39,16 @@ if $dry_run; then
   printf "%q " "${command[@]}" && echo
   exit
 fi
-"${command[@]}" &
-steps=$!
 # --signal sends it to this script alone. scancel passes it on to every task, and not to this script; srun, if it were
 # told, would end them.
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-status=0
+"${command[@]}" &
+steps=$! status=0
 wait "$steps" || status=$?
-if kill -0 "$steps" 2>/dev/null; then # that was SIGTERM's arrival
+while kill -0 "$steps" 2>/dev/null; do # that was SIGTERM's arrival
   status=0
   wait "$steps" || status=$?
-fi
+done
 if ((status == 143)); then
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -6,7 +6,7 @@
 LBDT-4 at 320x320 in float32: the forward pass, the forward pass for several sentences about each frame pair, or a
 training step with AdamW; ours may compute in another dtype, and theirs with --best_effort by what PyTorch offers today:
 autocast to bfloat16, channels last, torch.compile. Needs requirements-torch.txt, and PyTorch for the GPU with
---device=cuda; ours computes where JAX does. Each lives in a process of its own with the environment of this one;
+--device=cuda. Each lives in a process of its own with the environment of this one;
 GLIBC_TUNABLES, which README recommends to our users, reaches theirs only by --same_environment. A turn is several calls
 one after the other, as in training and evaluation; the first is not counted. Prints the median of every turn in
 seconds, on the clock and of all cores together, the medians of all turns, the quartiles of the ratio of neighbours, and
@@ -56,6 +56,7 @@ def published_network(folder: Path, device: str) -> torch.nn.Module:
 
 def best_effort(network: torch.nn.Module, device: str) -> Callable[..., torch.Tensor]:
     """Their network as fast as PyTorch makes it without a change to its code."""
+    torch.backends.cudnn.benchmark = True
     compiled = torch.compile(network.to(memory_format=torch.channels_last))
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
@@ -96,7 +97,8 @@ def published_training_step(batch: Batch, asked: argparse.Namespace) -> Callable
     (inputs,) = published_inputs(batch, 1, asked.device)
     target = torch.from_numpy(batch["target"].astype(np.float32)).to(asked.device)
     weight = torch.tensor([1.5], device=asked.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=5e-4)
+    fused = asked.best_effort or None
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=5e-4, fused=fused)
 
     def run() -> float:
         logits = apply(*inputs)
@@ -164,6 +166,9 @@ def start(published: bool, asked: argparse.Namespace) -> Connection:
     tunables = os.environ.get("GLIBC_TUNABLES")
     if published and not asked.same_environment:
         os.environ.pop("GLIBC_TUNABLES", None)
+    # JAX fails where it has no such device, and leaves a GPU its memory; theirs needs JAX on the CPU only.
+    os.environ["JAX_PLATFORMS"] = "cpu" if published else asked.device
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     processes = multiprocessing.get_context("spawn")  # glibc reads its settings when a program starts
     here, there = processes.Pipe()
     processes.Process(target=take_turns, args=(there, published, asked), daemon=True).start()
@@ -184,7 +189,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=3, help="of a turn, besides its first")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our computation")
     parser.add_argument("--same_environment", action="store_true", help="theirs has our GLIBC_TUNABLES, too")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of theirs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both")
     parser.add_argument("--best_effort", action="store_true", help="theirs as fast as PyTorch makes it")
     asked = parser.parse_args()
     if asked.what != "ask":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -123,10 +124,17 @@ def write_programs(folder: Path, **programs: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
+def wait_for(*files: Path) -> None:
+    end = time.monotonic() + 20
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < end, files
+        time.sleep(0.05)
+
+
 def test_slurm_passes_sigterm_on_and_is_queued_again(tmp_path: Path) -> None:
     environment = write_programs(
         tmp_path,
-        srun='trap "exit 143" TERM\necho $$ > step\nwhile :; do sleep 0.05; done\n',
+        srun='trap "sleep 1; echo saved >> calls; exit 143" TERM\necho $$ > step\nwhile :; do sleep 0.05; done\n',
         scancel='echo "scancel $*" >> calls\nkill -TERM $(<step)\n',
         scontrol='echo "scontrol $*" >> calls\n',
     )
@@ -135,11 +143,10 @@ def test_slurm_passes_sigterm_on_and_is_queued_again(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**environment, "SLURM_JOB_ID": "7"},
     )
-    while not (tmp_path / "step").exists():
-        time.sleep(0.05)
+    wait_for(tmp_path / "step")
     process.terminate()
     assert process.wait(timeout=10) == 143
-    assert (tmp_path / "calls").read_text().splitlines() == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+    assert (tmp_path / "calls").read_text().splitlines() == ["scancel --signal=TERM 7", "saved", "scontrol requeue 7"]
 
 
 def test_tpu_vm_dry_run(tmp_path: Path) -> None:
@@ -179,6 +186,9 @@ def test_kubernetes_dry_run(tmp_path: Path) -> None:
     assert variables["JAX_COORDINATOR_ADDRESS"] == f"a2d-{workers['name']}-0-0.a2d:12355"
     assert variables["JAX_NUM_PROCESSES"] == "4"
     # What the user must mend is not tried again.
+    assert manifest["spec"]["failurePolicy"]["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
     (rule,) = job["podFailurePolicy"]["rules"]
     assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
     assert rule["onExitCodes"]["containerName"] == container["name"]
@@ -207,11 +217,21 @@ def test_local_runs_both_processes_and_gives_back_what_fails(tmp_path: Path) -> 
     ]
     done = subprocess.run([*command, "--fail"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    for asked in (signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen([*command, "--wait"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-        while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
-            time.sleep(0.05)
-        process.send_signal(asked)
-        assert process.wait(timeout=10) == 143
+    for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process = subprocess.Popen(
+            # What is ignored when bash starts it can't trap, and behind "&" Ctrl-C is.
+            ["env", "--default-signal=INT", *command, "--wait"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_for(tmp_path / "0", tmp_path / "1")
+            os.killpg(process.pid, asked)  # as a terminal does
+            assert process.wait(timeout=10) == 143
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         (tmp_path / "0").unlink()
         (tmp_path / "1").unlink()

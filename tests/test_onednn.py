@@ -157,6 +157,9 @@ def test_bfloat16_without_avx512_is_told_and_left_to_xla(
     assert "__onednn$" in program("float32")
     with pytest.warns(UserWarning, match="lacks avx512bw, avx512dq, avx512vl"):
         assert "__onednn$" not in program("bfloat16")
+    onednn.available.cache_clear()
+    monkeypatch.setattr(onednn, "processor_flags", lambda: {"avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
+    assert "__onednn$" in program("bfloat16")  # compiled nowhere
 
 
 def test_float64_is_left_to_xla(asked_for: None, float64: None) -> None:

@@ -100,18 +100,21 @@ def test_sigterm_ends_an_evaluation_of_two_at_once(config: Path, alone: Path) ->
     workdir = config.parent / "ended"
     arguments = ("--mode=evaluate", f"--config.checkpoint={alone}")
     processes = start_together(2, config, workdir, *arguments, **DOUBLE)
-    bars = processes[0].stderr
-    assert bars is not None
-    seen = ""
-    while "sentence/s" not in seen:
-        seen += bars.read(1)
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
-    for process in processes:
-        finish(process, status=-signal.SIGTERM)
+    try:
+        bars, seen = processes[0].stderr, ""
+        while "sentence/s" not in seen:
+            seen += (more := bars.read(1))
+            assert more, seen
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        for process in processes:
+            finish(process, status=-signal.SIGTERM)
+    finally:
+        for process in processes:
+            process.kill()
     assert time.monotonic() - begun < 10
-    assert not (workdir / "evaluation").exists()
+    assert not list(workdir.glob("evaluation/*.json"))
 
 
 LATE = """

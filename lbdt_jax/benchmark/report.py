@@ -59,7 +59,11 @@ def load(path: Path) -> Row:
 def compare(first: Row, second: Row) -> str:
     """Two results side by side: first what differs between the two runs, then how many times as fast the second is."""
     facts = [
-        flatten_dict({name: result.get(name, {}) for name in ("jax", "device", "environment", "config")}, sep=".")
+        flatten_dict(
+            {"environment": "not kept"}
+            | {name: result[name] for name in ("jax", "device", "environment", "config") if name in result},
+            sep=".",
+        )
         for result in (first, second)
     ]
     lines = [

@@ -65,8 +65,11 @@ def available(dtype: str) -> bool:
 
 
 def processor_flags() -> set[str]:
-    """What this processor can do, in the words of Linux's /proc/cpuinfo."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    """What this processor can do, in the words of Linux's /proc/cpuinfo; nothing where that can't be read."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
