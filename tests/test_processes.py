@@ -25,6 +25,8 @@ STEPS = 3
 
 #: Gradients are summed in another order. In float32 that alone moves the third step's by some 1e-4.
 DOUBLE = {"JAX_ENABLE_X64": "1"}
+#: Compiled once, run often: on slow cores a step would else take seconds.
+OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +75,12 @@ def test_two_processes_score_every_sample_once(config: Path, alone: Path) -> Non
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) -> None:
-    config = write_config(tmp_path, 40, checkpoint_every_steps=1000)
+    config = write_config(tmp_path, 40, checkpoint_every_steps=1000, image_size=(32, 32))
     arguments = ("--config.evaluation_split=validation",)
-    for process in start_together(2, config, tmp_path / "whole", *arguments):
+    for process in start_together(2, config, tmp_path / "whole", *arguments, **OPTIMISED):
         finish(process)
     workdir = tmp_path / "stopped"
-    first, second = start_together(2, config, workdir, *arguments)
+    first, second = start_together(2, config, workdir, *arguments, **OPTIMISED)
     while len(list((workdir / "checkpoints").glob("0"))) == 0 or not logged(workdir, "loss"):
         time.sleep(0.5)
     second.send_signal(signal.SIGTERM)
@@ -88,7 +90,7 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) ->
         assert "Stopped by SIGTERM after step" in errors
     assert time.monotonic() - begun < 30
     assert 0 < load_checkpoint(workdir).step < 40
-    for process in start_together(2, config, workdir, *arguments):
+    for process in start_together(2, config, workdir, *arguments, **OPTIMISED):
         finish(process)
     whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(workdir)
     assert whole.step == resumed.step == 40
