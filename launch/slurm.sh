@@ -43,11 +43,11 @@ fi
 # told, would end them.
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 "${command[@]}" &
-steps=$! status=0
-wait "$steps" || status=$?
-while kill -0 "$steps" 2>/dev/null; do # that was SIGTERM's arrival
+steps=$!
+while :; do
   status=0
   wait "$steps" || status=$?
+  kill -0 "$steps" 2>/dev/null || break # else that was SIGTERM's arrival
 done
 if ((status == 143)); then
   scontrol requeue "$SLURM_JOB_ID"

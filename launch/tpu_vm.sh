@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A Cloud TPU VM, or a pod slice of several: one process on each of its machines.
 #
-#   TPU=name ZONE=us-central2-b [PROJECT=... PYTHON=python3] launch/tpu_vm.sh [--dry-run] --config=configs/a2d.py --workdir=/mnt/DIR
+#   TPU=name ZONE=us-central2-b [PROJECT=... PYTHON=python3] \
+#       launch/tpu_vm.sh [--dry-run] --config=configs/a2d.py --workdir=/mnt/DIR
 #
 # It copies what is committed here to every machine, installs it there with jax[tpu], and runs; JAX finds the machines
 # by itself. WORKDIR lies on storage that all machines mount at the same place (Filestore, or a bucket with gcsfuse),

@@ -6,11 +6,11 @@
 LBDT-4 at 320x320 in float32: the forward pass, the forward pass for several sentences about each frame pair, or a
 training step with AdamW; ours may compute in another dtype, and theirs with --best_effort by what PyTorch offers today:
 autocast to bfloat16, channels last, torch.compile. Needs requirements-torch.txt, and PyTorch for the GPU with
---device=cuda. Each lives in a process of its own with the environment of this one;
-GLIBC_TUNABLES, which README recommends to our users, reaches theirs only by --same_environment. A turn is several calls
-one after the other, as in training and evaluation; the first is not counted. Prints the median of every turn in
-seconds, on the clock and of all cores together, the medians of all turns, the quartiles of the ratio of neighbours, and
-how far the logits are apart, or the losses of the first step, for which each draws its own dropout.
+--device=cuda. Each lives in a process of its own with the environment of this one; GLIBC_TUNABLES, which README
+recommends to our users, reaches theirs only by --same_environment. A turn is several calls one after the other, as in
+training and evaluation; the first is not counted. Prints the median of every turn in seconds, on the clock and of all
+cores together, the medians of all turns, the quartiles of the ratio of neighbours, and how far the logits are apart, or
+the losses of the first step, for which each draws its own dropout.
 """
 
 from __future__ import annotations

@@ -35,6 +35,10 @@ def write_config(folder: Path, steps: int, **fields: object) -> Path:
     return path
 
 
+#: For what is compiled once and run often; steps without XLA's optimisations take seconds on slow cores.
+OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+
+
 def start(
     config: Path, workdir: Path, *arguments: str, kilobytes_per_file: int | str = "unlimited", **environment: str
 ) -> subprocess.Popen[str]:

@@ -14,14 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import finish, logged, start, write_config
+from runs import OPTIMISED, finish, logged, start, write_config
 
 from lbdt_jax.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
 STEPS, KILLS_EACH = 120, 10  # of two runs side by side
-OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # compiled once, run often
 SMALLEST = {"cpu_devices": 1, "batch_size": 2, "image_size": (32, 32)}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import ROOT, described, finish, logged, start, start_together, write_config
+from runs import OPTIMISED, ROOT, described, finish, logged, start, start_together, write_config
 
 from input_pipeline.readers import DataError
 from lbdt_jax import parallel
@@ -25,8 +25,6 @@ STEPS = 3
 
 #: Gradients are summed in another order. In float32 that alone moves the third step's by some 1e-4.
 DOUBLE = {"JAX_ENABLE_X64": "1"}
-#: Compiled once, run often: on slow cores a step would else take seconds.
-OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 
 @pytest.fixture(scope="module")

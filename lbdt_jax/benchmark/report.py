@@ -14,6 +14,9 @@ from lbdt_jax.chart import Panel, Point, line_chart
 
 Row = dict[str, Any]
 
+#: Of a result, what may explain that another one is faster.
+FACTS = ("jax", "device", "environment", "config")
+
 COLUMNS = (
     f"{'':14} {'batch':>6} {'sentences':>9} {'ms (quartiles)':>25} {'samples/s':>10} {'TFLOP/s':>8} {'ceiling':>8} "
     f"{'GB':>6} {'compiled in':>11} {'of one':>8}"
@@ -60,9 +63,7 @@ def compare(first: Row, second: Row) -> str:
     """Two results side by side: first what differs between the two runs, then how many times as fast the second is."""
     facts = [
         flatten_dict(
-            {"environment": "not kept"}
-            | {name: result[name] for name in ("jax", "device", "environment", "config") if name in result},
-            sep=".",
+            {"environment": "not kept"} | {name: value for name, value in result.items() if name in FACTS}, sep="."
         )
         for result in (first, second)
     ]
