@@ -30,6 +30,7 @@ from configs import base
 from input_pipeline.glove import WordVectors
 from input_pipeline.readers import DataError
 from input_pipeline.sentence_reader import SentenceReader, TokenReader
+from lbdt_jax.parallel import put
 from lbdt_jax.step import TrainState
 
 #: Bytes of bare weights that are in the hands of the disk at once; a little more than the largest array.
@@ -112,7 +113,7 @@ class CheckpointWriter:
                 {
                     "variables": state.variables,
                     "optimizer_state": state.optimizer_state,
-                    **jax.device_put(_stored(sentence_reader), state.step.sharding),
+                    **put(_stored(sentence_reader), state.step.sharding),
                 },
                 custom_metadata=_described(config, sentence_reader),
                 force=True,
@@ -156,7 +157,7 @@ class CheckpointWriter:
             )
         restored = _load(folder, abstract)
         return TrainState(
-            jax.device_put(jnp.asarray(latest.step, jnp.int32), state.step.sharding),
+            put(np.asarray(latest.step, np.int32), state.step.sharding),
             restored["variables"]["params"],
             restored["variables"]["batch_stats"],
             restored["optimizer_state"],

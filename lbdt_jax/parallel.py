@@ -152,7 +152,14 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Arrays that this process can read -> arrays of that sharding, over all processes."""
+    # By way of the host: where each of several processes has one device, jax.device_put takes an array that lies on it
+    # for all that there is of the result, whose parts can't be read then (seen in jax 0.10.2).
+    return jax.device_put(jax.device_get(tree), sharding)
 
 
 def local(tree: Any) -> Any:

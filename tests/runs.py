@@ -61,10 +61,10 @@ def start(
 
 
 def start_together(
-    number: int, config: Path, workdir: Path, *arguments: str, **environment: str
+    number: int, config: Path, workdir: Path, *arguments: str, devices: int = 8, **environment: str
 ) -> list[subprocess.Popen[str]]:
-    """Starts the command in several processes, of eight devices together."""
-    arguments = (*arguments, f"--config.cpu_devices={8 // number}")
+    """Starts the command in several processes, of so many devices together."""
+    arguments = (*arguments, f"--config.cpu_devices={devices // number}")
     return [start(config, workdir, *arguments, **variables, **environment) for variables in described(number)]
 
 

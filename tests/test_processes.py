@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,20 @@ def test_two_processes_equal_one(config: Path, alone: Path) -> None:
     assert silence == "" and "step/s" not in no_bars and "sentence/s" not in no_bars
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "3"}
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_device_equal_one_of_two(config: Path) -> None:
+    one, two = config.parent / "of_two_devices", config.parent / "of_one_device"
+    finish(start(config, one, "--config.cpu_devices=2", **DOUBLE))
+    for _ in range(2):
+        for process in start_together(2, config, two, devices=2, **DOUBLE):
+            finish(process)
+        for name in ("loss", "gradient_norm"):
+            np.testing.assert_allclose([*logged(two, name).values()], [*logged(one, name).values()], rtol=2e-6)
+        whole = load_checkpoint(two)
+        assert whole.step == STEPS
+        shutil.rmtree(whole.path)  # the second time it goes on from step 2
 
 
 @pytest.mark.slow
