@@ -55,7 +55,7 @@ def _neighbours(length_in: int, length_out: int) -> tuple[np.ndarray, np.ndarray
 
 
 def encode_frame(frame: np.ndarray) -> bytes:
-    """(h, w, 3) uint8 RGB -> JPEG, quality 95, colour at full resolution: shapes' edges stay sharp."""
+    """(h, w, 3) uint8 RGB -> JPEG, quality 95, color at full resolution: shapes' edges stay sharp."""
     stream = io.BytesIO()
     Image.fromarray(frame).save(stream, "JPEG", quality=95, subsampling="4:4:4")
     return stream.getvalue()
@@ -98,7 +98,7 @@ def _decode(data: bytes, mode: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             if picture.mode.startswith("I"):  # Pillow would cut off what is above 255
                 raise OSError("more than 8 bits of grey")
-            picture.info.pop("transparency", None)  # of a palette: Pillow would warn, and colours are colours
+            picture.info.pop("transparency", None)  # of a palette: Pillow would warn, and colors are colors
             return np.asarray(picture.convert(mode))
     except UNREADABLE as error:
         raise OSError(f"broken picture: {error}") from error

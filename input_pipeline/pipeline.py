@@ -22,11 +22,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.batch import Batch
+from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_labels, decode_mask, resize_frame, resize_target
-from input_pipeline.readers import DataError, Sentence
 from input_pipeline.records import NO_INSTANCE
 from input_pipeline.report import load_report, records_dir
-from input_pipeline.sentence_reader import SentenceReader
+from input_pipeline.text.encoders import SentenceEncoder
+from input_pipeline.types import Sentence
 
 Result = TypeVar("Result")
 
@@ -64,7 +65,7 @@ class EvaluationExample:
 
 
 def samples_per_epoch(config: ConfigDict, split: str) -> int:
-    """Samples, (frame pair, sentence), of a split. Raises DataError if there are no records or no such split."""
+    """Samples, (frame pair, sentence), of a split. Raises UserError if there are no records or no such split."""
     return _split_counts(config, split)["sentences"]
 
 
@@ -72,14 +73,14 @@ def steps_per_epoch(config: ConfigDict) -> int:
     """Batches of the split "train" in an epoch; the last one, incomplete, does not count.
 
     Raises:
-      DataError: no records, or less than one batch of samples.
+      UserError: no records, or less than one batch of samples.
     """
     together = config.sentences_per_frame
     lengths = _split_counts(config, "train")["sentences_per_frame_pair"]
     elements = sum(frame_pairs * -(-int(length) // together) for length, frame_pairs in lengths.items())
     steps = elements * together // config.batch_size
     if not steps:
-        raise DataError(
+        raise UserError(
             f"{elements * together} training samples don't fill a batch of {config.batch_size}: lower "
             "config.batch_size."
         )
@@ -88,7 +89,7 @@ def steps_per_epoch(config: ConfigDict) -> int:
 
 def training_batches(
     config: ConfigDict,
-    sentence_reader: SentenceReader,
+    sentence_encoder: SentenceEncoder,
     first_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -101,7 +102,7 @@ def training_batches(
     Args:
       config: its fields data_dir, dataset, image_size, max_words, batch_size,
         sentences_per_frame, shuffle_buffer, decoded_cache and seed are read.
-      sentence_reader: turns sentences into `words` and `word_mask`.
+      sentence_encoder: turns sentences into `words` and `word_mask`.
       first_step: how many batches were used before; what follows is equal, to the bit, to an uninterrupted run.
       process_index: which part of every batch to make.
       process_count: how many parts there are; divides config.batch_size.
@@ -111,11 +112,11 @@ def training_batches(
       K = config.sentences_per_frame.
 
     Raises:
-      DataError: no records, less than one batch of samples, or a broken file of records.
+      UserError: no records, less than one batch of samples, or a broken file of records.
     """
     steps, together = steps_per_epoch(config), config.sentences_per_frame
     if config.batch_size % (process_count * together):
-        raise DataError(
+        raise UserError(
             f"config.batch_size {config.batch_size} can't be divided among {process_count} processes, with {together} "
             "sentences for each frame."
         )
@@ -138,13 +139,13 @@ def training_batches(
     dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_samples)
     # Every process makes a run of each batch, so that device for device it is the batch of a single process.
     dataset = dataset.batch(elements // process_count).shard(process_count, process_index).prefetch(2)
-    yield from _in_threads(_batch_decoder(config, sentence_reader), _elements(dataset, config, "train"))
+    yield from _in_threads(_batch_decoder(config, sentence_encoder), _elements(dataset, config, "train"))
 
 
 def evaluation_examples(
     config: ConfigDict,
     split: str,
-    sentence_reader: SentenceReader,
+    sentence_encoder: SentenceEncoder,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[EvaluationExample]:
@@ -157,11 +158,11 @@ def evaluation_examples(
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(frame_pairs))
     begin, end = (-(-frame_pairs * index // process_count) for index in (process_index, process_index + 1))
     dataset = dataset.skip(begin).take(end - begin).map(_parser(config)).prefetch(2)
-    yield from _in_threads(partial(_decode_record, config, sentence_reader), _elements(dataset, config, split))
+    yield from _in_threads(partial(_decode_record, config, sentence_encoder), _elements(dataset, config, split))
 
 
 def distinct_sentences(config: ConfigDict) -> list[str]:
-    """Every sentence of all splits once, in the order of the records. Raises DataError if a file of them is broken."""
+    """Every sentence of all splits once, in the order of the records. Raises UserError if a file of them is broken."""
     sentences: dict[str, None] = {}
     for split in load_report(config.data_dir, config.dataset)["splits"]:
         frame_pairs = _split_counts(config, split)["frame_pairs"]
@@ -180,7 +181,7 @@ def _split_counts(config: ConfigDict, split: str) -> dict:
         if config.dataset == "moving_shapes":  # drawn by an earlier version
             folder = records_dir(config.data_dir, config.dataset)
             advice = f" To have it drawn anew, delete {folder} and the raw data, {report['raw']}."
-        raise DataError(f"{config.dataset} has no split {split!r}; it has {', '.join(splits)}.{advice}")
+        raise UserError(f"{config.dataset} has no split {split!r}; it has {', '.join(splits)}.{advice}")
     return splits[split]
 
 
@@ -225,7 +226,7 @@ def _samples_of_record(together: int, seed: tf.Tensor, record: dict) -> tf.data.
     return tf.data.Dataset.from_tensor_slices(order).map(sample)
 
 
-def _batch_decoder(config: ConfigDict, sentence_reader: SentenceReader) -> Callable[[dict[str, np.ndarray]], Batch]:
+def _batch_decoder(config: ConfigDict, sentence_encoder: SentenceEncoder) -> Callable[[dict[str, np.ndarray]], Batch]:
     """The function from a batch of encoded samples to a batch; it remembers config.decoded_cache pictures."""
     size = tuple(config.image_size)
 
@@ -238,7 +239,7 @@ def _batch_decoder(config: ConfigDict, sentence_reader: SentenceReader) -> Calla
         return resize_target(decode_mask(png), size)
 
     def decode(encoded: dict[str, np.ndarray]) -> Batch:
-        sentences = [sentence_reader.embed(text.decode(), config.max_words) for text in encoded["text"].flat]
+        sentences = [sentence_encoder.encode(text.decode(), config.max_words) for text in encoded["text"].flat]
         words, word_mask = zip(*sentences, strict=True)
         return {
             "frame": np.stack([frame(jpeg) for jpeg in encoded["frame"]]),
@@ -252,7 +253,7 @@ def _batch_decoder(config: ConfigDict, sentence_reader: SentenceReader) -> Calla
     return decode
 
 
-def _decode_record(config: ConfigDict, sentence_reader: SentenceReader, record: dict) -> EvaluationExample:
+def _decode_record(config: ConfigDict, sentence_encoder: SentenceEncoder, record: dict) -> EvaluationExample:
     """A record with encoded pictures -> an example to evaluate."""
     size = tuple(config.image_size)
     frame, earlier_frame = decode_frame(record["frame"]), decode_frame(record["earlier_frame"])
@@ -264,7 +265,7 @@ def _decode_record(config: ConfigDict, sentence_reader: SentenceReader, record: 
         for text, instance, group, expression in zip(*columns, strict=True)
     )
     words, word_mask = zip(
-        *(sentence_reader.embed(sentence.text, config.max_words) for sentence in sentences), strict=True
+        *(sentence_encoder.encode(sentence.text, config.max_words) for sentence in sentences), strict=True
     )
     targets = {number: resize_target(mask, size) for number, mask in masks.items()}
     return EvaluationExample(
@@ -298,7 +299,7 @@ def _in_threads(function: Callable[[dict], Result], elements: Iterator[dict]) ->
 
 
 def _elements(dataset: tf.data.Dataset, config: ConfigDict, split: str) -> Iterator[dict]:
-    """The elements as numpy values; a DataError that names the file where TensorFlow stumbles over broken records."""
+    """The elements as numpy values; a UserError that names the file where TensorFlow stumbles over broken records."""
     iterator = dataset.as_numpy_iterator()
     while True:
         try:
@@ -312,7 +313,7 @@ def _elements(dataset: tf.data.Dataset, config: ConfigDict, split: str) -> Itera
 
 
 def _check_files(config: ConfigDict, split: str, error: Exception) -> None:
-    """Raises DataError for the first file that does not hold the records it should: TensorFlow's error names none."""
+    """Raises UserError for the first file that does not hold the records it should: TensorFlow's error names none."""
     folder = records_dir(config.data_dir, config.dataset)
     lengths = tfds.builder_from_directory(folder).info.splits[split].shard_lengths
     for file, length in zip(_files(config, split), lengths, strict=True):
@@ -321,4 +322,4 @@ def _check_files(config: ConfigDict, split: str, error: Exception) -> None:
         except tf.errors.OpError:
             whole = False
         if not whole:
-            raise DataError(f"{file} is missing or broken. Delete {folder} and prepare the data again.") from error
+            raise UserError(f"{file} is missing or broken. Delete {folder} and prepare the data again.") from error

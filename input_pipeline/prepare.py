@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.readers import DataError
+from input_pipeline.errors import UserError
+from input_pipeline.moving_shapes.reader import MovingShapes
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
-from input_pipeline.readers.moving_shapes import MovingShapes
-from input_pipeline.readers.prepared import PreparedA2D, PreparedJHMDB, PreparedReferYouTubeVOS, is_prepared_layout
+from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D, LBDTLayoutJHMDB, LBDTLayoutReferYouTubeVOS, is_lbdt_layout
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
 from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
 from input_pipeline.records import write_records
@@ -33,18 +33,18 @@ READERS = {
 }
 
 #: The same in the layout that LBDT's released code prepares, where it has one.
-PREPARED = {
-    "a2d_sentences": PreparedA2D,
-    "jhmdb_sentences": PreparedJHMDB,
-    "refer_youtube_vos": PreparedReferYouTubeVOS,
+LBDT_LAYOUT_READERS = {
+    "a2d_sentences": LBDTLayoutA2D,
+    "jhmdb_sentences": LBDTLayoutJHMDB,
+    "refer_youtube_vos": LBDTLayoutReferYouTubeVOS,
 }
 
 
 def open_reader(dataset: str, raw: Path, interval: int) -> Any:
     """The reader of a data set, by the layout of the folder `raw`; see `input_pipeline.readers`."""
     kind = READERS[dataset]
-    if dataset in PREPARED and is_prepared_layout(raw):
-        kind = PREPARED[dataset]
+    if dataset in LBDT_LAYOUT_READERS and is_lbdt_layout(raw):
+        kind = LBDT_LAYOUT_READERS[dataset]
         print(f"{raw} is read in the layout of LBDT's released code, since train.txt or val.txt lies there.")
     return kind(raw, interval)
 
@@ -62,19 +62,19 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
       The report, see `input_pipeline.report.load_report`.
 
     Raises:
-      DataError: unknown data set, raw data missing, or records made with another interval are in the way.
+      UserError: unknown data set, raw data missing, or records made with another interval are in the way.
     """
     if dataset not in READERS:
-        raise DataError(f"Unknown data set {dataset!r}; known are {', '.join(sorted(READERS))}.")
+        raise UserError(f"Unknown data set {dataset!r}; known are {', '.join(sorted(READERS))}.")
     if interval is None:
         interval = READERS[dataset].interval
     if interval < 1:
-        raise DataError(f"The interval must be at least 1 frame, and not {interval}.")
+        raise UserError(f"The interval must be at least 1 frame, and not {interval}.")
     folder = records_dir(data_dir, dataset)
     if is_prepared(data_dir, dataset):
         report = load_report(data_dir, dataset)
         if report["interval"] != interval:
-            raise DataError(
+            raise UserError(
                 f"The records in {folder} were made with interval {report['interval']}, and {interval} is asked for. "
                 "Delete that folder to make them again, or choose another data_dir."
             )
@@ -86,7 +86,7 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
 
     raw = Path(raw or Path(data_dir) / "raw" / dataset)
     if dataset == "moving_shapes" and not raw.exists():
-        from input_pipeline.moving_shapes import write_raw  # draws: nothing that other data sets need
+        from input_pipeline.moving_shapes.raw_layout import write_raw  # draws: nothing that other data sets need
 
         write_raw(raw)
     reader = open_reader(dataset, raw, interval)
@@ -111,7 +111,7 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -28,10 +28,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from input_pipeline.errors import UserError
 from input_pipeline.images import encode_frame, encode_labels, encode_mask
-from input_pipeline.readers import DataError, FramePair, Skipped
 from input_pipeline.report import VERSION, Shard, load_report, make_report, records_dir, summarise
-from input_pipeline.text import tokenize
+from input_pipeline.text.tokenizer import tokenize
+from input_pipeline.types import FramePair, Skipped
 from input_pipeline.workers import cores, worker_pool
 
 #: A shard is what an interrupted run has to do again; their order and mixture are what training shuffles.
@@ -118,7 +119,7 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
       The report, as `load_report` gives it.
 
     Raises:
-      DataError: raw data are missing, not one frame pair of a split could be read, another process is writing the same
+      UserError: raw data are missing, not one frame pair of a split could be read, another process is writing the same
         records, or the disk is full.
     """
     # Videos that lie side by side are often alike; in the order of a checksum they are not.
@@ -130,12 +131,12 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
     }
     for split, videos in splits.items():
         if not videos:
-            raise DataError(f"{reader.raw}: no video of split {split!r} has a sentence.\n{summarise(reader.skipped())}")
+            raise UserError(f"{reader.raw}: no video of split {split!r} has a sentence.\n{summarise(reader.skipped())}")
     folder = records_dir(data_dir, dataset)
     if folder.exists():
-        raise DataError(f"{folder} is in the way: it does not hold whole records. Move it away.")
+        raise UserError(f"{folder} is in the way: it does not hold whole records. Move it away.")
     unfinished = folder.with_name(f"{VERSION}.unfinished")
-    with _begun(unfinished, _plan(dataset, reader, splits)):
+    with _locked_output_dir(unfinished, _plan(dataset, reader, splits)):
         shards = {}
         with worker_pool(initializer=_keep_reader, initargs=(reader,)) as pool:
             for split, videos in splits.items():
@@ -144,7 +145,7 @@ def write_records(dataset: str, reader: Any, data_dir: str | Path) -> dict[str, 
                     for file in unfinished.glob(f"{dataset}-{split}.*"):  # once it can be read, it is read
                         file.unlink()
                     skipped = [Skipped(*item) for shard in shards[split] for item in shard["skipped"]]
-                    raise DataError(
+                    raise UserError(
                         f"{reader.raw}: not one frame pair of split {split!r} could be read.\n{summarise(skipped)}"
                     )
         report = make_report(dataset, reader, shards)
@@ -165,7 +166,7 @@ def _plan(dataset: str, reader: Any, splits: dict[str, list[str]]) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _begun(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
+def _locked_output_dir(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
     """The folder to write to, with the whole shards of a stopped run in it if its plan was the same; ours alone."""
     unfinished.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(unfinished, os.O_RDONLY)
@@ -173,7 +174,7 @@ def _begun(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back when a process dies
         except BlockingIOError as error:
-            raise DataError(f"Another process is writing to {unfinished}. Wait for it, or stop it.") from error
+            raise UserError(f"Another process is writing to {unfinished}. Wait for it, or stop it.") from error
         path = unfinished / "plan.json"
         if not path.exists() or path.read_text("utf-8") != json.dumps(plan):
             for file in unfinished.iterdir():
@@ -213,7 +214,7 @@ def _write_shard(path: Path, encoded: Iterable[tuple[list[Record], list[Skipped]
       "tokens": [...]}
 
     Raises:
-      DataError: TensorFlow could not write.
+      UserError: TensorFlow could not write.
     """
     import tensorflow as tf  # only here: the processes that read raw data don't need it
 
@@ -238,7 +239,7 @@ def _write_shard(path: Path, encoded: Iterable[tuple[list[Record], list[Skipped]
                         groups[sentence["group"]] += 1
                         tokens.update(tokenize(sentence["text"], max_words=len(sentence["text"])))
     except tf.errors.OpError as error:
-        raise DataError(
+        raise UserError(
             f"{path} can't be written: {error.message}. Make room, or choose another data_dir. Started again, the same "
             "command goes on."
         ) from error
@@ -307,7 +308,7 @@ def _encode_in_parallel(
             progress.update()
             yield encoded
     except BrokenProcessPool as error:
-        raise DataError(
+        raise UserError(
             f"A process that read the videos of split {split!r} died at or soon after {video}. Out of memory, or a "
             "file that crashes its decoder: look at the files of these videos."
         ) from error

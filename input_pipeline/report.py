@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.readers import DataError, Skipped
-from input_pipeline.readers.prepared import Prepared
+from input_pipeline.errors import UserError
+from input_pipeline.readers.lbdt_layout import LBDTLayout
+from input_pipeline.types import Skipped
 
 #: Of the records' layout; a new one is written beside the old.
 VERSION = "2.0.0"
@@ -49,10 +50,10 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
        "tokens": [...]}                               of all sentences, sorted
 
     Raises:
-      DataError: there are no records yet, or the report can't be read.
+      UserError: there are no records yet, or the report can't be read.
     """
     if not is_prepared(data_dir, dataset):
-        raise DataError(
+        raise UserError(
             f"No records of {dataset} in {records_dir(data_dir, dataset)}. Make them with\n"
             f"  python -m input_pipeline.prepare --dataset={dataset} --raw=RAW_DATA --data_dir={data_dir}"
         )
@@ -60,7 +61,7 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({error}). Delete {path.parent} and prepare the data again.") from error
+        raise UserError(f"{path} can't be read ({error}). Delete {path.parent} and prepare the data again.") from error
 
 
 def make_report(dataset: str, reader: Any, shards: dict[str, list[Shard]]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def make_report(dataset: str, reader: Any, shards: dict[str, list[Shard]]) -> di
         "dataset": dataset,
         "raw": str(reader.raw),
         "interval": reader.interval,
-        "layout": "prepared" if isinstance(reader, Prepared) else "raw",
+        "layout": "prepared" if isinstance(reader, LBDTLayout) else "raw",
         "skipped_lines": by_reason(reader.skipped()),
         "splits": splits,
         "tokens": sorted({token for of_split in shards.values() for shard in of_split for token in shard["tokens"]}),

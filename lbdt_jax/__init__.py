@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lbdt_jax.segmenter import Segmenter
+    from lbdt_jax.inference.segmenter import Segmenter
 
 #: A small model of Moving Shapes, and beside it the commands that made it and its scores.
-DEFAULT_CHECKPOINT = Path(__file__).parent / "moving_shapes"
+DEFAULT_CHECKPOINT = Path(__file__).parent / "pretrained"
 
 
 def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") -> Segmenter:
-    """Loads a trained or converted model, ready to segment; see `lbdt_jax.segmenter.Segmenter`.
+    """Loads a trained or converted model, ready to segment; see `lbdt_jax.inference.segmenter.Segmenter`.
 
     Args:
       checkpoint: a checkpoint's folder, or WORKDIR for the newest one in it; by default one that knows a few coloured
@@ -28,10 +28,10 @@ def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") ->
 
     Raises:
       CheckpointError: there is no checkpoint, or it is broken.
-      DataError: word vectors are given for a model that reads none.
+      UserError: word vectors are given for a model that reads none.
     """
     # Imported late, so that `import lbdt_jax` takes no time.
     from lbdt_jax.checkpoint import load_checkpoint
-    from lbdt_jax.segmenter import Segmenter
+    from lbdt_jax.inference.segmenter import Segmenter
 
     return Segmenter(load_checkpoint(checkpoint), word_vectors)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lbdt_jax.render import INK, PALETTE, PAPER, QUIET, RULE
+from lbdt_jax.visualization.render import INK, PALETTE, PAPER, QUIET, RULE
 
 _COLORS = (PALETTE[6], PALETTE[5], PALETTE[2])  # those that stand out on white: blue, vermilion, bluish green
 _WIDTH, _HEIGHT = 480, 300  # pixels of a panel's axes

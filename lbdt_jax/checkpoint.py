@@ -27,9 +27,9 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from configs import base
-from input_pipeline.glove import WordVectors
-from input_pipeline.readers import DataError
-from input_pipeline.sentence_reader import SentenceReader, TokenReader
+from input_pipeline.errors import UserError
+from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
+from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.parallel import put
 from lbdt_jax.step import TrainState
 
@@ -50,14 +50,14 @@ class Checkpoint:
     Attributes:
       variables: {"params", "batch_stats"}, float32, on the first device.
       config: the configuration that it was trained with.
-      sentence_reader: the word vectors of every word of the data set, or the transformer's tokenizer.
+      sentence_encoder: the word vectors of every word of the data set, or the transformer's tokenizer.
       step: training steps taken.
       path: the folder it came from.
     """
 
     variables: dict[str, Any]
     config: ConfigDict
-    sentence_reader: SentenceReader
+    sentence_encoder: SentenceEncoder
     step: int
     path: Path
 
@@ -92,7 +92,7 @@ class CheckpointWriter:
             with contextlib.suppress(Exception):  # what a save has raised, once more
                 self._checkpointer.close()
 
-    def save(self, state: TrainState, config: ConfigDict, sentence_reader: SentenceReader) -> None:
+    def save(self, state: TrainState, config: ConfigDict, sentence_encoder: SentenceEncoder) -> None:
         """Saves a state under its step, in the background; does nothing if that step is there already.
 
         Raises:
@@ -113,9 +113,9 @@ class CheckpointWriter:
                 {
                     "variables": state.variables,
                     "optimizer_state": state.optimizer_state,
-                    **put(_stored(sentence_reader), state.step.sharding),
+                    **put(_stored(sentence_encoder), state.step.sharding),
                 },
-                custom_metadata=_described(config, sentence_reader),
+                custom_metadata=_described(config, sentence_encoder),
                 force=True,
             )
 
@@ -168,7 +168,7 @@ def save_weights(
     workdir: Path,
     variables: dict[str, Any],
     config: ConfigDict,
-    sentence_reader: SentenceReader,
+    sentence_encoder: SentenceEncoder,
     unused: dict[str, np.ndarray],
     step: int = 0,
 ) -> None:
@@ -178,13 +178,13 @@ def save_weights(
     context.array.saving.use_compression = False  # weights shrink by a tenth, and it takes memory
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = WRITTEN_AT_ONCE
-    saved = {"variables": variables, **_stored(sentence_reader)}
+    saved = {"variables": variables, **_stored(sentence_encoder)}
     folder = (workdir / "checkpoints" / str(step)).absolute()
     with context:
         ocp.save_checkpointables(
             folder,
             {**saved, "unused": unused} if unused else saved,
-            custom_metadata=_described(config, sentence_reader),
+            custom_metadata=_described(config, sentence_encoder),
         )
     _write_checksums(folder)
 
@@ -217,7 +217,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         metadata = ocp.checkpointables_metadata(folder)
         described = metadata.custom_metadata
-        config = ConfigDict(with_usual_values(described["config"]))
+        config = ConfigDict(with_defaults(described["config"]))
         words, tokenizer = tuple(described["words"]), described.get("tokenizer")
         abstract = {
             name: jax.tree.map(
@@ -228,18 +228,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{folder} was not written by lbdt_jax, or its description is broken: {error}") from error
     restored = _load(folder, abstract)
-    reader: SentenceReader
+    reader: SentenceEncoder
     if tokenizer:
         try:
-            reader = TokenReader(tokenizer, config.model.transformer.padding_id)
-        except (DataError, AttributeError) as error:
+            reader = TransformerTokenizer(tokenizer, config.model.transformer.padding_id)
+        except (UserError, AttributeError) as error:
             raise CheckpointError(f"{folder}: {error}") from error
     else:
         reader = WordVectors(words, np.asarray(restored["word_vectors"]["vectors"])[: len(words)])
     return Checkpoint(restored["variables"], config, reader, int(folder.name), folder)
 
 
-def with_usual_values(described: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(described: dict[str, Any]) -> dict[str, Any]:
     """A configuration that was written as json; fields that came later have their usual values."""
     usual = json.loads(base.get_config().to_json())
     return {**usual, **described, "model": {**usual["model"], **described.get("model", {})}}
@@ -267,20 +267,20 @@ def has_checkpoint(workdir: Path) -> bool:
     return True
 
 
-def _stored(sentence_reader: SentenceReader) -> dict[str, dict[str, jax.Array]]:
+def _stored(sentence_encoder: SentenceEncoder) -> dict[str, dict[str, jax.Array]]:
     """The arrays that belong to it, as a part of a checkpoint."""
-    if not isinstance(sentence_reader, WordVectors):
+    if not isinstance(sentence_encoder, WordVectors):
         return {}
     # orbax can't write an array without elements: where there are no words, a row that reading cuts off.
-    vectors = sentence_reader.vectors if sentence_reader.words else np.zeros((1, sentence_reader.size), np.float32)
+    vectors = sentence_encoder.vectors if sentence_encoder.words else np.zeros((1, sentence_encoder.size), np.float32)
     return {"word_vectors": {"vectors": jnp.asarray(vectors)}}
 
 
-def _described(config: ConfigDict, sentence_reader: SentenceReader) -> dict[str, Any]:
+def _described(config: ConfigDict, sentence_encoder: SentenceEncoder) -> dict[str, Any]:
     described = {"config": json.loads(config.to_json()), "words": []}
-    if isinstance(sentence_reader, TokenReader):
-        return {**described, "tokenizer": sentence_reader.text}
-    return {**described, "words": list(sentence_reader.words)}
+    if isinstance(sentence_encoder, TransformerTokenizer):
+        return {**described, "tokenizer": sentence_encoder.text}
+    return {**described, "words": list(sentence_encoder.words)}
 
 
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:

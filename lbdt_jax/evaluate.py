@@ -14,23 +14,23 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from input_pipeline.glove import WordVectors, extend
+from input_pipeline.errors import UserError
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
 from input_pipeline.prepare import prepare
-from input_pipeline.readers import DataError
 from input_pipeline.report import load_report
-from input_pipeline.sentence_reader import SentenceReader
-from lbdt_jax import render
-from lbdt_jax.ask import Answerer
+from input_pipeline.text.encoders import SentenceEncoder
+from input_pipeline.text.word_vectors import WordVectors, extend
 from lbdt_jax.checkpoint import Checkpoint
-from lbdt_jax.command import write_json
-from lbdt_jax.explain import explain
+from lbdt_jax.cli import write_json
+from lbdt_jax.inference.explain import explain
+from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.metrics import StandardScores, foreground_score, format_table, resize_logits
 from lbdt_jax.models.lbdt import LBDT
-from lbdt_jax.parallel import gather, in_turn
+from lbdt_jax.parallel import gather, run_sequentially
 from lbdt_jax.scoring import SCORING, Scoring
 from lbdt_jax.step import is_frozen, make_model
-from lbdt_jax.text import stored_features
+from lbdt_jax.text_features import precomputed_features
+from lbdt_jax.visualization import render
 
 #: Fields that a checkpoint decides, and not the configuration that it is evaluated with.
 OF_THE_MODEL = ("model", "image_size", "max_words", "text_encoder", "text_encoder_learning_rate", "tokenizer")
@@ -58,14 +58,14 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       Nothing in processes other than the first.
 
     Raises:
-      DataError: the data set is not there, has no such split, or words of it have no fitting vectors; or the published
+      UserError: the data set is not there, has no such split, or words of it have no fitting vectors; or the published
         scores to compare with are those of another network.
     """
-    in_turn(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
     config, split = config.copy_and_resolve_references(), config.evaluation_split
     layers = checkpoint.config.model.transfer_layers
     if config.published and layers != config.model.transfer_layers:
-        raise DataError(
+        raise UserError(
             f"{checkpoint.path} is an LBDT-{layers}, but the published scores to stand beside it would be those of "
             f"LBDT-{config.model.transfer_layers}. Choose another --config, such as configs/a2d.py:lbdt{layers}."
         )
@@ -75,7 +75,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     config.model.dtype = dtype
     reader = reader_for(checkpoint, config)
     model = make_model(config)
-    answerer = Answerer(model, checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
+    predictor = BatchedPredictor(model, checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
     report = load_report(config.data_dir, config.dataset)
     scoring_kind = SCORING.get(config.dataset, Scoring)
     process, processes = jax.process_index(), jax.process_count()
@@ -90,12 +90,12 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
 
     name, folder = f"{config.dataset}-{split}", workdir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    sheets = Sheets(config.contact_sheet_samples, config.seed, process)
+    sheets = SampleSelector(config.contact_sheet_samples, config.seed, process)
     with (
         scoring_kind(folder / name, report["layout"]) as scoring,
         tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress,
     ):
-        for example, logits in answerer(examples):
+        for example, logits in predictor(examples):
             for index, (prediction, iou) in enumerate(scoring.add(example, logits)):
                 sheets.add(Sample(example, index, prediction, iou))
                 progress.update()
@@ -134,16 +134,16 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     return result
 
 
-def reader_for(checkpoint: Checkpoint, config: ConfigDict) -> SentenceReader:
+def reader_for(checkpoint: Checkpoint, config: ConfigDict) -> SentenceEncoder:
     """What reads the sentences of a data set.
 
     The checkpoint's own words, or those of config.word_vectors too for a data set that it was not trained on; the
     stored features of a frozen transformer; else the tokens of one.
 
     Raises:
-      DataError: the source is missing, or its vectors are not those that the model was trained with.
+      UserError: the source is missing, or its vectors are not those that the model was trained with.
     """
-    own, tokens = checkpoint.sentence_reader, load_report(config.data_dir, config.dataset)["tokens"]
+    own, tokens = checkpoint.sentence_encoder, load_report(config.data_dir, config.dataset)["tokens"]
     if isinstance(own, WordVectors) and (not own.words or checkpoint.config.dataset != config.dataset):
         return extend(own, config.word_vectors, tokens)
     _, unknown = own.coverage(tokens)
@@ -152,7 +152,7 @@ def reader_for(checkpoint: Checkpoint, config: ConfigDict) -> SentenceReader:
         print(f"{len(unknown)} of {len(tokens)} words are not known to the checkpoint, read as blanks: {first}")
     if not is_frozen(config):
         return own
-    return in_turn(lambda: stored_features(config, checkpoint.variables, own))
+    return run_sequentially(lambda: precomputed_features(config, checkpoint.variables, own))
 
 
 class Sample(NamedTuple):
@@ -164,7 +164,7 @@ class Sample(NamedTuple):
     iou: float | None
 
 
-class Sheets:
+class SampleSelector:
     """Keeps the best, the worst and some random samples: as many as the sheets hold, however many there are.
 
     Args:
@@ -191,7 +191,7 @@ class Sheets:
                 entry = (key, -self._process, -self._count, sample)
                 (heapq.heappush if len(heap) < self._size else heapq.heapreplace)(heap, entry)
 
-    def joined(self, all_sheets: Sequence[Sheets]) -> dict[str, list[Sample]]:
+    def joined(self, all_sheets: Sequence[SampleSelector]) -> dict[str, list[Sample]]:
         """Kind of sheet -> its samples, the most extreme first, of what all processes kept, this one among them."""
         chosen = {}
         for kind in self._heaps:
@@ -217,7 +217,7 @@ def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, i
 
 
 def attention_sheet(
-    model: LBDT, variables: dict[str, Any], reader: SentenceReader, sample: Sample, title: str
+    model: LBDT, variables: dict[str, Any], reader: SentenceEncoder, sample: Sample, title: str
 ) -> Image.Image:
     """What the network attended to when it answered a sample, see render.attention_sheet."""
     asked, index = sample.example, sample.index
@@ -227,10 +227,10 @@ def attention_sheet(
     return render.attention_sheet(to_picture(*sample), tokens, explanation, title)
 
 
-def pictures(answerer: Answerer, examples: Iterable[EvaluationExample]) -> list[render.Example]:
+def pictures(predictor: BatchedPredictor, examples: Iterable[EvaluationExample]) -> list[render.Example]:
     """The first sentence of every example, as rows of a contact sheet."""
     rows = []
-    for example, logits in answerer(examples):
+    for example, logits in predictor(examples):
         prediction = resize_logits(logits[0], example.masks[0].shape) > 0
         iou = StandardScores().add(prediction, example.masks[0], foreground_score(logits[0]))
         rows.append(to_picture(example, 0, prediction, iou))

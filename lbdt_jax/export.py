@@ -70,13 +70,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from input_pipeline.readers import DataError
-from input_pipeline.sentence_reader import TokenReader
+from input_pipeline.errors import UserError
+from input_pipeline.text.encoders import TransformerTokenizer
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from lbdt_jax.command import fail, whole_or_not_at_all, write_json
-from lbdt_jax.models import onednn
+from lbdt_jax.cli import atomic_write, fail, write_json
+from lbdt_jax.cpu import onednn
+from lbdt_jax.inference.segmenter import check_fits
 from lbdt_jax.models.types import Array, FramePairFeatures
-from lbdt_jax.segmenter import check_fits
 from lbdt_jax.step import make_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -112,11 +112,11 @@ def export_doors(checkpoint: Checkpoint) -> dict[str, export.Exported]:
     def answer(weights: dict[str, Array], features: dict[str, Array], asked: dict[str, Array]) -> Array:
         absent = dict.fromkeys(field.name for field in dataclasses.fields(FramePairFeatures))
         each = FramePairFeatures(**(absent | features)).for_sentences(asked["frame_of_sentence"])
-        return model.apply(unflatten_dict(weights, "/"), each, asked["words"], asked["word_mask"], method="answer")
+        return model.apply(unflatten_dict(weights, "/"), each, asked["words"], asked["word_mask"], method="segment")
 
     pairs, sentences = export.symbolic_shape("B, S")
     frame = jax.ShapeDtypeStruct((pairs, *checkpoint.config.image_size, 3), np.uint8)
-    length, size = checkpoint.config.max_words, checkpoint.sentence_reader.size
+    length, size = checkpoint.config.max_words, checkpoint.sentence_encoder.size
     words = ((sentences, length), np.int32) if model.transformer else ((sentences, length, size), np.float32)
     asked = {
         "words": jax.ShapeDtypeStruct(*words),
@@ -142,21 +142,21 @@ def write(checkpoint: Checkpoint, output: Path) -> None:
 
     Raises:
       CheckpointError: the checkpoint does not fit its own configuration.
-      DataError: there is something of that name.
+      UserError: there is something of that name.
       OSError: the folder can't be written.
     """
     check_fits(checkpoint)
     if output.exists():
-        raise DataError(f"--output: {output} exists already. Nothing is overwritten; choose another name.")
+        raise UserError(f"--output: {output} exists already. Nothing is overwritten; choose another name.")
     config = checkpoint.config
-    with whole_or_not_at_all(output) as folder:
+    with atomic_write(output) as folder:
         folder.mkdir()
         doors = export_doors(checkpoint)
         for name, door in doors.items():
             (folder / f"{name}.jax").write_bytes(door.serialize())
         np.savez(folder / "weights.npz", **jax.device_get(flat_weights(checkpoint)))
-        reader = checkpoint.sentence_reader
-        if isinstance(reader, TokenReader):
+        reader = checkpoint.sentence_encoder
+        if isinstance(reader, TransformerTokenizer):
             (folder / "tokenizer.json").write_text(reader.text_for(config.max_words), "utf-8")
             how = {"tokenizer": config.text_encoder, "sentence": HOW_TO_READ_TOKENS}
         else:
@@ -205,7 +205,7 @@ def main() -> None:
     os.environ.pop(onednn.ASKED, None)  # the programs are to run elsewhere, too
     try:
         write(load_checkpoint(asked.checkpoint), asked.output)
-    except (DataError, CheckpointError) as error:
+    except (UserError, CheckpointError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"{asked.output} can't be written: {error}")

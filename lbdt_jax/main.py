@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lbdt_jax.command import explain_flags, fail
+from lbdt_jax.cli import explain_flags, fail
 
 #: No room for more: the disk's, the user's, the process's. The system names no file then.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,8 +48,8 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
     """Prepares JAX, with the other processes of this run if there are any; only the first of them prints."""
     import jax
 
-    from lbdt_jax.models import onednn
-    from lbdt_jax.parallel import connect, is_first_process, meet, set_cpu_devices
+    from lbdt_jax.cpu import onednn
+    from lbdt_jax.parallel import connect, is_first_process, set_cpu_devices, warm_up_collectives
 
     if onednn.asked_for():  # XLA fails to write such programs down
         jax.config.update("jax_enable_compilation_cache", False)
@@ -60,7 +60,7 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
     if not is_first_process():
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # sys.stdout alone would leave what gloo prints
-    meet()
+    warm_up_collectives()
 
 
 def main(arguments: list[str]) -> None:
@@ -77,11 +77,11 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # orbax logs tracebacks of what it raises as well, from every thread
 
     # Imported late, so that a wrong flag is answered at once.
-    from input_pipeline.readers import DataError
+    from input_pipeline.errors import UserError
 
     try:
         start_jax(CONFIG.value, workdir)
-    except DataError as error:
+    except UserError as error:
         fail(str(error))
 
     from lbdt_jax.checkpoint import CheckpointError, hide_abandoned_writes
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> None:
     hide_abandoned_writes()
     try:
         run(CONFIG.value, workdir, MODE.value)
-    except (DataError, CheckpointError, NotFinite) as error:
+    except (UserError, CheckpointError, NotFinite) as error:
         fail(str(error))
     except OSError as error:
         if error.filename is None and error.errno not in FULL:  # not about a file of the user's

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from input_pipeline.readers import DataError
+from input_pipeline.errors import UserError
 
 DATA_AXIS = "data"
 
@@ -41,12 +41,12 @@ def connect() -> None:
     SLURM with several tasks; and on TPU VMs. There JAX finds out by itself who the others are.
 
     Raises:
-      DataError: some of the three variables are missing, or are no numbers.
+      UserError: some of the three variables are missing, or are no numbers.
     """
     address, *numbers = (os.environ.get(name, "") for name in PROCESS_VARIABLES)
     if any((address, *numbers)):
         if not address or not all(number.isdecimal() for number in numbers):
-            raise DataError(
+            raise UserError(
                 "To run as one of several processes, set all of JAX_COORDINATOR_ADDRESS (host:port of process 0), "
                 "JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0); found are "
                 + ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in PROCESS_VARIABLES)
@@ -64,7 +64,7 @@ def connect() -> None:
             return
 
 
-def meet() -> None:
+def warm_up_collectives() -> None:
     """Connects the devices of all processes with each other; to be called while none of them has work to do yet.
 
     gloo, which joins CPUs, gives up when one process comes to the first sum over all devices half a minute after
@@ -81,7 +81,7 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def in_turn(action: Callable[[], Result]) -> Result:
+def run_sequentially(action: Callable[[], Result]) -> Result:
     """Does something in one process after the other: what the first makes, the others find. Returns its result here."""
     for process in range(jax.process_count()):
         if process == jax.process_index():
@@ -90,7 +90,7 @@ def in_turn(action: Callable[[], Result]) -> Result:
     return result
 
 
-def first_process_says(value: int) -> int:
+def broadcast_from_first_process(value: int) -> int:
     """The first process's value, in all of them; they wait for each other."""
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 

@@ -6,7 +6,7 @@
 is any clip that FFmpeg reads, or a folder of pictures. All sentences are asked about each frame together. In --output
 then are
 
-    overlay.mp4             the masks over the video, a colour for each sentence; frames and times are the video's
+    overlay.mp4             the masks over the video, a color for each sentence; frames and times are the video's
     masks/1/000012.png      sentence 1 in frame 12, both as counted in masks.jsonl; one bit a pixel, white is the object
     masks.jsonl             a line for each frame and sentence: {"frame": from 0, "time": seconds, "sentence": from 1,
                             "confidence": mean probability of the pixels found, 0 where none are,
@@ -34,15 +34,15 @@ import numpy as np
 from tqdm import tqdm
 
 import lbdt_jax
+from input_pipeline.errors import UserError
 from input_pipeline.images import encode_mask
-from input_pipeline.readers import DataError
-from lbdt_jax import film, render
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError
-from lbdt_jax.command import fail, whole_or_not_at_all
+from lbdt_jax.cli import atomic_write, fail
+from lbdt_jax.inference.results import PredictionSettings, Stopwatch, answered, begin, finish
+from lbdt_jax.inference.segmenter import Segmenter, TimedFramePair
+from lbdt_jax.inference.video import Clip, ClipWriter, open_clip
 from lbdt_jax.metrics import resize_logits
-from lbdt_jax.results import Settings, Stopwatch, answered, begin, finish
-from lbdt_jax.segmenter import Moment, Segmenter
-from lbdt_jax.video import Clip, ClipWriter, open_clip
+from lbdt_jax.visualization import render, video_strip
 
 SHEET_FRAMES = 12  # at most, on the contact sheet
 
@@ -50,7 +50,11 @@ Number = TypeVar("Number", int, float)
 
 
 def predict(
-    segmenter: Segmenter, settings: Settings, output: Path, explained: Iterable[int] = (), resume: bool = False
+    segmenter: Segmenter,
+    settings: PredictionSettings,
+    output: Path,
+    explained: Iterable[int] = (),
+    resume: bool = False,
 ) -> None:
     """Segments a video and writes everything that the head of this file lists.
 
@@ -62,29 +66,33 @@ def predict(
       resume: go on after the frames that are there.
 
     Raises:
-      DataError: the video or a sentence can't be used, or the folder holds something else.
+      UserError: the video or a sentence can't be used, or the folder holds something else.
     """
     clip = open_clip(settings.video, settings.rate)
     unknown = segmenter.unknown_words(settings.text)
-    segmenter.embed(settings.text)  # complains before anything is written
+    segmenter.encode(settings.text)  # complains before anything is written
     if unknown:
         print(f"Words that the model does not know, read as blanks: {' '.join(map(repr, unknown))}")
     watch = Stopwatch()
-    moments = watch.each("decoding", selected(segmenter, clip, settings))
-    first = next(moments, None)
+    frame_pairs = watch.each("decoding", selected(segmenter, clip, settings))
+    first = next(frame_pairs, None)
     if first is None:
-        raise DataError(f"{settings.video} has no frame between --start and --end.")
+        raise UserError(f"{settings.video} has no frame between --start and --end.")
     absent = [frame for frame in explained if 0 < clip.frames <= frame]
     if absent:
-        raise DataError(f"--explain: {clip.path} has no frame {', '.join(map(str, absent))}.")
+        raise UserError(f"--explain: {clip.path} has no frame {', '.join(map(str, absent))}.")
     if begin(settings, unknown, clip, output, resume):
         explain(segmenter, clip, settings, output / "explain", set(explained))
         print(f"Nothing was left to do: {output}")
         return
 
-    strip, confidence, frames = film.Strip(SHEET_FRAMES, clip.pixel_aspect), np.zeros(len(settings.text)), 0
-    moments = itertools.chain([first], moments)
-    answers = answered(segmenter, moments, settings.text, output / "masks.jsonl", watch)
+    strip, confidence, frames = (
+        video_strip.FrameSampler(SHEET_FRAMES, clip.pixel_aspect),
+        np.zeros(len(settings.text)),
+        0,
+    )
+    frame_pairs = itertools.chain([first], frame_pairs)
+    answers = answered(segmenter, frame_pairs, settings.text, output / "masks.jsonl", watch)
     total = None
     if clip.seconds is not None:
         seconds = min(clip.seconds, math.inf if settings.end is None else settings.end) - settings.start
@@ -96,14 +104,12 @@ def predict(
     ):
         for answer in answers:
             since = time.monotonic()
-            picture = film.answered_frame(answer.moment.original_frame, answer.masks, settings.text)
-            writer.write(round(answer.moment.time / clip.time_base), picture)
+            picture = video_strip.draw_segmentation(answer.frame_pair.original_frame, answer.masks, settings.text)
+            writer.write(round(answer.frame_pair.time / clip.time_base), picture)
             for number, mask in enumerate(answer.masks, start=1):
-                with whole_or_not_at_all(
-                    output / "masks" / str(number) / f"{answer.moment.index:06d}.png"
-                ) as unfinished:
+                with atomic_write(output / "masks" / str(number) / f"{answer.frame_pair.index:06d}.png") as unfinished:
                     unfinished.write_bytes(encode_mask(mask))
-            strip.add(picture, f"frame {answer.moment.index}, {answer.moment.time:.2f} s")
+            strip.add(picture, f"frame {answer.frame_pair.index}, {answer.frame_pair.time:.2f} s")
             confidence += answer.scores
             frames += 1
             progress.update()
@@ -120,53 +126,53 @@ def predict(
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s ({shares}): {output}")
 
 
-def selected(segmenter: Segmenter, clip: Clip, settings: Settings) -> Iterator[Moment]:
-    """The moments of a clip that are asked about; those before --start are decoded too, as earlier frames."""
+def selected(segmenter: Segmenter, clip: Clip, settings: PredictionSettings) -> Iterator[TimedFramePair]:
+    """The frame_pairs of a clip that are asked about; those before --start are decoded too, as earlier frames."""
     origin = None
     timed = ((float(units * clip.time_base), picture) for units, picture in clip)
-    for moment in segmenter.moments(timed):
-        origin = moment.time if origin is None else origin
-        if settings.end is not None and moment.time - origin > settings.end:
+    for frame_pair in segmenter.frame_pairs(timed):
+        origin = frame_pair.time if origin is None else origin
+        if settings.end is not None and frame_pair.time - origin > settings.end:
             return
-        if moment.time - origin >= settings.start and moment.index % settings.every == 0:
-            yield moment
-    if moment.index + 2 < clip.frames:  # some whole AVI files count one too many
-        said, found = f"has {clip.frames} frames", f"holds {moment.index + 1}"
-    elif not clip.frames and moment.time - origin + 1 < (clip.seconds or 0):
-        said, found = f"lasts {clip.seconds:.1f} s", f"ends after {moment.time - origin:.1f} s"
+        if frame_pair.time - origin >= settings.start and frame_pair.index % settings.every == 0:
+            yield frame_pair
+    if frame_pair.index + 2 < clip.frames:  # some whole AVI files count one too many
+        said, found = f"has {clip.frames} frames", f"holds {frame_pair.index + 1}"
+    elif not clip.frames and frame_pair.time - origin + 1 < (clip.seconds or 0):
+        said, found = f"lasts {clip.seconds:.1f} s", f"ends after {frame_pair.time - origin:.1f} s"
     else:
         return
     tqdm.write(f"{clip.path} says that it {said}, and {found}. Is it cut short?", file=sys.stderr)
 
 
-def explain(segmenter: Segmenter, clip: Clip, settings: Settings, folder: Path, frames: set[int]) -> None:
+def explain(segmenter: Segmenter, clip: Clip, settings: PredictionSettings, folder: Path, frames: set[int]) -> None:
     """Draws the attention of some frames, for every sentence."""
     everything = dataclasses.replace(settings, every=1, start=0.0, end=None)
-    for moment in selected(segmenter, clip, everything) if frames else ():
-        if moment.index in frames:
-            frames = frames - {moment.index}
+    for frame_pair in selected(segmenter, clip, everything) if frames else ():
+        if frame_pair.index in frames:
+            frames = frames - {frame_pair.index}
             for number, sentence in enumerate(settings.text, start=1):
-                explanation = segmenter.explain(moment, sentence)
+                explanation = segmenter.explain(frame_pair, sentence)
                 example = render.Example(
-                    frame=moment.original_frame,
-                    earlier_frame=moment.original_earlier_frame,
+                    frame=frame_pair.original_frame,
+                    earlier_frame=frame_pair.original_earlier_frame,
                     mask=None,
-                    prediction=resize_logits(explanation.logits, moment.original_frame.shape[:2]) > 0,
+                    prediction=resize_logits(explanation.logits, frame_pair.original_frame.shape[:2]) > 0,
                     sentence=sentence,
                     iou=None,
-                    name=f"{clip.path.name}, frame {moment.index}",
+                    name=f"{clip.path.name}, frame {frame_pair.index}",
                 )
                 sheet = render.attention_sheet(
                     example, segmenter.tokens(sentence), explanation, "What the model attends to"
                 )
-                render.save(sheet, folder / f"{moment.index:06d}-{number}.png")
+                render.save(sheet, folder / f"{frame_pair.index:06d}-{number}.png")
         if not frames:
             return
     if frames:
-        raise DataError(f"--explain: {clip.path} has no frame {', '.join(map(str, sorted(frames)))}.")
+        raise UserError(f"--explain: {clip.path} has no frame {', '.join(map(str, sorted(frames)))}.")
 
 
-def introduce(checkpoint: Checkpoint) -> str:
+def describe_model(checkpoint: Checkpoint) -> str:
     """Says which model answers; of the one in the package also what it knows."""
     config = checkpoint.config
     text_encoder = "" if config.text_encoder == "glove_lstm" else f" and the text encoder {config.text_encoder}"
@@ -224,8 +230,8 @@ def main() -> None:
     asked = arguments().parse_args()
     try:
         segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
-        print(introduce(segmenter.checkpoint))
-        settings = Settings(
+        print(describe_model(segmenter.checkpoint))
+        settings = PredictionSettings(
             str(segmenter.checkpoint.path),
             str(Path(asked.video).resolve()),
             tuple(asked.text),
@@ -235,7 +241,7 @@ def main() -> None:
             asked.rate,
         )
         predict(segmenter, settings, asked.output, asked.explain, asked.resume)
-    except (DataError, CheckpointError) as error:
+    except (UserError, CheckpointError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"Can't read or write: {error}")

@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image
 from scipy.special import expit
 
+from input_pipeline.errors import UserError
 from input_pipeline.pipeline import EvaluationExample
-from input_pipeline.readers import DataError, Sentence
 from input_pipeline.readers.ref_davis17 import ANNOTATORS, MASKS_FOR_SCORES
-from lbdt_jax.command import whole_or_not_at_all
+from input_pipeline.types import Sentence
+from lbdt_jax.cli import atomic_write
 from lbdt_jax.metrics import (
     MAX_PROPOSALS,
     MatchedScores,
@@ -126,7 +127,7 @@ class ReferYouTubeVOSScoring(Scoring):
         self._zips = {}
         for protocol in ("paper", "standard") if self.layout == "raw" else ():
             path = self.path.with_name(f"{self.path.name}-{protocol}.zip")
-            unfinished = self._open.enter_context(whole_or_not_at_all(path))
+            unfinished = self._open.enter_context(atomic_write(path))
             self._zips[protocol] = self._open.enter_context(zipfile.ZipFile(unfinished, "w"))  # PNGs don't shrink
             self.files.append(path.name)
         self._sent = StandardScores()
@@ -163,13 +164,13 @@ class RefDAVIS17Scoring(Scoring):
     def __enter__(self) -> RefDAVIS17Scoring:
         folder = self.path.with_name(f"{self.path.name}-annotators")
         self.files.append(folder.name)
-        self._folder = self._open.enter_context(whole_or_not_at_all(folder))
+        self._folder = self._open.enter_context(atomic_write(folder))
         self._matched = {annotator: MatchedScores() for annotator in ANNOTATORS}
         return self
 
     def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:
         if example.labels is None:
-            raise DataError(
+            raise UserError(
                 f"{example.video}, frame {example.frame_index}: the records have no objects to score on. Only split "
                 f"val has them: put {MASKS_FOR_SCORES} beside the other folders of the raw data, delete the records "
                 "and prepare again."
@@ -181,7 +182,7 @@ class RefDAVIS17Scoring(Scoring):
             if asked:
                 objects = object_numbers([example.sentences[index] for index in asked])
                 if max(objects) >= MAX_PROPOSALS:
-                    raise DataError(f"{example.video} has sentences about more than {MAX_PROPOSALS} objects.")
+                    raise UserError(f"{example.video} has sentences about more than {MAX_PROPOSALS} objects.")
                 probabilities = np.zeros((max(objects) + 1, *size), np.float32)
                 for place, index in zip(objects, asked, strict=True):
                     probabilities[place] = expit(resize_logits(logits[index], size))
@@ -211,7 +212,7 @@ def object_numbers(sentences: Sequence[Sentence]) -> list[int]:
 
 
 def _palette(number: int) -> tuple[int, int, int]:
-    """The colour of a label in PASCAL VOC's palette, which DAVIS uses: its bits dealt to red, green and blue."""
+    """The color of a label in PASCAL VOC's palette, which DAVIS uses: its bits dealt to red, green and blue."""
     return tuple(sum(((number >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
 
 

@@ -15,11 +15,11 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
-from input_pipeline.readers import DataError
+from input_pipeline.errors import UserError
 from lbdt_jax import losses
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.resnet import DEPTHS
-from lbdt_jax.models.transformer import TransformerSizes
+from lbdt_jax.models.transformer import TransformerConfig
 from lbdt_jax.models.types import Array
 from lbdt_jax.parallel import DATA_AXIS
 
@@ -53,23 +53,23 @@ class TrainState:
 
 
 def make_model(config: ConfigDict) -> LBDT:
-    """The network that a configuration describes. Raises DataError for sizes that no network can have."""
+    """The network that a configuration describes. Raises UserError for sizes that no network can have."""
     if len(config.image_size) != 2 or any(side < 32 or side % 32 for side in config.image_size):
-        raise DataError(f"config.image_size is {config.image_size}; height and width must be multiples of 32.")
+        raise UserError(f"config.image_size is {config.image_size}; height and width must be multiples of 32.")
     if config.model.resnet_depth not in DEPTHS:
-        raise DataError(f"config.model.resnet_depth is {config.model.resnet_depth}; choose one of {[*DEPTHS]}.")
+        raise UserError(f"config.model.resnet_depth is {config.model.resnet_depth}; choose one of {[*DEPTHS]}.")
     if config.model.transfer_width % config.model.attention_heads or config.model.transfer_width % 4:
-        raise DataError(
+        raise UserError(
             f"config.model.transfer_width is {config.model.transfer_width}; it must be a multiple of 4 and of "
             f"config.model.attention_heads, {config.model.attention_heads}."
         )
     fields = config.model.to_dict()
     transformer = fields.pop("transformer")
     if not transformer and config.text_encoder != "glove_lstm":
-        raise DataError("config.model.transformer is empty; lbdt_jax.text.open_text_encoder fills it in.")
+        raise UserError("config.model.transformer is empty; lbdt_jax.text.open_text_encoder fills it in.")
     return LBDT(
         **fields,
-        transformer=TransformerSizes(**transformer) if transformer else None,
+        transformer=TransformerConfig(**transformer) if transformer else None,
         norm_axis_name=DATA_AXIS if config.global_batch_norm else None,
     )
 

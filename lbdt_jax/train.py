@@ -15,26 +15,25 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.batch import MODEL_FIELDS
+from input_pipeline.errors import UserError
 from input_pipeline.pipeline import evaluation_examples, steps_per_epoch, training_batches
 from input_pipeline.prepare import prepare
-from input_pipeline.readers import DataError
 from input_pipeline.report import load_report
-from lbdt_jax import render
-from lbdt_jax.ask import Answerer
-from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint, with_usual_values
-from lbdt_jax.command import write_json
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint, with_defaults
+from lbdt_jax.cli import write_json
 from lbdt_jax.convert.initial import initialise
 from lbdt_jax.evaluate import pictures
+from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
 from lbdt_jax.parallel import (
     Stopped,
     StopRequest,
-    first_process_says,
-    in_turn,
+    broadcast_from_first_process,
     is_first_process,
     local,
     make_mesh,
     replicate,
+    run_sequentially,
     split,
 )
 from lbdt_jax.step import (
@@ -46,7 +45,8 @@ from lbdt_jax.step import (
     make_train_step,
     split_params,
 )
-from lbdt_jax.text import open_text_encoder, stored_features, with_transformer
+from lbdt_jax.text_features import open_text_encoder, precomputed_features, with_transformer
+from lbdt_jax.visualization import render
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -60,30 +60,30 @@ def train(config: ConfigDict, workdir: Path) -> None:
     All processes call it together; WORKDIR is a folder that they share, and the first of them writes.
 
     Raises:
-      DataError: data, text encoder, word vectors or config.initial_weights are missing, or don't fit.
+      UserError: data, text encoder, word vectors or config.initial_weights are missing, or don't fit.
       CheckpointError: WORKDIR holds a run of another configuration.
       NotFinite: training diverged; the checkpoints from before are kept.
       Stopped: SIGTERM arrived; the step under way was finished and saved.
     """
     # -- the data
-    in_turn(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
     steps = steps_per_epoch(config)
     vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
-    config, sentence_reader, transformer = open_text_encoder(config, vocabulary)
-    share, missing = sentence_reader.coverage(vocabulary)
+    config, sentence_encoder, transformer = open_text_encoder(config, vocabulary)
+    share, missing = sentence_encoder.coverage(vocabulary)
     print(f"{len(vocabulary)} words, {share:.1%} are known; not: {' '.join(map(repr, missing[:10])) or 'none'}")
 
     # -- the model, on every device
     mesh = make_mesh()
     if config.batch_size % (mesh.size * config.sentences_per_frame):
-        raise DataError(
+        raise UserError(
             f"config.batch_size {config.batch_size} can't be divided among {mesh.size} devices, with "
             f"{config.sentences_per_frame} sentences for each frame."
         )
     total_steps = round(config.epochs * steps)
     model, optimizer = make_model(config), make_optimizer(config, steps)
     learning_rate = learning_rate_schedule(config, steps)
-    variables = initial_variables(model, config, sentence_reader.size)
+    variables = initial_variables(model, config, sentence_encoder.size)
     if transformer and not has_checkpoint(workdir):
         variables = with_transformer(variables, transformer)
     if config.initial_weights and not has_checkpoint(workdir):
@@ -107,18 +107,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
     with CheckpointWriter(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
         state = checkpoints.restore(state)
         first_step = int(state.step)
-        if first_process_says(first_step) != first_step:
+        if broadcast_from_first_process(first_step) != first_step:
             raise CheckpointError(f"{workdir} is not the same in all processes; choose a --workdir that they share.")
-        checkpoints.save(state, config, sentence_reader)
+        checkpoints.save(state, config, sentence_encoder)
         saved = time.monotonic()
         if first_step:
             print(f"Going on from step {first_step}.")
         if first_step >= total_steps:
             return
-        reader = sentence_reader
+        reader = sentence_encoder
         if is_frozen(config):
             # One process computes them, and the others find them.
-            reader = in_turn(lambda: stored_features(config, local(state.variables), sentence_reader))
+            reader = run_sequentially(lambda: precomputed_features(config, local(state.variables), sentence_encoder))
         batches = training_batches(config, reader, first_step, jax.process_index(), jax.process_count())
 
         # -- compile, and say so, since it takes a while
@@ -130,7 +130,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         print(f"{time.monotonic() - started:.0f} s")
 
         # As the evaluation after it asks, so that both share one compiled program.
-        answerer = Answerer(model, local(state.variables), config.evaluation_frames, config.evaluation_sentences)
+        predictor = BatchedPredictor(
+            model, local(state.variables), config.evaluation_frames, config.evaluation_sentences
+        )
 
         # -- the loop
         recent: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
@@ -158,12 +160,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     checkpoints.raise_what_failed()
                     if config.checkpoint_every_minutes:
                         minutes = (time.monotonic() - saved) / 60
-                        save |= bool(first_process_says(minutes >= config.checkpoint_every_minutes))
+                        save |= bool(broadcast_from_first_process(minutes >= config.checkpoint_every_minutes))
 
                 if step % config.picture_every_steps == 0 and is_first_process():
-                    answerer.use(local(state.variables))
+                    predictor.use(local(state.variables))
                     examples = evaluation_examples(config, config.evaluation_split, reader)
-                    shown = pictures(answerer, itertools.islice(examples, config.contact_sheet_samples))
+                    shown = pictures(predictor, itertools.islice(examples, config.contact_sheet_samples))
                     sheet = render.contact_sheet(shown, f"{config.dataset} {config.evaluation_split}, step {step}")
                     render.save(sheet, workdir / "pictures" / f"step_{step:06d}.png")
                     writer.write_images(step, {"predictions": np.asarray(sheet)[None]})
@@ -171,7 +173,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 if save:
                     # What is saved was looked at: no checkpoint holds a number that is not finite.
                     mean_metrics(recent)
-                    checkpoints.save(state, config, sentence_reader)
+                    checkpoints.save(state, config, sentence_encoder)
                     saved = time.monotonic()
                 if stopping and step < total_steps:
                     raise Stopped(f"Stopped by SIGTERM after step {step}, which is saved. The same command goes on.")
@@ -208,7 +210,7 @@ def keep_config(config: ConfigDict, path: Path) -> None:
     """
     new = json.loads(config.to_json())
     if path.exists():
-        old = with_usual_values(json.loads(path.read_text()))
+        old = with_defaults(json.loads(path.read_text()))
         different = [
             f"{name}: {old_value} there, {new_value} asked for"
             for name, old_value, new_value in flat_difference(old, new)

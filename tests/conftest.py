@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 import pytest
+from paths import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))

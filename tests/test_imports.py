@@ -5,11 +5,10 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
-from pathlib import Path
+
+from paths import ROOT
 
 import input_pipeline
-
-ROOT = Path(__file__).parents[1]
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:
@@ -20,18 +19,18 @@ def test_the_model_needs_no_tensorflow() -> None:
     modules = (
         "lbdt_jax.models.lbdt",
         "lbdt_jax.step",
-        "lbdt_jax.ask",
+        "lbdt_jax.inference.predictor",
         "lbdt_jax.checkpoint",
-        "lbdt_jax.explain",
+        "lbdt_jax.inference.explain",
         "lbdt_jax.export",
         "lbdt_jax.predict",
-        "lbdt_jax.results",
+        "lbdt_jax.inference.results",
         "lbdt_jax.benchmark.__main__",
         "lbdt_jax.benchmark.measure",
         "lbdt_jax.benchmark.report",
         "lbdt_jax.convert.__main__",
         "lbdt_jax.convert.initial",
-        "lbdt_jax.render",
+        "lbdt_jax.visualization.render",
         "lbdt_jax.metrics.paper",
         "lbdt_jax.metrics.standard",
     )

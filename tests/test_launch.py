@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 import yaml
 from fabricate import fabricate_jhmdb, write_a2d
+from paths import ROOT
 from published import torch_state
 
 from lbdt_jax.parallel import PROCESS_VARIABLES
-
-ROOT = Path(__file__).parent.parent
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

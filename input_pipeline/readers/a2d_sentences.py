@@ -24,7 +24,9 @@ import h5py
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines
+from input_pipeline.errors import UserError
+from input_pipeline.readers.raw_files import is_plain_name, numbered_lines
+from input_pipeline.types import FramePair, Sentence, Skipped
 
 VIDEOSET = "Release/videoset.csv"
 CLIPS = "Release/clips320H"
@@ -63,7 +65,7 @@ class A2DSentences:
         return tuple(self.SUBSETS)
 
     def videos(self, split: str) -> list[str]:
-        """The videos of `split` that have a sentence, sorted. Raises DataError if the tree is not complete."""
+        """The videos of `split` that have a sentence, sorted. Raises UserError if the tree is not complete."""
         subset = self.tables.subset
         return sorted(video for video in self.tables.sentences if subset[video] == self.SUBSETS[split])
 
@@ -89,10 +91,10 @@ class A2DSentences:
 
     @functools.cached_property
     def tables(self) -> Tables:
-        """Both annotation files, read once. Raises DataError if part of the tree is missing or is not UTF-8 text."""
+        """Both annotation files, read once. Raises UserError if part of the tree is missing or is not UTF-8 text."""
         missing = [part for part in (VIDEOSET, CLIPS, SENTENCES, INSTANCES) if not (self.raw / part).exists()]
         if missing:
-            raise DataError(f"{self.raw} lacks {', '.join(missing)}.\n{self.HOW_TO_GET}")
+            raise UserError(f"{self.raw} lacks {', '.join(missing)}.\n{self.HOW_TO_GET}")
         skipped: list[Skipped] = []
         subset = _read_videoset(self.raw / VIDEOSET, tuple(self.SUBSETS.values()), skipped)
         rows = _read_sentences(self.raw / SENTENCES, subset, skipped)
@@ -145,7 +147,7 @@ class A2DSentences:
             sentences = self.tables.sentences[video]
             try:
                 masks = read_masks(path, frame.shape[:2], {sentence.instance for sentence in sentences})
-            except DataError as error:
+            except UserError as error:
                 yield Skipped(str(path), str(error))
                 continue
             for sentence in sentences:
@@ -210,32 +212,32 @@ def read_masks(path: Path, size: tuple[int, int], wanted: set[int]) -> dict[int,
       wanted: ids to look for.
 
     Raises:
-      DataError: the file is missing, can't be read, or holds masks of another size than the frame.
+      UserError: the file is missing, can't be read, or holds masks of another size than the frame.
     """
     try:
         with h5py.File(path, "r") as file:
             instance, planes = file["instance"], file["reMask"]
             if instance.size > MOST_INSTANCES or instance.dtype.kind not in "iuf":
-                raise DataError("the instances of the h5 file are no list of numbers")
+                raise UserError("the instances of the h5 file are no list of numbers")
             numbers = np.ravel(instance[()]).tolist()
             if not all(float(number).is_integer() for number in numbers):
-                raise DataError("the instances of the h5 file are no whole numbers")
+                raise UserError("the instances of the h5 file are no whole numbers")
             ids = [int(number) for number in numbers]
             if planes.shape[-2:] != size[::-1]:
-                raise DataError("the masks have another size than the frame")
+                raise UserError("the masks have another size than the frame")
             alone = len(ids) == 1 and planes.ndim == 2
             if not alone and (planes.ndim != 3 or len(planes) < len(ids)):
-                raise DataError("the h5 file has fewer masks than instances")
+                raise UserError("the h5 file has fewer masks than instances")
             return {
                 number: np.asarray(planes[()] if alone else planes[ids.index(number)]).T > 0
                 for number in sorted(wanted.intersection(ids))
             }
-    except DataError:
+    except UserError:
         raise
     except FileNotFoundError as error:
-        raise DataError("h5 file missing") from error
+        raise UserError("h5 file missing") from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise DataError("the h5 file can't be read") from error
+        raise UserError("the h5 file can't be read") from error
 
 
 def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped]) -> dict[str, str]:

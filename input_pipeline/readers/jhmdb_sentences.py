@@ -29,7 +29,9 @@ from typing import ClassVar
 import numpy as np
 from scipy.io import loadmat
 
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines, read_frames
+from input_pipeline.errors import UserError
+from input_pipeline.readers.raw_files import is_plain_name, numbered_lines, read_frames
+from input_pipeline.types import FramePair, Sentence, Skipped
 
 FRAMES = "Rename_Images"
 MASKS = "puppet_mask"
@@ -69,7 +71,7 @@ class JHMDBSentences:
     def videos(self, split: str) -> list[str]:
         """The videos that have a sentence and, where there is a list, a frame in it; sorted.
 
-        Raises DataError if the tree is not complete.
+        Raises UserError if the tree is not complete.
         """
         return sorted(self.tables.samples)
 
@@ -90,10 +92,10 @@ class JHMDBSentences:
 
     @functools.cached_property
     def tables(self) -> Tables:
-        """Tree and annotation files, read once. Raises DataError if part is missing, not UTF-8 or not json."""
+        """Tree and annotation files, read once. Raises UserError if part is missing, not UTF-8 or not json."""
         missing = [part for part in (FRAMES, MASKS, SENTENCES) if not (self.raw / part).exists()]
         if missing:
-            raise DataError(f"{self.raw} lacks {', '.join(missing)}.\n{HOW_TO_GET}")
+            raise UserError(f"{self.raw} lacks {', '.join(missing)}.\n{HOW_TO_GET}")
         skipped: list[Skipped] = []
         actions = find_videos(self.raw / FRAMES, skipped)
         sentences = _read_sentences(self.raw / SENTENCES, actions, skipped)
@@ -131,7 +133,7 @@ class JHMDBSentences:
         folder = self.frames_of(video)
         try:
             masks = read_masks(self.masks_of(video))
-        except DataError as error:
+        except UserError as error:
             yield Skipped(str(self.masks_of(video)), str(error))
             return
         numbers = self.tables.samples[video]
@@ -145,7 +147,7 @@ class JHMDBSentences:
         for number in numbers:
             try:
                 pair = self.frame_pair(video, number, masks)
-            except DataError as error:
+            except UserError as error:
                 yield Skipped(f"{folder}: frame {number}", str(error))
             else:
                 yield pair
@@ -154,7 +156,7 @@ class JHMDBSentences:
         """Frame `number` (from 1) of a video whose masks are (H, W, T) bool.
 
         Raises:
-          DataError: the reason why it has to be left out.
+          UserError: the reason why it has to be left out.
         """
         earlier, rule = self.earlier(number)
         folder = self.frames_of(video)
@@ -209,19 +211,19 @@ def read_masks(path: Path) -> np.ndarray:
       (H, W, T) bool, frame 1 first.
 
     Raises:
-      DataError: it is missing, can't be read, or holds something else.
+      UserError: it is missing, can't be read, or holds something else.
     """
     try:
         with path.open("rb") as file:  # SciPy leaves a file that it opened open when it fails
             masks = loadmat(file, variable_names=["part_mask"]).get("part_mask")
     except FileNotFoundError as error:
-        raise DataError("puppet_mask.mat missing") from error
+        raise UserError("puppet_mask.mat missing") from error
     except Exception as error:  # SciPy fails in a dozen ways: zlib.error, TypeError, UnboundLocalError ...
-        raise DataError("puppet_mask.mat can't be read") from error
+        raise UserError("puppet_mask.mat can't be read") from error
     if masks is None:
-        raise DataError("puppet_mask.mat holds no part_mask")
+        raise UserError("puppet_mask.mat holds no part_mask")
     if not isinstance(masks, np.ndarray) or masks.ndim not in (2, 3) or masks.dtype.kind not in "buif":
-        raise DataError("part_mask is no stack of masks")
+        raise UserError("part_mask is no stack of masks")
     return np.atleast_3d(masks) > 0
 
 
@@ -229,15 +231,15 @@ def mask_of_frame(masks: np.ndarray, number: int, size: tuple[int, int]) -> np.n
     """The mask of frame `number` (from 1), (H, W) bool, among the masks of its video, (H, W, T) bool.
 
     Raises:
-      DataError: there is none for the frame, or it is empty or has another size than the frame, (H, W).
+      UserError: there is none for the frame, or it is empty or has another size than the frame, (H, W).
     """
     if not 1 <= number <= masks.shape[2]:
-        raise DataError("the masks end before the frame")
+        raise UserError("the masks end before the frame")
     mask = masks[:, :, number - 1]
     if mask.shape != size:
-        raise DataError("the mask has another size than the frame")
+        raise UserError("the mask has another size than the frame")
     if not mask.any():
-        raise DataError("the mask is empty")
+        raise UserError("the mask is empty")
     return mask
 
 
@@ -284,13 +286,13 @@ def _read_sentences(path: Path, actions: dict[str, str], skipped: list[Skipped])
 def _read_samples(
     path: Path, actions: dict[str, str], sentences: dict[str, Sentence], skipped: list[Skipped]
 ) -> dict[str, tuple[int, ...]]:
-    """Video -> its frames in the list of samples, in order. Raises DataError where the file is no json list."""
+    """Video -> its frames in the list of samples, in order. Raises UserError where the file is no json list."""
     try:
         entries = json.loads(path.read_bytes().decode("utf-8-sig"))
         if not isinstance(entries, list):
             raise ValueError("not a list")
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
+        raise UserError(
             f"{path} is not the list of samples that comes with MTTR ({error}). Download it again, or move it away: "
             "without it the frames are chosen here."
         ) from error

@@ -23,8 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name, numbered_lines
+from input_pipeline.errors import UserError
+from input_pipeline.readers.raw_files import is_plain_name, numbered_lines
 from input_pipeline.readers.video_folders import frame_numbers, read_labels, read_video
+from input_pipeline.types import FramePair, Sentence, Skipped
 
 FRAMES = "DAVIS/JPEGImages/480p"
 MASKS = "DAVIS/Annotations/480p"
@@ -74,7 +76,7 @@ class RefDAVIS17:
         return tuple(self.FULL)
 
     def videos(self, split: str) -> list[str]:
-        """The videos of `split` that have a sentence, sorted. Raises DataError if the tree is not complete."""
+        """The videos of `split` that have a sentence, sorted. Raises UserError if the tree is not complete."""
         tables = self.tables
         return sorted(video for video in tables.sentences if tables.split[video] == split)
 
@@ -95,12 +97,12 @@ class RefDAVIS17:
 
     @functools.cached_property
     def tables(self) -> Tables:
-        """Lists and expressions, read once. Raises DataError if part is missing or is not text as it should be."""
+        """Lists and expressions, read once. Raises UserError if part is missing or is not text as it should be."""
         lists = [LISTS.format(split=split) for split in self.FULL]
         files = [f"{SENTENCES}/{file}" for file in ANNOTATORS.values()]
         missing = [part for part in (FRAMES, MASKS, *lists, *files) if not (self.raw / part).exists()]
         if missing:
-            raise DataError(f"{self.raw} lacks {', '.join(missing)}.\n{HOW_TO_GET}")
+            raise UserError(f"{self.raw} lacks {', '.join(missing)}.\n{HOW_TO_GET}")
         skipped: list[Skipped] = []
         split_of = _read_lists(self.raw, skipped)
         described = _read_expressions(self.raw, split_of, skipped)
@@ -170,9 +172,9 @@ class RefDAVIS17:
                 try:
                     labels = read_labels(path)
                     if labels.shape != item.frame.shape[:2]:
-                        raise DataError("the mask has another size than the frame")
+                        raise UserError("the mask has another size than the frame")
                     item = dataclasses.replace(item, labels=labels)
-                except DataError as error:
+                except UserError as error:
                     yield Skipped(str(path), str(error))
             yield item
 
@@ -211,14 +213,14 @@ def _read_lists(raw: Path, skipped: list[Skipped]) -> dict[str, str]:
 def _read_expressions(
     raw: Path, videos: dict[str, str], skipped: list[Skipped]
 ) -> dict[tuple[str, int], dict[str, Sentence]]:
-    """(video, object) -> annotator -> sentence. Raises DataError if an annotator has none: scores are means of four."""
+    """(video, object) -> annotator -> sentence. Raises UserError if an annotator has none: scores are means of four."""
     described: dict[tuple[str, int], dict[str, Sentence]] = {}
     for annotator, file in ANNOTATORS.items():
         path = raw / SENTENCES / file
         rows = list(_read_sentences(path, videos, skipped))
         described_splits = {videos[video] for _, video, _, _ in rows}
         for split in sorted(set(videos.values()) - described_splits):
-            raise DataError(f"{path} has no expression of a video of {split}.txt. Unpack it again.")
+            raise UserError(f"{path} has no expression of a video of {split}.txt. Unpack it again.")
         for where, video, instance, text in rows:
             sentences = described.setdefault((video, instance), {})
             if annotator in sentences:

@@ -24,8 +24,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, is_plain_name
+from input_pipeline.errors import UserError
+from input_pipeline.readers.raw_files import is_plain_name
 from input_pipeline.readers.video_folders import frame_numbers, read_video
+from input_pipeline.types import FramePair, Sentence, Skipped
 
 FRAMES = "JPEGImages"
 MASKS = "Annotations"
@@ -57,11 +59,11 @@ class ReferYouTubeVOS:
     FULL: ClassVar[dict[str, tuple[int, int | None]]] = {"train": (3471, 12913), "valid": (202, None)}
 
     def splits(self) -> tuple[str, ...]:
-        """Those of "train" and "valid" that can be read. Raises DataError if there is none, or if one lacks a part."""
+        """Those of "train" and "valid" that can be read. Raises UserError if there is none, or if one lacks a part."""
         return tuple(self.tables.videos)
 
     def videos(self, split: str) -> list[str]:
-        """The videos of `split` that have a sentence, sorted. Raises DataError as `splits` does."""
+        """The videos of `split` that have a sentence, sorted. Raises UserError as `splits` does."""
         return sorted(self.tables.videos[split])
 
     def skipped(self) -> tuple[Skipped, ...]:
@@ -85,7 +87,7 @@ class ReferYouTubeVOS:
 
     @functools.cached_property
     def tables(self) -> Tables:
-        """The json files, read once. Raises DataError if part of the tree is missing or a file is no such json."""
+        """The json files, read once. Raises UserError if part of the tree is missing or a file is no such json."""
         skipped: list[Skipped] = []
         videos = {split: self._videos_of(split, skipped) for split in self.FULL if (self.raw / split).is_dir()}
         for name in sorted(videos.get("train", {}).keys() & videos.get("valid", {}).keys()):
@@ -97,7 +99,7 @@ class ReferYouTubeVOS:
             videos.pop("valid", None)
         if not videos:
             reasons = "".join(f"  {item.where}: {item.reason}\n" for item in skipped[:3])
-            raise DataError(f"{self.raw} has no split that can be read.\n{reasons}{HOW_TO_GET}")
+            raise UserError(f"{self.raw} has no split that can be read.\n{reasons}{HOW_TO_GET}")
         return Tables(videos, tuple(skipped))
 
     def _videos_of(self, split: str, skipped: list[Skipped]) -> dict[str, Video]:
@@ -106,7 +108,7 @@ class ReferYouTubeVOS:
         expressions, expressions_of_test = (self.raw / EXPRESSIONS.format(split=name) for name in (split, "test"))
         needed = (frames, expressions) if split == "valid" else (frames, masks, expressions)
         if missing := [str(path.relative_to(self.raw)) for path in needed if not path.exists()]:
-            raise DataError(f"{self.raw} lacks {', '.join(missing)}.\n{HOW_TO_GET}")
+            raise UserError(f"{self.raw} lacks {', '.join(missing)}.\n{HOW_TO_GET}")
         entries = _read_json(expressions)
         if split == "valid":
             if not masks.exists():
@@ -175,14 +177,14 @@ class Tables:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Video -> its entry. Raises DataError that names the file, and the line where the json is broken."""
+    """Video -> its entry. Raises UserError that names the file, and the line where the json is broken."""
     try:
         match json.loads(path.read_bytes().decode("utf-8-sig")):
             case {"videos": dict(videos)}:
                 return videos
         raise ValueError('it has no "videos"')
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} holds no expressions ({error}). Unpack the file again.") from error
+        raise UserError(f"{path} holds no expressions ({error}). Unpack the file again.") from error
 
 
 def _parse_video(where: str, entry: object, truth_optional: bool, skipped: list[Skipped]) -> Video:

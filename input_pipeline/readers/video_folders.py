@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from input_pipeline.errors import UserError
 from input_pipeline.images import UNREADABLE
-from input_pipeline.readers import DataError, FramePair, Sentence, Skipped, read_frame
+from input_pipeline.readers.raw_files import read_frame
+from input_pipeline.types import FramePair, Sentence, Skipped
 
 #: Decoded frames of a video that are kept at a time: enough for the published intervals, whatever the video's length.
 FRAMES_KEPT = 8
@@ -61,7 +63,7 @@ def read_video(
         path = masks / f"{number:05d}.png"
         try:
             labels[number] = read_labels(path)
-        except DataError as error:
+        except UserError as error:
             yield Skipped(str(path), str(error))
     ids = {
         n: set(np.flatnonzero(np.bincount(label.ravel())).tolist()) for n, label in labels.items() if label is not None
@@ -93,8 +95,8 @@ def read_video(
             frame, file = picture(number, "frame")
             earlier_frame, earlier_file = picture(earlier_number, "earlier frame")
             if earlier_frame.shape != frame.shape:
-                raise DataError("the earlier frame has another size than the frame")
-        except DataError as error:
+                raise UserError("the earlier frame has another size than the frame")
+        except UserError as error:
             yield Skipped(str(path), str(error))
             continue
         if label is not None and label.shape != frame.shape[:2]:
@@ -123,7 +125,7 @@ def read_labels(path: Path) -> np.ndarray:
       (H, W) uint8, 0 for no object.
 
     Raises:
-      DataError: what is wrong with it.
+      UserError: what is wrong with it.
     """
     try:
         content = io.BytesIO(path.read_bytes())
@@ -131,11 +133,11 @@ def read_labels(path: Path) -> np.ndarray:
         with Image.open(content, formats=("PNG",)) as picture:
             grey = picture.mode == "L" and content.getvalue()[BIT_DEPTH] == 8  # with fewer, Pillow scales the values
             if picture.mode != "P" and not grey:
-                raise DataError("the mask has neither a palette nor 8 bits of grey: no object ids")
+                raise UserError("the mask has neither a palette nor 8 bits of grey: no object ids")
             return np.asarray(picture)
     except FileNotFoundError as error:
-        raise DataError("mask missing") from error
-    except DataError:
+        raise UserError("mask missing") from error
+    except UserError:
         raise
     except UNREADABLE as error:
-        raise DataError("the mask can't be read") from error
+        raise UserError("the mask can't be read") from error

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import a2d
-from lbdt_jax.command import explain_flags, fail, write_json
+from lbdt_jax.cli import explain_flags, fail, write_json
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:4])
 CONFIG = config_flags.DEFINE_config_file(
@@ -40,11 +40,11 @@ def run(
     """Measures, prints a table row by row, and keeps OUTPUT up to date: stopped early, it holds what is done.
 
     Raises:
-      DataError: as `benchmark` does.
+      UserError: as `benchmark` does.
     """
-    from lbdt_jax import render
     from lbdt_jax.benchmark.measure import benchmark
     from lbdt_jax.benchmark.report import COLUMNS, chart, describe, table_line
+    from lbdt_jax.visualization import render
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)  # before anything that takes long
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> None:
     # Imported late, so that a wrong flag is answered at once.
     import jax
 
-    from input_pipeline.readers import DataError
+    from input_pipeline.errors import UserError
     from lbdt_jax.benchmark.report import compare, load
     from lbdt_jax.parallel import set_cpu_devices
 
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
             print(compare(*(load(Path(name)) for name in COMPARE.value)))
         else:
             run(config, batch_sizes, sentences, MINUTES.value, output)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail(f"\nStopped.{f' What was measured until then is in {output}.' if output else ''}", status=130)

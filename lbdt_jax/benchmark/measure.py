@@ -23,9 +23,9 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
-from input_pipeline.readers import DataError
+from input_pipeline.errors import UserError
 from input_pipeline.workers import cores
-from lbdt_jax.models import onednn
+from lbdt_jax.cpu import onednn
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
 from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step
@@ -60,20 +60,20 @@ def benchmark(
       "cost_of_one".
 
     Raises:
-      DataError: the configuration describes no network, or a batch can't be divided among the devices.
+      UserError: the configuration describes no network, or a batch can't be divided among the devices.
     """
     began = time.monotonic()
     mesh = make_mesh()
     together = config.sentences_per_frame
     for size in (*batch_sizes, config.batch_size):
         if size % (mesh.size * together):
-            raise DataError(
+            raise UserError(
                 f"A batch of {size} can't be divided among {mesh.size} devices, with {together} sentences per frame."
             )
     if config.model.dtype not in DTYPES:
-        raise DataError(f"config.model.dtype is {config.model.dtype}; choose one of {', '.join(DTYPES)}.")
+        raise UserError(f"config.model.dtype is {config.model.dtype}; choose one of {', '.join(DTYPES)}.")
     if config.text_encoder != "glove_lstm":
-        from lbdt_jax.text import open_text_encoder  # only then something is read before anything is measured
+        from lbdt_jax.text_features import open_text_encoder  # only then something is read before anything is measured
 
         config, _, _ = open_text_encoder(config, [])
     make_model(config)
@@ -148,7 +148,7 @@ def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
         # Imported here, since all else runs without TensorFlow.
         from input_pipeline.pipeline import training_batches
         from input_pipeline.report import load_report
-        from lbdt_jax.text import open_text_encoder, stored_features, with_transformer
+        from lbdt_jax.text_features import open_text_encoder, precomputed_features, with_transformer
 
         tokens = load_report(config.data_dir, config.dataset)["tokens"]
         _, reader, transformer = open_text_encoder(config, tokens)
@@ -156,7 +156,7 @@ def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
         if transformer:
             variables = with_transformer(variables, transformer)
         if is_frozen(config):
-            reader = stored_features(config, variables, reader)
+            reader = precomputed_features(config, variables, reader)
         return training_batches(config, reader), variables
 
     def input_pipeline() -> Row:
@@ -281,7 +281,7 @@ def attempt(job: Callable[[], Row]) -> Row:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"not_measured": "out of memory"}
-    except (DataError, ImportError) as error:
+    except (UserError, ImportError) as error:
         return {"not_measured": str(error)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from input_pipeline.readers import DataError
+from input_pipeline.errors import UserError
 from lbdt_jax.chart import Panel, Point, line_chart
 
 Row = dict[str, Any]
@@ -50,12 +50,12 @@ def table_line(row: Row) -> str:
 
 
 def load(path: Path) -> Row:
-    """Reads a result. Raises DataError if the file is not there or holds something else."""
+    """Reads a result. Raises UserError if the file is not there or holds something else."""
     try:
         result = json.loads(path.read_text("utf-8"))
         describe(result), [table_line(row) for row in result["rows"]]  # raise KeyError if something is missing
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} can't be read as a result of lbdt_jax.benchmark: {error!r}.") from error
+        raise UserError(f"{path} can't be read as a result of lbdt_jax.benchmark: {error!r}.") from error
     return result
 
 

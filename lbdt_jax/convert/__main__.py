@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags, logging
 
-from lbdt_jax.command import fail, whole_or_not_at_all
+from lbdt_jax.cli import atomic_write, fail
 
 USAGE = "\n".join(line.strip() for part in __doc__.splitlines()[2:4] for line in part.split("      ") if line.strip())
 ENDINGS = (".ckpt", ".pth", ".pt")  # of PyTorch's files
@@ -33,13 +33,13 @@ def to_ours(source: Path, target: Path) -> None:
     It has the published configuration and no word vectors: evaluation looks words up in config.word_vectors.
 
     Raises:
-      DataError: the file is no complete state dict of LBDT; see `read_torch` and `from_torch`.
+      UserError: the file is no complete state dict of LBDT; see `read_torch` and `from_torch`.
     """
     import jax
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     from configs import base
-    from input_pipeline.glove import WordVectors
+    from input_pipeline.text.word_vectors import WordVectors
     from lbdt_jax.checkpoint import save_weights
     from lbdt_jax.convert.files import read_torch
     from lbdt_jax.convert.names import describe, from_torch, unused
@@ -56,7 +56,7 @@ def to_ours(source: Path, target: Path) -> None:
     config.model.resnet_depth, config.model.transfer_layers = describe(variables)
     size = flat["params", "text_encoder", "input_kernel"].shape[0]
     word_vectors = WordVectors((), np.zeros((0, size), np.float32))
-    with whole_or_not_at_all(target) as unfinished:
+    with atomic_write(target) as unfinished:
         save_weights(unfinished, variables, config, word_vectors, kept)
     print(
         f"LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth}, "
@@ -74,9 +74,9 @@ def to_weights(source: Path, target: Path) -> None:
 
     checkpoint = load_checkpoint(source)
     unused = load_unused(source)
-    with whole_or_not_at_all(target) as unfinished:
+    with atomic_write(target) as unfinished:
         save_weights(
-            unfinished, checkpoint.variables, checkpoint.config, checkpoint.sentence_reader, unused, checkpoint.step
+            unfinished, checkpoint.variables, checkpoint.config, checkpoint.sentence_encoder, unused, checkpoint.step
         )
     print(f"The weights of {checkpoint.path}, after {checkpoint.step} steps: {target}")
 
@@ -88,7 +88,7 @@ def to_published(source: Path, target: Path) -> None:
 
     Raises:
       CheckpointError: there is no sound checkpoint in the folder.
-      DataError: the network is not one that the published code has.
+      UserError: the network is not one that the published code has.
     """
     from lbdt_jax.checkpoint import load_checkpoint, load_unused
     from lbdt_jax.convert.files import import_torch, write_torch
@@ -136,22 +136,22 @@ def main(arguments: list[str]) -> None:
 
     import jax
 
-    from input_pipeline.readers import DataError
+    from input_pipeline.errors import UserError
     from lbdt_jax.checkpoint import CheckpointError
 
     # Converting needs no accelerator, and should take none from others.
     jax.config.update("jax_platforms", "cpu")
     try:
         if not source.exists():
-            raise DataError(f"--from: there is no {source}.")
+            raise UserError(f"--from: there is no {source}.")
         published = source.is_dir() and target.suffix in ENDINGS
         if os.path.lexists(target) and (published or not target.is_dir() or any(target.iterdir())):
-            raise DataError(f"--to: {target} exists already. Nothing is overwritten; choose another name.")
+            raise UserError(f"--to: {target} exists already. Nothing is overwritten; choose another name.")
         if source.is_file():
             to_ours(source, target)
         else:
             (to_published if published else to_weights)(source, target)
-    except (DataError, CheckpointError) as error:
+    except (UserError, CheckpointError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"{target} can't be written: {error}")

@@ -15,16 +15,16 @@ from types import ModuleType
 
 import numpy as np
 
-from input_pipeline.readers import DataError
-from lbdt_jax.command import whole_or_not_at_all
+from input_pipeline.errors import UserError
+from lbdt_jax.cli import atomic_write
 
 
 def import_torch() -> ModuleType:
-    """PyTorch, which only its own files need. Raises DataError if it is not installed."""
+    """PyTorch, which only its own files need. Raises UserError if it is not installed."""
     try:
         import torch
     except ImportError as error:
-        raise DataError(
+        raise UserError(
             f"PyTorch's own files (.ckpt, .pth) need PyTorch: pip install -r requirements-torch.txt ({error})"
         ) from error
     return torch
@@ -40,11 +40,11 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
       name -> array, float32 or int64, in the file's order.
 
     Raises:
-      DataError: the file is missing or broken, wants to call something, or holds anything but such arrays; or PyTorch
+      UserError: the file is missing or broken, wants to call something, or holds anything but such arrays; or PyTorch
         is not installed.
     """
     if not path.is_file():
-        raise DataError(f"There is no file {path}.")
+        raise UserError(f"There is no file {path}.")
     torch = import_torch()
     try:
         with warnings.catch_warnings():
@@ -54,17 +54,17 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         named = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
         wanted = [named[1]] if named else called(path)
         if isinstance(error, pickle.UnpicklingError) and wanted:
-            raise DataError(
+            raise UserError(
                 f"{path} is refused: it wants to call {wanted[0]}, and a state dict has no need of that. "
                 "Nothing of it was executed."
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is broken, or no state dict that torch.save wrote: {reason}") from error
+        raise UserError(f"{path} is broken, or no state dict that torch.save wrote: {reason}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict) or not loaded:
-        raise DataError(f"{path} holds no state dict, but {'nothing' if loaded == {} else type(loaded).__name__}.")
+        raise UserError(f"{path} holds no state dict, but {'nothing' if loaded == {} else type(loaded).__name__}.")
     others = [
         f"  {name}: {getattr(value, 'dtype', type(value).__name__)}"
         for name, value in loaded.items()
@@ -76,7 +76,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         )
     ]
     if others:
-        raise DataError(
+        raise UserError(
             "\n".join(
                 [f"{path}: only float32 weights (and int64 counters) are converted, bit for bit. Others:", *others]
             )
@@ -117,25 +117,25 @@ def write_torch(state: dict[str, np.ndarray], path: Path) -> None:
     tensors = {}
     for name in list(state):
         tensors[name] = torch.from_numpy(np.require(state.pop(name), requirements=("C", "W")))
-    with whole_or_not_at_all(path) as unfinished:
+    with atomic_write(path) as unfinished:
         torch.save(tensors, unfinished)
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .safetensors file, float32 or int64. Raises DataError as `read_torch` does."""
+    """The arrays of a .safetensors file, float32 or int64. Raises UserError as `read_torch` does."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise DataError(f"There is no file {path}.")
+        raise UserError(f"There is no file {path}.")
     try:
         with safe_open(path, framework="numpy") as file:
             dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}
             others = [f"  {name}: {dtype}" for name, dtype in dtypes.items() if dtype not in ("F32", "I64")]
             if others:
-                raise DataError("\n".join([f"{path}: only float32 weights are converted. Others:", *others]))
+                raise UserError("\n".join([f"{path}: only float32 weights are converted. Others:", *others]))
             return {name: file.get_tensor(name) for name in dtypes}
     except SafetensorError as error:
-        raise DataError(f"{path} is broken, or no .safetensors file: {error}") from error
+        raise UserError(f"{path} is broken, or no .safetensors file: {error}") from error
 
 
 def without_prefix(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

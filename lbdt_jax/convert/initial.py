@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from input_pipeline.readers import DataError
+from input_pipeline.errors import UserError
 from lbdt_jax.checkpoint import load_checkpoint
 from lbdt_jax.convert.files import read_safetensors, read_torch
 from lbdt_jax.convert.names import COUNTER, check, describe, from_torch, resnet
@@ -38,18 +38,18 @@ def initialise(variables: Mapping[str, Any], path: str | Path) -> dict[str, Any]
         microsoft/resnet-50. Or a whole LBDT: a released .ckpt or a folder with one of our checkpoints.
 
     Raises:
-      DataError: the file is missing or broken or does not fit; every array in question is listed.
+      UserError: the file is missing or broken or does not fit; every array in question is listed.
       CheckpointError: the folder holds no sound checkpoint.
     """
     path = Path(path)
     depth, _ = describe(variables)
     if not path.exists() and not path.suffix:
-        raise DataError(
+        raise UserError(
             f"config.initial_weights: there is no {path}. Train that model first, or name the folder of another one "
             "with --config.initial_weights=DIR."
         )
     if not path.exists():
-        raise DataError(
+        raise UserError(
             f"config.initial_weights: there is no {path}. For the published recipe download {DOWNLOADS[depth]} and "
             f"save it as {path}; or start from random weights with --config.initial_weights=''."
         )
@@ -60,8 +60,8 @@ def initialise(variables: Mapping[str, Any], path: str | Path) -> dict[str, Any]
         if "conv1.weight" not in state:
             return _fit(from_torch(state), variables, path)
         return _both_streams(_without_classifier(state), variables, depth)
-    except DataError as error:
-        raise DataError(f"config.initial_weights, {path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"config.initial_weights, {path}: {error}") from error
 
 
 def load_resnet(path: str | Path) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ def load_resnet(path: str | Path) -> dict[str, np.ndarray]:
         model.safetensors the config.json is read if it is there.
 
     Raises:
-      DataError: the file is missing or broken, or a ResNet with the stride in the first 1x1 convolution, which has the
+      UserError: the file is missing or broken, or a ResNet with the stride in the first 1x1 convolution, which has the
         same names and shapes and other results than LBDT's.
     """
     path = Path(path)
@@ -85,9 +85,9 @@ def load_resnet(path: str | Path) -> dict[str, np.ndarray]:
         try:
             refused = json.loads(settings.read_text()).get("downsample_in_bottleneck", False)
         except (ValueError, AttributeError) as error:
-            raise DataError(f"{settings} is not the config.json of a Hugging Face repository: {error}") from error
+            raise UserError(f"{settings} is not the config.json of a Hugging Face repository: {error}") from error
         if refused:
-            raise DataError(
+            raise UserError(
                 f"{settings}: downsample_in_bottleneck is true; LBDT's ResNets have the stride in the 3x3 convolution. "
                 "Choose a repository like microsoft/resnet-50."
             )
@@ -135,5 +135,5 @@ def _fit(found: Mapping[str, Any], variables: Mapping[str, Any], path: Path) -> 
         if have.get(name) != want.get(name)
     ]
     if wrong:
-        raise DataError("\n".join([f"config.initial_weights: {path} holds another network than config.model.", *wrong]))
+        raise UserError("\n".join([f"config.initial_weights: {path} holds another network than config.model.", *wrong]))
     return jax.tree.map(np.asarray, dict(found))

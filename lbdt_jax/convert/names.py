@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from input_pipeline.batch import MODEL_FIELDS, random_batch
-from input_pipeline.readers import DataError
+from input_pipeline.errors import UserError
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.resnet import DEPTHS
 
@@ -206,14 +206,14 @@ def recognise(keys: Iterable[str]) -> tuple[int, int]:
     """ResNet depth and number of transfer layers, read from the names of a state dict.
 
     Raises:
-      DataError: the names are not those of an LBDT.
+      UserError: the names are not those of an LBDT.
     """
     keys = set(keys)
     layers = len({k.split(".")[3] for k in keys if k.startswith("transformer.stage4.layers.")})
     blocks = len({k.split(".")[1] for k in keys if k.startswith("res4_1.")})
     depth = _depth(blocks, any(k.startswith("res4_1.") and ".conv3." in k for k in keys))
     if depth is None or not layers:
-        raise DataError(
+        raise UserError(
             f"This is no state dict of LBDT: it has {blocks} blocks named res4_1.* and {layers} layers named "
             "transformer.stage4.layers.*; expected a ResNet of depth 18, 34, 50 or 101 and at least one layer."
         )
@@ -245,12 +245,12 @@ def check(
       optional: the expected names that need not be there.
 
     Raises:
-      DataError: lists all names that are missing or unexpected, or else all arrays of another shape or type.
+      UserError: lists all names that are missing or unexpected, or else all arrays of another shape or type.
     """
     missing = sorted(expected.keys() - set(optional) - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     if missing or unexpected:
-        raise DataError(f"The state dict does not fit.\n  missing: {missing}\n  unexpected: {unexpected}")
+        raise UserError(f"The state dict does not fit.\n  missing: {missing}\n  unexpected: {unexpected}")
     wrong = []
     for key in sorted(state):
         dtype = "int64" if key.endswith(COUNTER) else "float32"
@@ -259,7 +259,7 @@ def check(
         elif state[key].dtype != dtype:
             wrong.append(f"  {key}: expected {dtype}, found {state[key].dtype}")
     if wrong:
-        raise DataError("\n".join(["The state dict does not fit, arrays have other shapes or types.", *wrong]))
+        raise UserError("\n".join(["The state dict does not fit, arrays have other shapes or types.", *wrong]))
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
@@ -269,7 +269,7 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
       state: torch name -> array, float32; what the published code never uses may be there or not.
 
     Raises:
-      DataError: names are missing or unexpected, or arrays have another shape or type than the published ones (all
+      UserError: names are missing or unexpected, or arrays have another shape or type than the published ones (all
         are listed). Only the size of the word vectors is free.
     """
     depth, layers = recognise(state)
@@ -288,10 +288,10 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     """The state dict of our variables, in torch's order, without what the published code never uses.
 
     Raises:
-      DataError: the variables are not those of an LBDT of the published widths.
+      UserError: the variables are not those of an LBDT of the published widths.
     """
     if "transformer" in variables["params"].get("text_encoder", {}):
-        raise DataError(
+        raise UserError(
             "This network reads sentences with a transformer, which the published code does not have. From folder to "
             "folder, its weights are taken as they are."
         )
@@ -300,7 +300,7 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     rows = [row for row in table(depth, layers) if row.path] if depth else []
     if {row.path for row in rows} != flat.keys():
         wrong = sorted("/".join(path) for path in {row.path for row in rows} ^ flat.keys())
-        raise DataError(f"These variables are not a complete LBDT; missing or unexpected: {wrong}")
+        raise UserError(f"These variables are not a complete LBDT; missing or unexpected: {wrong}")
     word_vector_size = flat["params", "text_encoder", "input_kernel"].shape[0]
     wrong = [
         f"  {'/'.join(path)}: expected {shape}, found {flat[path].shape}"
@@ -308,7 +308,7 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
         if flat[path].shape != shape
     ]
     if wrong:
-        raise DataError("\n".join(["The published code has this network in other widths only.", *wrong]))
+        raise UserError("\n".join(["The published code has this network in other widths only.", *wrong]))
     state: dict[str, list[np.ndarray]] = {}
     for row in rows:  # of packed projections the query comes first, then the key, then the value
         state.setdefault(row.key, []).append(row.to_torch(np.asarray(flat[row.path])))

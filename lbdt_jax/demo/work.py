@@ -17,11 +17,13 @@ from PIL import Image
 from pycocotools import mask as run_length
 from tqdm import tqdm
 
-from input_pipeline.readers import DataError
-from lbdt_jax import film, predict, render, results
+from input_pipeline.errors import UserError
+from lbdt_jax import predict
 from lbdt_jax.demo.checks import Limits, check_clip, read_sentences, unknown_words
-from lbdt_jax.segmenter import Segmenter
-from lbdt_jax.video import ClipWriter, open_clip
+from lbdt_jax.inference import results
+from lbdt_jax.inference.segmenter import Segmenter
+from lbdt_jax.inference.video import ClipWriter, open_clip
+from lbdt_jax.visualization import render, video_strip
 
 _SIDE = 640  # pixels of the longer side of pictures on the page
 _MOST_ENLARGED = 8  # times, so that masks of a small clip have a smooth contour
@@ -49,10 +51,10 @@ class Result:
     confidence: np.ndarray
 
     def frame(self, index: int) -> Path:
-        """The picture of a frame, with masks. Raises DataError if its time is over and it was removed."""
+        """The picture of a frame, with masks. Raises UserError if its time is over and it was removed."""
         path = self.folder / "frames" / f"{index:06d}.jpg"
         if not path.is_file():
-            raise DataError("This result has been removed. Ask again.")
+            raise UserError("This result has been removed. Ask again.")
         return path
 
 
@@ -60,7 +62,7 @@ def answer(segmenter: Segmenter, upload: Path, text: str, root: Path, limits: Li
     """Checks everything, then asks all sentences about a clip; in a new folder below `root`, gone if that fails.
 
     Raises:
-      DataError: the clip or a sentence can't be used, in words for the visitor.
+      UserError: the clip or a sentence can't be used, in words for the visitor.
     """
     sentences = read_sentences(text, limits)
     check_clip(upload, limits)
@@ -69,14 +71,14 @@ def answer(segmenter: Segmenter, upload: Path, text: str, root: Path, limits: Li
     try:
         clip = folder / "clip"
         shutil.copyfile(upload, clip)
-        settings = results.Settings(segmenter.checkpoint.path.name, str(clip), sentences)
+        settings = results.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
         predict.predict(segmenter, settings, folder / "found")
         times, confidence = zip(*_draw(folder, len(sentences)), strict=True)
         _pack(folder, upload.name)
-    except DataError as error:
+    except UserError as error:
         message = str(error).replace(str(folder / "clip"), upload.name).replace(f"{folder}/", "")
         shutil.rmtree(folder, ignore_errors=True)
-        raise DataError(message) from error
+        raise UserError(message) from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -93,14 +95,14 @@ def attention(segmenter: Segmenter, result: Result, frame: int, sentence: int) -
     """Draws, once, what the model attends to in a frame; frame and sentence are counted from 0.
 
     Raises:
-      DataError: the result was removed, or has no such frame.
+      UserError: the result was removed, or has no such frame.
     """
     result.frame(frame)
     folder = result.folder / "attention" / str(sentence)
     sheet = folder / f"{frame:06d}-1.png"
     if not sheet.exists():
         clip = open_clip(result.folder / "clip")
-        settings = results.Settings("", str(clip.path), (result.sentences[sentence],))
+        settings = results.PredictionSettings("", str(clip.path), (result.sentences[sentence],))
         predict.explain(segmenter, clip, settings, folder, {frame})
     return sheet
 
@@ -121,13 +123,13 @@ def _draw(folder: Path, sentences: int) -> Iterator[tuple[float, list[float]]]:
         for (time, frame), lines in tqdm(zip(clip, answers, strict=True), "drawing", len(answers), unit="frame"):
             height, width = frame.shape[0], frame.shape[1] * float(clip.pixel_aspect)
             scale = min(_SIDE / max(height, width), _MOST_ENLARGED)
-            # Even sides: H.264 with colours at half resolution, which every browser plays.
+            # Even sides: H.264 with colors at half resolution, which every browser plays.
             size = max(2, 2 * round(scale * width / 2)), max(2, 2 * round(scale * height / 2))
             picture = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
             for number, line in enumerate(lines):
                 mask = Image.fromarray(255 * run_length.decode(line["segmentation"]))
                 mask = np.asarray(mask.resize(size, Image.Resampling.BICUBIC)) >= 128
-                picture = render.overlay(picture, mask, film.color_of(number))
+                picture = render.overlay(picture, mask, video_strip.color_of(number))
             Image.fromarray(picture).save(folder / "frames" / f"{lines[0]['frame']:06d}.jpg", quality=90)
             writer = writer or stack.enter_context(ClipWriter(folder / "shown.mp4", picture.shape[:2], square))
             writer.write(time, picture)

@@ -7,9 +7,9 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbdt_jax.models.convolution import convolve
+from lbdt_jax.cpu.convolution import convolve
 from lbdt_jax.models.layers import ConvNorm
-from lbdt_jax.models.resize import aligned_bilinear, sum_enlarged
+from lbdt_jax.models.resize import aligned_bilinear, upsample_and_sum
 from lbdt_jax.models.types import Array
 
 
@@ -24,13 +24,13 @@ class Decoder(nn.Module):
         conv = functools.partial(ConvNorm, self.width, 3, norm_axis_name=self.norm_axis_name, dtype=self.dtype)
         self.res2_branch, self.res3_branch, self.res4_branch, self.res5_branch = conv(), conv(), conv(), conv()
 
-    def fine(self, res2: Array, res3: Array, train: bool) -> Array:
+    def high_resolution_features(self, res2: Array, res3: Array, train: bool) -> Array:
         """The sum over the stages that no sentence has touched, (B, H/4, W/4, width)."""
-        return self.res2_branch(res2, train) + sum_enlarged([(self.res3_branch(res3, train), 2)])
+        return self.res2_branch(res2, train) + upsample_and_sum([(self.res3_branch(res3, train), 2)])
 
     def __call__(self, fine: Array, res4: Array, res5: Array, train: bool) -> Array:
         """The sum over all four stages, (B, H/4, W/4, width)."""
-        return fine + sum_enlarged([(self.res4_branch(res4, train), 4), (self.res5_branch(res5, train), 8)])
+        return fine + upsample_and_sum([(self.res4_branch(res4, train), 4), (self.res5_branch(res5, train), 8)])
 
 
 class BilateralChannelActivation(nn.Module):

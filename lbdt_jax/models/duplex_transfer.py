@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbdt_jax.models.convolution import dot_general
+from lbdt_jax.cpu.convolution import dot_general
 from lbdt_jax.models.layers import ConvNorm, Dropout, recomputed
 from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.types import Array
@@ -58,7 +58,7 @@ class Projection(nn.Module):
         return kernel.reshape(self.width, *heads), bias.reshape(heads)
 
 
-def head_by_head(x: Array, kernel: Array) -> Array:
+def per_head_matmul(x: Array, kernel: Array) -> Array:
     """The products of every head: x (..., K, heads, c) and kernel (heads, c, C) -> (..., heads, K, C)."""
 
     def one_by_one(x: Array, kernel: Array) -> Array:
@@ -97,29 +97,29 @@ class MultiHeadAttention(nn.Module):
 
         Leading axes broadcast. Masked keys get no weight at all; every query needs a key that is not masked.
         """
-        weigh = functools.partial(self.weigh, key_mask=key_mask, train=train)
+        attention_weights = functools.partial(self.attention_weights, key_mask=key_mask, train=train)
         scale = (self.width // self.heads) ** -0.5
         queries, keys = query.shape[-2], key.shape[-2]
         if queries == keys or self.heads * min(queries, keys) >= self.width:  # nothing to gain
             scores = jnp.einsum("...qhc,...khc->...hqk", scale * self.query(query), self.key(key))
-            return self.out(jnp.einsum("...hqk,...khc->...qhc", weigh(scores), self.value(value)))
+            return self.out(jnp.einsum("...hqk,...khc->...qhc", attention_weights(scores), self.value(value)))
         if queries < keys:
             asked = scale * self.query(query)
             (key_kernel, key_bias), (value_kernel, value_bias) = self.key.parts(), self.value.parts()
             scores = jnp.einsum("...qhd,...kd->...hqk", jnp.einsum("...qhc,dhc->...qhd", asked, key_kernel), key)
-            weights = weigh(scores + jnp.einsum("...qhc,hc->...hq", asked, key_bias)[..., None])
+            weights = attention_weights(scores + jnp.einsum("...qhc,hc->...hq", asked, key_bias)[..., None])
             gathered = jnp.einsum("...hqk,...kd->...qhd", weights, value)
             attended = jnp.einsum("...qhd,dhc->...qhc", gathered, value_kernel)
             return self.out(attended + jnp.einsum("...hqk,hc->...qhc", weights, value_bias))
         offered = scale * self.key(key)
         (query_kernel, query_bias), (out_kernel, out_bias) = self.query.parts(), self.out.parts()
-        asked_for = head_by_head(offered, query_kernel.transpose(1, 2, 0))
+        asked_for = per_head_matmul(offered, query_kernel.transpose(1, 2, 0))
         scores = jnp.einsum("...qd,...hkd->...hqk", query, asked_for)
-        weights = weigh(scores + jnp.einsum("...khc,hc->...hk", offered, query_bias)[..., None, :])
-        told = head_by_head(self.value(value), out_kernel)
+        weights = attention_weights(scores + jnp.einsum("...khc,hc->...hk", offered, query_bias)[..., None, :])
+        told = per_head_matmul(self.value(value), out_kernel)
         return jnp.einsum("...hqk,...hkd->...qd", weights, told) + out_bias
 
-    def weigh(self, scores: Array, key_mask: Array | None, train: bool) -> Array:
+    def attention_weights(self, scores: Array, key_mask: Array | None, train: bool) -> Array:
         """Scores (..., heads, Q, K) -> weights, which sum to 1 over the keys but for dropout."""
         dtype = scores.dtype
         scores = scores.astype(jnp.promote_types(dtype, jnp.float32))

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lbdt_jax.models import onednn
-from lbdt_jax.models.convolution import convolve, convolve_and_finish
+from lbdt_jax.cpu import onednn
+from lbdt_jax.cpu.convolution import convolve, convolve_and_finish
 from lbdt_jax.models.types import Array
 
 # He initialisation by fan-out, as torchvision's ResNets; we use it for every convolution.

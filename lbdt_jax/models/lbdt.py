@@ -16,7 +16,7 @@ from lbdt_jax.models.decoder import BilateralChannelActivation, Decoder, Head
 from lbdt_jax.models.duplex_transfer import DuplexTransfer
 from lbdt_jax.models.resnet import ResNet, output_channels
 from lbdt_jax.models.text_encoder import TextEncoder, TransformerEncoder
-from lbdt_jax.models.transformer import TransformerSizes
+from lbdt_jax.models.transformer import TransformerConfig
 from lbdt_jax.models.types import Array, FramePairFeatures
 
 #: ImageNet's statistics, of RGB in [0, 1].
@@ -39,7 +39,7 @@ class LBDT(nn.Module):
     dropout: float = 0.1
     decoder_width: int = 128
     channel_gates: bool = True
-    transformer: TransformerSizes | None = None
+    transformer: TransformerConfig | None = None
     rematerialise: bool = False
     dtype: str = "float32"
     norm_axis_name: str | None = None
@@ -70,7 +70,7 @@ class LBDT(nn.Module):
         sentences_per_frame = words.shape[0] // frame.shape[0]
         if sentences_per_frame > 1:
             features = jax.tree.map(lambda x: jnp.repeat(x, sentences_per_frame, axis=0), features)
-        return self.answer(features, words, word_mask, train=train)
+        return self.segment(features, words, word_mask, train=train)
 
     def encode(self, frame: Array, earlier_frame: Array, train: bool = False) -> FramePairFeatures:
         """Looks at frame pairs, (B, H, W, 3) uint8 each, H and W multiples of 32."""
@@ -88,11 +88,11 @@ class LBDT(nn.Module):
             spatial_res4,
             temporal_res4,
             *reduced,
-            self.spatial_decoder.fine(spatial_res2, spatial_res3, train),
-            self.temporal_decoder.fine(temporal_res2, temporal_res3, train),
+            self.spatial_decoder.high_resolution_features(spatial_res2, spatial_res3, train),
+            self.temporal_decoder.high_resolution_features(temporal_res2, temporal_res3, train),
         )
 
-    def answer(
+    def segment(
         self,
         features: FramePairFeatures,
         words: Array,
@@ -137,8 +137,8 @@ class LBDT(nn.Module):
             spatial, temporal = self.duplex_transfer5(
                 spatial, temporal, *reduced, word_features, word_mask, image_mask, train
             )
-        spatial = self.spatial_decoder(features.spatial_fine, spatial_res4, spatial, train)
-        temporal = self.temporal_decoder(features.temporal_fine, temporal_res4, temporal, train)
+        spatial = self.spatial_decoder(features.spatial_high_resolution, spatial_res4, spatial, train)
+        temporal = self.temporal_decoder(features.temporal_high_resolution, temporal_res4, temporal, train)
         return self.head(self.bilateral_channel_activation(spatial, temporal, sentence, train), train)
 
 

@@ -39,7 +39,7 @@ def aligned_bilinear(x: Array, factor: int) -> Array:
     return jnp.einsum("yh,xw,bhwc->byxc", rows, columns, x)
 
 
-def sum_enlarged(maps: Sequence[tuple[Array, int]]) -> Array:
+def upsample_and_sum(maps: Sequence[tuple[Array, int]]) -> Array:
     """The sum of `aligned_bilinear(x, factor)` over (x, factor), for maps of many channels.
 
     Every map is widened, and one matrix product heightens and adds them. No axis is moved, so that the CPU takes half

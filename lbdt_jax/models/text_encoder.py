@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lbdt_jax.models.duplex_transfer import linear_init
-from lbdt_jax.models.transformer import Transformer, TransformerSizes
+from lbdt_jax.models.transformer import Transformer, TransformerConfig
 from lbdt_jax.models.types import Array
 
 
@@ -69,7 +69,7 @@ class TransformerEncoder(nn.Module):
     """
 
     width: int
-    sizes: TransformerSizes
+    sizes: TransformerConfig
     dropout: float
     dtype: str = "float32"
 

@@ -28,7 +28,7 @@ embedding_init = nn.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerSizes:
+class TransformerConfig:
     """Everything that tells one such encoder from another, apart from its weights: config.model.transformer.
 
     Attributes:
@@ -66,7 +66,7 @@ class TransformerSizes:
 class TransformerLayer(nn.Module):
     """Attention among the tokens and a feed-forward network, each added to its input and then normalised."""
 
-    sizes: TransformerSizes
+    sizes: TransformerConfig
     dropout: float
     dtype: str = "float32"
 
@@ -95,7 +95,7 @@ class Transformer(nn.Module):
       dtype: of the computation; softmax and normalisation are in float32 at least.
     """
 
-    sizes: TransformerSizes
+    sizes: TransformerConfig
     dropout: float = 0.0
     dtype: str = "float32"
 

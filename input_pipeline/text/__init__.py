@@ -1,0 +1,1 @@
+"""From a sentence to the arrays that the text encoder reads."""

@@ -1,0 +1,1 @@
+"""Faster forms of the operations that XLA:CPU is slow at."""

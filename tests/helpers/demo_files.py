@@ -1,0 +1,56 @@
+"""A tiny checkpoint and clips for the tests of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import jax
+import numpy as np
+from tiny import STEPS_PER_EPOCH, tiny_config, tiny_variables
+
+from input_pipeline.text.word_vectors import load_word_vectors
+from lbdt_jax.checkpoint import CheckpointWriter
+from lbdt_jax.demo.checks import Limits
+from lbdt_jax.optimizer import make_optimizer
+from lbdt_jax.parallel import make_mesh, replicate
+from lbdt_jax.step import initial_state
+
+LIMITS = Limits(seconds=1.0, megabytes=0.1, sentences=3)
+TEXT = "the red dog\n\n  a black   cat "
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """An untrained model, by chance one that finds something and not everything."""
+    config = tiny_config()
+    config.word_vectors = "no/such/vectors"  # so that other words are unknown
+    vectors = load_word_vectors("random:6", {"the", "red", "dog", "a", "black", "cat"})
+    with CheckpointWriter(folder / "checkpoints", 1) as writer:
+        state = initial_state(tiny_variables(seed=3), make_optimizer(config, STEPS_PER_EPOCH))
+        writer.save(replicate(state, make_mesh(jax.devices()[:1])), config, vectors)
+    return folder
+
+
+def write_clip(
+    path: Path, times: Sequence[int] = range(6), size: tuple[int, int] = (48, 64), aspect: Fraction = Fraction(1)
+) -> Path:
+    """A clip of noise that brightens, with a red corner; times in units of 1/24 s, the aspect is a pixel's."""
+    rng = np.random.default_rng(0)
+    codec, pixels = {".gif": ("gif", "rgb8")}.get(path.suffix, ("libx264", "yuv420p"))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24)
+        stream.height, stream.width = size
+        stream.pix_fmt = pixels
+        stream.codec_context.sample_aspect_ratio = aspect
+        for number, time in enumerate(times):
+            picture = np.full((*size, 3), 30 + 8 * number % 200, np.uint8) + rng.integers(
+                0, 9, (*size, 3), dtype=np.uint8
+            )
+            picture[: size[0] // 4, : size[1] // 4] = (220, 30, 30)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path

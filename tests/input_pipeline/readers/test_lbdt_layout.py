@@ -1,0 +1,289 @@
+"""The layout that LBDT's code prepares: rows, earlier frames and masks as it reads them, and what can be broken."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fabricate import CLAP, JHMDB_SAMPLES, RUN, box, fabricate_lbdt_layout, frame, write_h5
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from input_pipeline.readers.lbdt_layout import (
+    LBDTLayout,
+    LBDTLayoutA2D,
+    LBDTLayoutJHMDB,
+    LBDTLayoutReferYouTubeVOS,
+    is_lbdt_layout,
+)
+from input_pipeline.types import FramePair, Sentence, Skipped
+
+READERS = {"a2d": LBDTLayoutA2D, "jhmdb": LBDTLayoutJHMDB, "ytvos": LBDTLayoutReferYouTubeVOS}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return fabricate_lbdt_layout(tmp_path / "datasets")
+
+
+def read(reader: LBDTLayout, video: str) -> tuple[list[FramePair], list[Skipped]]:
+    items = list(reader.read(video))
+    return [x for x in items if isinstance(x, FramePair)], [x for x in items if isinstance(x, Skipped)]
+
+
+def check(pair: FramePair, number: int, earlier: int) -> None:
+    """Brightness tells the frames (from 0): JPEG changes it little."""
+    assert pair.frame.dtype == pair.earlier_frame.dtype == np.uint8
+    for picture, index in ((pair.frame, number), (pair.earlier_frame, earlier)):
+        np.testing.assert_allclose(picture[10:].mean(), frame(index)[10:].mean(), atol=1)
+        assert picture[2, 2, 0] > picture[2, 2, 2] + 50  # RGB, not BGR
+    assert {sentence.instance for sentence in pair.sentences} == pair.masks.keys()
+
+
+def add_row(raw: Path, data_set: str, row: str) -> str:
+    """Appends a row to val.txt, and gives its place."""
+    path = raw / data_set / "val.txt"
+    content = path.read_text().rstrip("\n")
+    path.write_text(f"{content}\n{row}")
+    return f"{path}:{content.count(chr(10)) + 2}"
+
+
+def test_splits_videos_and_inventory(raw: Path):
+    assert not is_lbdt_layout(raw) and all(is_lbdt_layout(raw / data_set) for data_set in READERS)
+    a2d, jhmdb, ytvos = (reader(raw / data_set) for data_set, reader in READERS.items())
+    assert a2d.splits() == ("train", "test")
+    assert (a2d.videos("train"), a2d.videos("test")) == (["walker"], ["Cat_-1"])
+    assert a2d.inventory() == {
+        "train videos": (1, 3017),
+        "train folders of frames": (1, None),
+        "train sentences about a frame": (3, None),
+        "test videos": (1, 737),
+        "test folders of frames": (1, None),
+        "test sentences about a frame": (1, None),
+    }
+    assert jhmdb.splits() == ("test",) and jhmdb.videos("test") == [CLAP, RUN]
+    assert jhmdb.inventory()["test sentences about a frame"] == (6, 2784)
+    assert ytvos.splits() == ("train", "valid")
+    assert (ytvos.videos("train"), ytvos.videos("valid")) == (["penguin"], ["man"])
+    assert a2d.skipped() == jhmdb.skipped() == ytvos.skipped() == ()
+
+
+@pytest.mark.parametrize(
+    "interval, earlier, rules",
+    [
+        (6, [1, 3], ["first frame", "interval"]),
+        (1, [1, 8], ["interval", "interval"]),
+        (8, [1, 1], ["first frame", "interval"]),
+        (9, [1, 3], ["first frame", "index - 6"]),
+    ],
+)
+def test_a2d(raw: Path, interval: int, earlier: list[int], rules: list[str]):
+    pairs, skipped = read(LBDTLayoutA2D(raw / "a2d", interval), "walker")
+    assert skipped == []
+    man, woman = Sentence("the man in red", 0), Sentence("a woman", 1)
+    assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(2, (man, woman)), (9, (woman,))]
+    assert [pair.earlier_rule for pair in pairs] == rules
+    for pair, before in zip(pairs, earlier, strict=True):
+        check(pair, pair.frame_index - 1, before - 1)
+    np.testing.assert_array_equal(pairs[0].masks[0], box(4, 4))
+    np.testing.assert_array_equal(pairs[0].masks[1], box(30, 8))
+    np.testing.assert_array_equal(pairs[1].masks[1], box(30, 20))
+
+
+def test_a2d_where_a_video_starts_late(raw: Path):
+    (pair,), _ = read(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
+    check(pair, 4, 3)  # the first frame there is
+    assert pair.earlier_rule == "first frame"
+    assert pair.sentences == (Sentence("cat, jumping", 2),)
+
+
+def test_jhmdb(raw: Path):
+    for _, video, text, numbers in JHMDB_SAMPLES:
+        pairs, skipped = read(LBDTLayoutJHMDB(raw / "jhmdb"), video)
+        assert skipped == []
+        assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(n, (Sentence(text, 0),)) for n in numbers]
+        for pair in pairs:
+            number = pair.frame_index
+            check(pair, number - 1, max(number - 5, 1) - 1)
+            assert pair.earlier_rule == ("interval" if number > 5 else "first frame")
+            np.testing.assert_array_equal(pair.masks[0], box(number, 2 * number))
+
+
+@pytest.mark.parametrize("video, absent", [("penguin", False), ("man", True)])
+def test_refer_youtube_vos(raw: Path, video: str, absent: bool):
+    pairs, skipped = read(LBDTLayoutReferYouTubeVOS(raw / "ytvos"), video)
+    first, second, top = (
+        Sentence(text, instance, expression=name)
+        for text, instance, name in (("the first", 1, "0"), ("the second", 2, "1"), ("the one at the top", 1, "2"))
+    )
+    again = Sentence("the first", 1, expression="3")  # asked twice about one frame: another expression
+    assert [(pair.frame_index, pair.sentences) for pair in pairs] == [
+        (0, (first, second) if absent else (first,)),
+        (5, (first, second, top)),
+        (10, (first, again)),
+    ]
+    where = f"{raw / 'ytvos/train.txt'}:3: instance 2"
+    assert skipped == ([] if absent else [Skipped(where, "the instance is not in the frame")])
+    for pair, earlier in zip(pairs, (0, 0, 5), strict=True):
+        check(pair, pair.frame_index, earlier)
+        for instance, mask in pair.masks.items():
+            expected = box(4 if instance == 1 else 30, pair.frame_index) & ((instance, pair.frame_index) != (2, 0))
+            np.testing.assert_array_equal(mask, expected)
+
+
+def test_refer_youtube_vos_where_the_earlier_frame_has_no_file(raw: Path):
+    (raw / "ytvos/train.txt").write_text("penguin/00010#48#64#1#the first")
+    (raw / "ytvos/train/JPEGImages/penguin/00005.jpg").unlink()
+    (pair,), _ = read(LBDTLayoutReferYouTubeVOS(raw / "ytvos"), "penguin")
+    check(pair, 10, 0)
+    assert pair.earlier_rule == "first frame"
+
+
+def test_a_reader_travels_to_another_process(raw: Path):
+    reader = LBDTLayoutA2D(raw / "a2d")
+    reader.splits()
+    (raw / "a2d/train.txt").unlink()  # the tables travel along and are not read again
+    assert len(read(pickle.loads(pickle.dumps(reader)), "walker")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "data_set, folder",
+    [("a2d", "images"), ("a2d", "masks"), ("jhmdb", "puppet_mask"), ("ytvos", "val/Annotations")],
+)
+def test_a_tree_that_lacks_a_part(raw: Path, data_set: str, folder: str):
+    shutil.rmtree(raw / data_set / folder)
+    with pytest.raises(UserError, match=f"has (train|val).txt and lacks {folder}"):
+        READERS[data_set](raw / data_set).splits()
+
+
+def test_only_one_of_the_files(raw: Path):
+    (raw / "ytvos/train.txt").unlink()
+    shutil.rmtree(raw / "ytvos/train")
+    assert is_lbdt_layout(raw / "ytvos")
+    assert LBDTLayoutReferYouTubeVOS(raw / "ytvos").splits() == ("valid",)
+
+
+def test_text_that_is_not_utf8(raw: Path):
+    (raw / "a2d/val.txt").write_bytes(b"Cat_-1/00005,48,64,2,a cat,13\nCat_-1/00005,48,64,2,caf\xe9,13\n")
+    with pytest.raises(UserError, match="val.txt:2: not UTF-8"):
+        LBDTLayoutA2D(raw / "a2d").splits()
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+def test_other_line_ends_and_a_byte_order_mark(raw: Path, line_end: bytes, mark: bytes):
+    before = LBDTLayoutA2D(raw / "a2d").tables, LBDTLayoutReferYouTubeVOS(raw / "ytvos").tables
+    for data_set in ("a2d", "ytvos"):
+        path = raw / data_set / "train.txt"
+        path.write_bytes(mark + path.read_bytes().replace(b"\n", line_end))
+    assert (LBDTLayoutA2D(raw / "a2d").tables, LBDTLayoutReferYouTubeVOS(raw / "ytvos").tables) == before
+
+
+A2D_ROW = "the row is not: video/frame,height,width,instance,sentence,category"
+YTVOS_ROW = "the row is not: video/frame~height~width~object~sentence"
+NAME, NUMBER = "the video's name is not a plain file name", "the instance is not the number of an object"
+
+
+@pytest.mark.parametrize(
+    "data_set, row, reason",
+    [
+        ("a2d", "Cat_-1/00005,48,64,2", A2D_ROW),
+        ("a2d", "Cat_-1/00005,48,64,2,cat", A2D_ROW),
+        ("a2d", "Cat_-1/5,48,64,2,cat,13", A2D_ROW),
+        ("a2d", "Cat_-1,48,64,2,cat,13", A2D_ROW),
+        ("a2d", "Cat_-1/00005,0,64,2,cat,13", A2D_ROW),
+        ("a2d", "Cat_-1/00005,48.0,64,2,cat,13", A2D_ROW),
+        ("a2d", "../../x/00005,48,64,2,cat,13", NAME),
+        ("a2d", "/etc/00005,48,64,2,cat,13", NAME),
+        ("a2d", "../00005,48,64,2,cat,13", NAME),
+        ("a2d", "a\0b/00005,48,64,2,cat,13", NAME),
+        ("a2d", f"{'long' * 99}/00005,48,64,2,cat,13", NAME),
+        ("a2d", "Cat_-1/00005,48,64,2 (copy),cat,13", NUMBER),
+        ("a2d", "Cat_-1/00005,48,64,True,cat,13", NUMBER),
+        ("a2d", "Cat_-1/00005,48,64,2, ,13", "empty sentence"),
+        ("a2d", "walker/00002,48,64,1,a woman,13", "video of two splits"),
+        ("jhmdb", "../../x/00001,48,64,1,a man,5", NAME),
+        ("jhmdb", f"clap/{CLAP}/00001,48,64,1,a man,5", NAME),
+        ("ytvos", "man/00005#48#64#1#the first", YTVOS_ROW),
+        ("ytvos", "man/00005~48~64~1", YTVOS_ROW),
+        ("ytvos", "man/00005~48~64~0~the first", NUMBER),
+        ("ytvos", "man/00005~48~64~256~the first", NUMBER),
+        ("ytvos", "../../x/00005~48~64~1~the first", NAME),
+    ],
+    ids=lambda value: value[:40].replace("\0", "NUL"),
+)
+def test_a_bad_row_is_skipped_with_its_number(raw: Path, data_set: str, row: str, reason: str):
+    reader = READERS[data_set]
+    split = reader(raw / data_set).splits()[-1]
+    before = reader(raw / data_set).tables.rows[split]
+    where = add_row(raw, data_set, row)
+    after = reader(raw / data_set)
+    (skipped,) = after.skipped()
+    assert skipped.reason == reason
+    assert skipped.where.startswith(f"{raw / 'a2d/val.txt'}: video walker" if "splits" in reason else where)
+    assert after.tables.rows[split] == before
+
+
+def test_a_row_about_an_instance_that_is_not_there(raw: Path):
+    where = add_row(raw, "a2d", "Cat_-1/00005,48,64,7,cat,13")
+    (pair,), (skipped,) = read(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
+    assert skipped.reason == "the instance is not in the frame" and skipped.where.startswith(where)
+    assert pair.sentences == (Sentence("cat, jumping", 2),) and pair.masks.keys() == {2}
+
+
+def test_a_row_with_another_size_counts_as_the_frame_is(raw: Path):
+    where = add_row(raw, "a2d", "Cat_-1/00005,64,48,2,cat,13")
+    (pair,), (noted,) = read(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
+    assert noted.where == where and noted.reason.endswith("not those of the frame: kept with the frame's")
+    assert pair.sentences == (Sentence("cat, jumping", 2), Sentence("cat", 2)) and pair.frame.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("data_set, row", [("a2d", "x/00001,48,64,2,cat,1"), ("jhmdb", "x/00001,48,64,1,a man,5")])
+def test_a_video_without_frames(raw: Path, data_set: str, row: str):
+    add_row(raw, data_set, row)
+    pairs, (skipped,) = read(READERS[data_set](raw / data_set), "x")
+    assert pairs == [] and skipped.reason == "the video's folder of frames is missing"
+
+
+def test_a_video_under_two_actions(raw: Path):
+    (raw / "jhmdb/Rename_Images/wave" / RUN).mkdir(parents=True)
+    reader = LBDTLayoutJHMDB(raw / "jhmdb")
+    assert [item.reason for item in reader.skipped()] == ["video under two actions"]
+    assert read(reader, RUN)[0] == [] and len(read(reader, CLAP)[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "data_set, video, file, frames",
+    [
+        ("a2d", "walker", "images/walker/00009.jpg", [2]),
+        ("a2d", "walker", "images/walker/00003.jpg", [2]),
+        ("a2d", "walker", "masks/walker/00009.h5", [2]),
+        ("jhmdb", CLAP, f"Rename_Images/clap/{CLAP}/00005.png", [1, 6]),
+        ("jhmdb", CLAP, f"puppet_mask/clap/{CLAP}/puppet_mask.mat", []),
+        ("ytvos", "man", "val/JPEGImages/man/00005.jpg", [0]),
+        ("ytvos", "man", "val/Annotations/man/00005.png", [0, 10]),
+    ],
+)
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.9, None], ids=["empty", "half", "most", "missing"])
+def test_a_broken_or_missing_file(raw: Path, data_set: str, video: str, file: str, frames: list[int], kept: float):
+    path = raw / data_set / file
+    content = path.read_bytes()
+    path.unlink() if kept is None else path.write_bytes(content[: int(kept * len(content))])
+    if kept is None and file.endswith("00003.jpg"):
+        frames = [2, 9]  # an earlier frame that was never there has a substitute
+    pairs, skipped = read(READERS[data_set](raw / data_set), video)
+    assert [pair.frame_index for pair in pairs] == frames
+    assert len(skipped) == (0 if frames == [2, 9] else 3 - len(frames) if data_set != "a2d" else 1)
+    assert all("missing" in item.reason if kept is None else "can't be read" in item.reason for item in skipped)
+
+
+@pytest.mark.parametrize("data_set, video", [("a2d", "Cat_-1"), ("ytvos", "man")])
+def test_masks_of_another_size(raw: Path, data_set: str, video: str):
+    write_h5(raw / "a2d/masks/Cat_-1/00005.h5", [2], [box(5, 30)[:, :32]])
+    for path in (raw / "ytvos/val/Annotations/man").iterdir():
+        Image.fromarray(np.ones((64, 48), np.uint8)).save(path)
+    pairs, skipped = read(READERS[data_set](raw / data_set), video)
+    assert pairs == [] and all("another size than the frame" in item.reason for item in skipped)

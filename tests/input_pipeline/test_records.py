@@ -1,0 +1,276 @@
+"""From raw files to records: the round trip, the report of what is broken, interruption, and the command's messages."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fabricate import HEIGHT, WIDTH, box, fabricate_lbdt_layout, write_a2d, write_clip, write_h5
+from paths import ROOT
+
+from input_pipeline.errors import UserError
+from input_pipeline.images import decode_frame, decode_mask
+from input_pipeline.prepare import main, prepare
+from input_pipeline.readers.a2d_sentences import A2DSentences
+from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D
+from input_pipeline.records import encode_record
+from input_pipeline.report import is_prepared, load_report, records_dir
+
+MASKS = "text_annotations/a2d_annotation_with_instances"
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return write_a2d(tmp_path / "raw")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_record_keeps_pictures_and_masks(raw: Path):
+    pair = next(iter(A2DSentences(raw).read("walker")))
+    record = encode_record(pair)
+    assert (record["video"], record["frame_index"], record["height"], record["width"]) == ("walker", 1, HEIGHT, WIDTH)
+    decoded = decode_frame(record["frame"]).astype(int)
+    assert np.abs(decoded - pair.frame).mean() < 1.5
+    for instance in record["instances"]:
+        np.testing.assert_array_equal(decode_mask(instance["mask"]), pair.masks[instance["id"]])
+
+
+def test_a_record_keeps_the_files_of_frames_as_they_are(tmp_path: Path):
+    raw = fabricate_lbdt_layout(tmp_path / "datasets") / "a2d"
+    pair = next(iter(LBDTLayoutA2D(raw).read("Cat_-1")))
+    record = encode_record(pair)
+    assert record["frame"] == (raw / f"images/Cat_-1/{pair.frame_index:05d}.jpg").read_bytes()
+    assert record["earlier_frame"] in [path.read_bytes() for path in (raw / "images/Cat_-1").iterdir()]
+    np.testing.assert_array_equal(decode_frame(record["frame"]), pair.frame)
+    np.testing.assert_array_equal(decode_frame(record["earlier_frame"]), pair.earlier_frame)
+
+
+def test_counts_tokens_and_what_was_left_out(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = contents(raw)
+    assert not is_prepared(tmp_path / "data", "a2d_sentences")
+    report = prepare("a2d_sentences", raw, tmp_path / "data", interval=10)
+    train = report["splits"]["train"]
+    assert {key: train[key] for key in ("videos", "frame_pairs", "instances", "sentences")} == {
+        "videos": 2,
+        "frame_pairs": 4,
+        "instances": 6,
+        "sentences": 6,
+    }
+    assert train["earlier_frames"] == {"first frame": 1, "index - 6": 1, "interval": 2}
+    words = "the man in red walking left woman standing still a dog that runs cat is jumping".split()
+    assert report["tokens"] == sorted({*words, "  ", ", "})
+    assert is_prepared(tmp_path / "data", "a2d_sentences") and load_report(tmp_path / "data", "a2d_sentences") == report
+    printed = capsys.readouterr().out
+    assert "4 sentences of 6655 in the full data set" in printed
+    assert "1 x the instance is not a whole number" in printed
+    assert contents(raw) == before
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["a2d_sentences"]
+
+
+def test_records_are_the_same_whenever_they_are_made(raw: Path, tmp_path: Path):
+    prepare("a2d_sentences", raw, tmp_path / "first")
+    prepare("a2d_sentences", raw, tmp_path / "second")
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    assert first == second and any("tfrecord" in name for name in first)
+
+
+def test_running_again_changes_nothing_and_says_so(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    report = prepare("a2d_sentences", raw, tmp_path / "data")
+    before = contents(tmp_path / "data")
+    capsys.readouterr()
+    assert prepare("a2d_sentences", tmp_path / "gone", tmp_path / "data") == report
+    printed = capsys.readouterr().out
+    assert "is prepared" in printed and "delete that folder" in printed.lower() and "6 sentences" in printed
+    with pytest.raises(UserError, match="made with interval 6, and 3 is asked for. Delete that folder"):
+        prepare("a2d_sentences", raw, tmp_path / "data", interval=3)
+    assert contents(tmp_path / "data") == before
+
+
+def test_every_fault_at_once_is_counted(raw: Path, tmp_path: Path):
+    with (raw / "text_annotations/a2d_annotation.txt").open("a") as file:
+        file.write("walker;0;no commas\n../../x,0,leaves\nstranger,0,unknown\nwalker,0,\n")
+        file.writelines(f"{video},0,a bird\n" for video in ("cut", "gone", "short", "plain", "torn", "large"))
+        file.write("Cat_-1,2," + "very " * 2000 + "fat\n")
+    with (raw / "Release/videoset.csv").open("a") as file:
+        file.writelines(
+            f"{video},31,0,0,48,64,16,1,0\n" for video in ("cut", "gone", "short", "plain", "torn", "large")
+        )
+        file.write("half a line\n")
+    clips = raw / "Release/clips320H"
+    for video in ("cut", "plain", "torn", "large"):
+        write_clip(clips / f"{video}.mp4")
+    write_clip(clips / "short.mp4", length=5)
+    (clips / "cut.mp4").write_bytes((clips / "cut.mp4").read_bytes()[:1500])
+    for video in ("cut", "gone", "short", "torn"):
+        write_h5(raw / MASKS / video / "00009.h5", [0], [box(4, 4)])
+    write_h5(raw / MASKS / "large/00009.h5", [0], [np.ones((HEIGHT + 2, WIDTH), bool)])
+    (raw / MASKS / "torn/00009.h5").write_bytes(b"\x89HDF\r\n\x1a\n nonsense")
+
+    report = prepare("a2d_sentences", raw, tmp_path / "data")
+    assert {reason: len(places) for reason, places in report["skipped_lines"].items()} == {
+        "malformed line of videoset.csv": 1,
+        "malformed line of a2d_annotation.txt": 1,
+        "the video's name is not a plain file name": 1,
+        "video is not in videoset.csv": 1,
+        "the instance is not a whole number": 1,
+        "empty sentence": 1,
+    }
+    skipped = report["splits"]["train"]["skipped"]
+    assert {reason: len(places) for reason, places in skipped.items()} == {
+        "the clip is damaged or ends before the frame": 2,
+        "clip missing": 1,
+        "no h5 file for the video": 1,
+        "the h5 file can't be read": 1,
+        "the masks have another size than the frame": 1,
+        "the instance is not in the frame": 1,
+    }
+    for reason, places in [*skipped.items(), *report["skipped_lines"].items()]:
+        assert all(str(raw) in place for place in places), reason
+    assert report["splits"]["train"]["sentences"] == 6
+    assert report["splits"]["test"]["sentences"] == 2
+
+
+def test_a_split_without_anything_is_an_error_until_it_is_mended(raw: Path, tmp_path: Path, capsys):
+    clip = raw / "Release/clips320H/Cat_-1.mp4"
+    content = clip.read_bytes()
+    clip.write_bytes(content[:100])
+    with pytest.raises(
+        UserError, match="(?s)not one frame pair of split 'test' could be read.*1 x the clip is damaged .*, first"
+    ):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    assert not is_prepared(tmp_path / "data", "a2d_sentences")
+    clip.write_bytes(content)
+    assert prepare("a2d_sentences", raw, tmp_path / "data")["splits"]["test"]["sentences"] == 1
+    assert "train: goes on after 2 of 2 videos" in capsys.readouterr().out
+
+
+def test_a_killed_run_is_not_taken_for_whole_and_goes_on(raw: Path, tmp_path: Path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    program = (
+        "import os\n"
+        "from input_pipeline import prepare, records\n"
+        "if __name__ == '__main__':\n"
+        "    records.VIDEOS_PER_SHARD, tokenize = 1, records.tokenize\n"
+        # dies in the second of train's two videos, as by kill -9
+        "    records.tokenize = lambda text, max_words: os._exit(9) if 'man' in text else tokenize(text, max_words)\n"
+        f"    prepare.prepare('a2d_sentences', {str(raw)!r}, {str(data)!r})\n"
+    )
+    script = tmp_path / "dies.py"
+    script.write_text(program)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    died = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert died.returncode == 9, died.stderr
+    assert not is_prepared(data, "a2d_sentences")
+    with pytest.raises(UserError, match="No records"):
+        load_report(data, "a2d_sentences")
+    (first,) = data.glob("*/*/*train*00000-of-00002")
+    written = first.stat().st_ino
+
+    monkeypatch.setattr("input_pipeline.records.VIDEOS_PER_SHARD", 1)
+    prepare("a2d_sentences", raw, data)
+    assert "train: goes on after 1 of 2 videos" in capsys.readouterr().out
+    (first,) = data.glob("*/*/*train*00000-of-00002")
+    assert first.stat().st_ino == written
+    prepare("a2d_sentences", raw, tmp_path / "at once")
+    assert contents(data) == contents(tmp_path / "at once")
+
+
+def test_raw_data_that_changed_meanwhile_begin_again(raw: Path, tmp_path: Path, capsys):
+    """One word of a sentence is another, and nothing else, after a run that stopped behind the training split."""
+    sentences, clip = raw / "text_annotations/a2d_annotation.txt", raw / "Release/clips320H/Cat_-1.mp4"
+    content = clip.read_bytes()
+    clip.write_bytes(content[:100])
+    with pytest.raises(UserError, match="not one frame pair of split 'test'"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    clip.write_bytes(content)
+    sentences.write_text(sentences.read_text().replace("dog", "fox"))
+    report = prepare("a2d_sentences", raw, tmp_path / "data")
+    assert "goes on" not in capsys.readouterr().out
+    assert "fox" in report["tokens"] and "dog" not in report["tokens"]
+
+
+def test_what_is_in_the_way_is_left_alone(raw: Path, tmp_path: Path):
+    folder = records_dir(tmp_path / "data", "a2d_sentences")
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=f"{folder} is in the way"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    assert contents(tmp_path / "data") == {"a2d_sentences/2.0.0/notes.txt": b"mine"}
+
+
+def test_a_full_disk(raw: Path, tmp_path: Path, monkeypatch):
+    """TensorFlow's own error, from a device that is always full."""
+    (tmp_path / "data").mkdir()
+    import tensorflow as tf
+
+    writer = tf.io.TFRecordWriter
+    monkeypatch.setattr(tf.io, "TFRecordWriter", lambda path: writer("/dev/full"))
+    with pytest.raises(UserError, match=r"-00000-of-00001 can't be written: .*[Nn]o space.* the same command goes on"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+
+
+def test_two_at_once_do_not_write_the_same_records(raw: Path, tmp_path: Path):
+    unfinished = records_dir(tmp_path / "data", "a2d_sentences").with_name("2.0.0.unfinished")
+    unfinished.mkdir(parents=True)
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="Another process is writing to"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "dataset, folder, split", [("a2d_sentences", "a2d", "test"), ("jhmdb_sentences", "jhmdb", "test")]
+)
+def test_the_layout_that_lbdt_prepares_is_recognised(dataset: str, folder: str, split: str, tmp_path: Path):
+    raw = fabricate_lbdt_layout(tmp_path / "datasets") / folder
+    report = prepare(dataset, raw, tmp_path / "data")
+    assert report["splits"][split]["sentences"] == len((raw / "val.txt").read_text().splitlines())
+
+
+def test_a_report_that_is_damaged(raw: Path, tmp_path: Path):
+    prepare("a2d_sentences", raw, tmp_path / "data")
+    report = records_dir(tmp_path / "data", "a2d_sentences") / "report.json"
+    report.write_text(json.dumps({"splits": {}})[:-3])
+    with pytest.raises(UserError, match=r"report.json can't be read .* Delete"):
+        load_report(tmp_path / "data", "a2d_sentences")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--dataset=a2d", "--raw=x"], "Unknown data set 'a2d'; known are a2d_sentences"),
+        (["--dataset=a2d_sentences", "--raw=/does/not/exist"], "jjcorso"),
+        (["--dataset=a2d_sentences", "--raw=x", "--intervall=2"], "unrecognized arguments: --intervall=2"),
+        (["--dataset=a2d_sentences", "--raw=x", "--interval=0"], "at least 1 frame"),
+        (["--dataset=a2d_sentences"], "raw/a2d_sentences lacks Release/videoset.csv"),
+        (["--raw=x"], "the following arguments are required: --dataset"),
+    ],
+)
+def test_the_command_s_messages(monkeypatch, capsys, tmp_path: Path, arguments: list[str], message: str):
+    monkeypatch.setattr(sys, "argv", ["prepare", *arguments, f"--data_dir={tmp_path}"])
+    with pytest.raises(SystemExit) as exit_status:
+        main()
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command(raw: Path, tmp_path: Path):
+    run = subprocess.run(
+        [sys.executable, "-m", "input_pipeline.prepare", "--dataset=a2d_sentences", f"--raw={raw}"]
+        + [f"--data_dir={tmp_path / 'data'}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "train: 2 videos, 4 frame pairs" in run.stdout

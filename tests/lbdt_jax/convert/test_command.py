@@ -1,0 +1,369 @@
+"""PyTorch's files there and back by the command, what it refuses, and weights to start from (lbdt_jax/convert)."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from absl.testing import flagsaver
+from flax.traverse_util import flatten_dict, unflatten_dict
+from paths import ROOT
+from published import GOLDEN, encode_and_segment, published_inputs, torch_state
+from safetensors.numpy import save_file
+from tiny import tiny_config, tiny_state, tiny_variables
+
+from input_pipeline.errors import UserError
+from input_pipeline.text.word_vectors import WordVectors
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_unused, save_weights
+from lbdt_jax.convert.__main__ import main
+from lbdt_jax.convert.files import read_torch
+from lbdt_jax.convert.initial import CLASSIFIER, initialise, load_resnet
+from lbdt_jax.convert.names import from_torch, resnet, shapes
+from lbdt_jax.parallel import make_mesh, replicate
+from lbdt_jax.step import make_model
+
+LAYERS = ["layer1", "layer2", "layer3", "layer4"]
+
+
+@pytest.fixture(autouse=True)
+def flags_of_one_command_only() -> Iterator[None]:
+    with flagsaver.flagsaver():
+        yield
+
+
+def tensors(state: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+
+
+def convert(source: Path, target: Path) -> None:
+    main(["convert", f"--from={source}", f"--to={target}"])
+
+
+def refused(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a conversion that must fail and leave nothing behind."""
+    before = sorted(target.parent.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        convert(source, target)
+    assert stopped.value.code == 2
+    assert sorted(target.parent.iterdir()) == before
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LBDT-1 as released, published.ckpt, converted by the command to ours/ and back to back.ckpt."""
+    folder = tmp_path_factory.mktemp("converted")
+    torch.save(collections.OrderedDict(tensors(torch_state("lbdt1_r50"))), folder / "published.ckpt")
+    for source, target in (("published.ckpt", "ours"), ("ours", "back.ckpt")):
+        command = [sys.executable, "-m", "lbdt_jax.convert", f"--from={folder / source}", f"--to={folder / target}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        (folder / f"{target}.txt").write_text(done.stdout)
+    return folder
+
+
+def assert_same_file(first: Path, second: Path) -> None:
+    """Keys in their order, shapes, dtypes and bytes."""
+    a, b = (torch.load(path, weights_only=True) for path in (first, second))
+    assert list(a) == list(b)
+    for key in a:
+        assert (a[key].dtype, a[key].shape, a[key].stride()) == (b[key].dtype, b[key].shape, b[key].stride()), key
+        assert a[key].numpy().tobytes() == b[key].numpy().tobytes(), key
+
+
+def test_a_released_file_predicts_the_published_logits(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder / "ours")
+    assert checkpoint.step == 0
+    assert checkpoint.sentence_encoder.words == () and checkpoint.sentence_encoder.vectors.shape == (0, 300)
+    inputs = {name: value for name, value in published_inputs("small", "float32").items() if name != "target"}
+    logits = jax.jit(
+        lambda variables: make_model(checkpoint.config).apply(variables, inputs, method=encode_and_segment)
+    )
+    found = np.asarray(logits(checkpoint.variables)).reshape(-1)
+    golden = np.load(GOLDEN / "forward_lbdt1_r50_small.npz")
+    mean, std = golden["logits:stats"][:2]
+    rms = np.sqrt(mean**2 + std**2)
+    expected = golden["logits:full"].reshape(-1) if "logits:full" in golden else golden["logits:val"]
+    found = found if "logits:full" in golden else found[golden["logits:idx"]]
+    errors = np.abs(found - expected)
+    assert errors.max() <= 1e-4 * rms
+    assert np.sqrt(np.mean(errors**2)) <= 2e-5 * rms
+
+
+def test_there_and_back_every_byte_is_the_same(folder: Path) -> None:
+    assert_same_file(folder / "published.ckpt", folder / "back.ckpt")
+    manifest = json.loads((GOLDEN / "manifest_lbdt1_r50.json").read_text())
+    back = torch.load(folder / "back.ckpt", weights_only=True)
+    assert [[key, list(x.shape), str(x.dtype).removeprefix("torch.")] for key, x in back.items()] == manifest
+
+
+def test_it_says_what_it_found_and_what_plays_no_part(folder: Path) -> None:
+    said = (folder / "ours.txt").read_text()
+    for part in ("LBDT-1 with ResNet-50", "never uses 46 of them", "1,184,030 numbers", "135 counters"):
+        assert part in said
+    assert "880 arrays" in (folder / "back.ckpt.txt").read_text()
+
+
+def test_what_we_trained_keeps_nothing_that_is_never_used(folder: Path, tmp_path: Path) -> None:
+    assert len(load_unused(folder / "ours")) == 46 + 135
+    save_weights(tmp_path, tiny_variables(), tiny_config(), WordVectors((), np.zeros((0, 6), np.float32)), unused={})
+    assert load_unused(tmp_path) == {}
+
+
+def test_from_folder_to_folder_go_the_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tiny_state(tiny_config()).replace(step=np.asarray(12, np.int32))
+    words = WordVectors(("dog", "red"), np.arange(12, dtype=np.float32).reshape(2, 6))
+    with CheckpointWriter(tmp_path / "run" / "checkpoints", 1) as writer:
+        writer.save(replicate(state, make_mesh(jax.devices()[:1])), tiny_config(), words)
+    convert(tmp_path / "run", tmp_path / "weights")
+    assert "after 12 steps" in capsys.readouterr().out
+    assert "run exists already" in refused(tmp_path / "weights", tmp_path / "run", capsys)
+    both = [load_checkpoint(tmp_path / name) for name in ("run", "weights")]
+    arrays = [{**flatten_dict(each.variables), "words": each.sentence_encoder.vectors} for each in both]
+    assert arrays[0].keys() == arrays[1].keys()
+    assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
+    assert [(each.step, each.sentence_encoder.words) for each in both] == [(12, ("dog", "red"))] * 2
+    assert both[0].config.to_dict() == both[1].config.to_dict()
+    assert not list((tmp_path / "weights").rglob("optimizer_state"))
+
+
+@pytest.mark.parametrize("form", ["module.", "state_dict", "model", "old", "parameters"])
+def test_the_forms_in_which_files_come(form: str, tmp_path: Path) -> None:
+    state = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.num_batches_tracked": np.asarray(7)}
+    saved: Any = tensors(state)
+    if form == "module.":
+        saved = {f"module.{name}": value for name, value in saved.items()}
+    elif form == "parameters":
+        saved["a.weight"] = torch.nn.Parameter(saved["a.weight"])
+    elif form != "old":
+        saved = {form: saved, "epoch": 3}
+    torch.save(saved, tmp_path / "file.pth", _use_new_zipfile_serialization=form != "old")
+    found = read_torch(tmp_path / "file.pth")
+    assert list(found) == list(state)
+    for name, value in state.items():
+        assert found[name].dtype == value.dtype and np.array_equal(found[name], value)
+
+
+class Malicious:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("way", ["torch.save", "old torch.save", "torch.save, protocol 4", "pickle"])
+def test_a_malicious_file_is_refused_by_name(way: str, tmp_path: Path, capsys) -> None:
+    source, marker = tmp_path / "evil.ckpt", tmp_path / "marker"
+    content = {"conv1_1.weight": Malicious(marker)}
+    if way == "pickle":
+        source.write_bytes(pickle.dumps(content))
+    else:
+        protocol = 4 if way.endswith("4") else 2
+        torch.save(content, source, pickle_protocol=protocol, _use_new_zipfile_serialization="old" not in way)
+    message = refused(source, tmp_path / "ours", capsys)
+    assert f"{os.system.__module__}.system" in message and str(source) in message
+    assert not marker.exists()
+
+
+def test_a_broken_file_is_named(folder: Path, tmp_path: Path, capsys) -> None:
+    half = tmp_path / "half.ckpt"
+    half.write_bytes((folder / "published.ckpt").read_bytes()[:1_000_000])
+    assert "half.ckpt is broken" in refused(half, tmp_path / "ours", capsys)
+    text = tmp_path / "text.ckpt"
+    text.write_text("<html>not found</html>\n")
+    assert "text.ckpt is broken" in refused(text, tmp_path / "ours", capsys)
+    (tmp_path / "empty.ckpt").touch()
+    assert "empty.ckpt is broken" in refused(tmp_path / "empty.ckpt", tmp_path / "ours", capsys)
+    for number, content in enumerate((torch.zeros(3), [1, 2], {})):
+        torch.save(content, tmp_path / f"{number}.ckpt")
+        assert "no state dict" in refused(tmp_path / f"{number}.ckpt", tmp_path / "ours", capsys)
+    assert "there is no" in refused(tmp_path / "nothing.ckpt", tmp_path / "ours", capsys)
+    (tmp_path / "folder").mkdir()
+    assert "No checkpoint in" in refused(tmp_path / "folder", tmp_path / "new.ckpt", capsys)
+
+
+def test_other_types_than_float32_are_listed(tmp_path: Path, capsys) -> None:
+    saved = {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.bfloat16), "c": torch.zeros(2).half(), "epoch": 3}
+    torch.save(saved, tmp_path / "half.ckpt")
+    *_, b, c, epoch = refused(tmp_path / "half.ckpt", tmp_path / "ours", capsys).splitlines()
+    assert (b, c, epoch) == ("  b: torch.bfloat16", "  c: torch.float16", "  epoch: int")
+
+
+def test_a_state_dict_that_does_not_fit_is_refused(tmp_path: Path, capsys) -> None:
+    state = tensors(torch_state("lbdt1_r50"))
+    state["stranger"] = state.pop("bn1_2.bias")
+    torch.save(state, tmp_path / "other.ckpt")
+    message = refused(tmp_path / "other.ckpt", tmp_path / "ours", capsys)
+    assert "missing: ['bn1_2.bias']" in message and "unexpected: ['stranger']" in message
+
+
+def test_without_torch(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for source, target in ((folder / "published.ckpt", tmp_path / "ours"), (folder / "ours", tmp_path / "new.ckpt")):
+        assert "pip install -r requirements-torch.txt" in refused(source, target, capsys)
+
+
+def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys) -> None:
+    for source, target in (("published.ckpt", "ours"), ("published.ckpt", "back.ckpt"), ("ours", "back.ckpt")):
+        before = (folder / "back.ckpt").stat()
+        assert "exists already" in refused(folder / source, folder / target, capsys)
+        assert (folder / "back.ckpt").stat() == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["--from=a"], ["--frm=a"]])
+def test_a_wrong_command_line_shows_the_right_one(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", *arguments])
+    assert stopped.value.code == 2
+    assert "python -m lbdt_jax.convert --from=DIR --to=new.ckpt" in capsys.readouterr().err
+
+
+def test_training_does_not_go_on_from_a_conversion(folder: Path) -> None:
+    with CheckpointWriter(folder / "ours" / "checkpoints", 1) as writer:
+        with pytest.raises(CheckpointError, match="--config.initial_weights="):
+            writer.restore(replicate(tiny_state(tiny_config()), make_mesh(jax.devices()[:1])))
+
+
+# -- weights to start from
+
+
+@pytest.fixture
+def variables() -> dict[str, Any]:
+    """LBDT-1 with ResNet-50, every number 0.5."""
+    return blank(50)
+
+
+def blank(depth: int) -> dict[str, Any]:
+    return unflatten_dict({path: np.full(shape, 0.5, np.float32) for path, shape in shapes(depth, 1, 300).items()})
+
+
+def imagenet(depth: int) -> dict[str, np.ndarray]:
+    """A made-up state dict of torchvision's ResNet."""
+    ours, rng = shapes(depth, 1, 300), np.random.default_rng(depth)
+    state = {}
+    for row in resnet("spatial_stream", depth, "", LAYERS):
+        shape = row.torch_shape(ours[row.path]) if row.path else ()
+        state[row.key] = rng.standard_normal(shape, np.float32) if row.path else np.asarray(5)
+    return {**state, "fc.weight": np.zeros((1000, 4), np.float32), "fc.bias": np.zeros(1000, np.float32)}
+
+
+def hugging_face_name(name: str) -> str:
+    """As transformers' ResNetForImageClassification names an array of torchvision's."""
+    first, *rest = name.split(".")
+    kinds = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
+    if first in ("conv1", "bn1"):
+        return ".".join(["resnet.embedder.embedder", kinds[first[:-1]], *rest])
+    if first == "fc":
+        return f"classifier.1.{rest[0]}"
+    block, part, *rest = rest
+    inside = ["shortcut", kinds[rest.pop(0)]] if part == "downsample" else ["layer", str(int(part[-1]) - 1)]
+    inside += [] if part == "downsample" else [kinds[part[:-1]]]
+    return ".".join(["resnet.encoder.stages", str(int(first[-1]) - 1), "layers", block, *inside, *rest])
+
+
+def save_repository(folder: Path, state: dict[str, np.ndarray], **settings: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file({hugging_face_name(name): value for name, value in state.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "resnet", **settings}))
+    return folder
+
+
+def assert_both_streams_hold(variables: dict[str, Any], state: dict[str, np.ndarray], depth: int) -> None:
+    """Compared with the table that the golden logits prove, by LBDT's own names."""
+    flat = flatten_dict(variables)
+    rest = {path for path in flat if not path[1].endswith("_stream")}
+    assert all((flat[path] == 0.5).all() for path in rest) and rest
+    for stream in ("spatial_stream", "temporal_stream"):
+        rows = [row for row in resnet(stream, depth, "", LAYERS) if row.path]
+        assert {row.path for row in rows} == {path for path in flat if path[1] == stream}
+        for row in rows:
+            np.testing.assert_array_equal(row.to_torch(flat[row.path]), state[row.key])
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_imagenet_weights_fill_both_streams(depth: int, tmp_path: Path) -> None:
+    state = imagenet(depth)
+    torch.save(tensors(state), tmp_path / "resnet.pth")
+    assert_both_streams_hold(initialise(blank(depth), tmp_path / "resnet.pth"), state, depth)
+    repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False)
+    for path in (repository, repository / "model.safetensors"):
+        assert_both_streams_hold(initialise(blank(depth), path), state, depth)
+    assert load_resnet(repository).keys() == state.keys() - set(CLASSIFIER)
+
+
+def test_the_names_of_microsoft_resnet_50() -> None:
+    assert hugging_face_name("layer1.0.conv1.weight") == "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"
+    assert hugging_face_name("layer4.0.downsample.1.running_var") == (
+        "resnet.encoder.stages.3.layers.0.shortcut.normalization.running_var"
+    )
+
+
+def test_a_stride_in_the_first_convolution_is_refused(variables, tmp_path: Path) -> None:
+    repository = save_repository(tmp_path / "v1", imagenet(50), downsample_in_bottleneck=True)
+    with pytest.raises(UserError, match="downsample_in_bottleneck is true"):
+        initialise(variables, repository)
+
+
+def test_another_resnet_is_refused_with_every_name(variables, tmp_path: Path) -> None:
+    torch.save(tensors(imagenet(101)), tmp_path / "deeper.pth")
+    with pytest.raises(UserError, match=r"deeper.pth: (?s:.*)unexpected: \['layer3\.10\.bn1\.bias'"):
+        initialise(variables, tmp_path / "deeper.pth")
+    state = imagenet(50)
+    state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][:1]
+    save_repository(tmp_path / "narrow", state)
+    with pytest.raises(UserError, match=r"layer1.0.conv1.weight: expected \(64, 64, 1, 1\), found \(1, 64, 1, 1\)"):
+        initialise(variables, tmp_path / "narrow")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="broken.safetensors is broken"):
+        initialise(variables, tmp_path / "broken.safetensors")
+
+
+def test_a_missing_file_says_what_to_download(variables) -> None:
+    with pytest.raises(
+        UserError, match=r"resnet50-0676ba61\.pth and save it as data/r\.pth.*--config\.initial_weights="
+    ):
+        initialise(variables, "data/r.pth")
+
+
+def test_a_whole_lbdt_to_start_from(folder: Path, variables) -> None:
+    expected = flatten_dict(from_torch(torch_state("lbdt1_r50")))
+    for source in ("published.ckpt", "ours"):
+        found = flatten_dict(initialise(variables, folder / source))
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[path], expected[path]) for path in found)
+    del variables["params"]["duplex_transfer5"]
+    with pytest.raises(UserError, match="params/duplex_transfer5/.*: expected nothing, found"):
+        initialise(variables, folder / "ours")
+
+
+@pytest.mark.slow
+def test_a_full_conversion_takes_little_time_and_memory(tmp_path: Path) -> None:
+    published, ours, back = tmp_path / "published.ckpt", tmp_path / "ours", tmp_path / "back.ckpt"
+    torch.save(tensors(torch_state("lbdt4_r50")), published)
+    program = (
+        "import re, sys; from lbdt_jax.convert.__main__ import main; main(sys.argv);"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    for source, target in ((published, ours), (ours, back)):
+        command = [sys.executable, "-c", program, f"--from={source}", f"--to={target}"]
+        started = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert time.monotonic() - started < 30
+        # Imports and all. Linux's count, in units of 1024 bytes; getrusage's would begin with this process's own.
+        assert 1024 * int(done.stdout.split()[-1]) < 2.5 * published.stat().st_size
+    assert_same_file(published, back)

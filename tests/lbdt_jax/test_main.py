@@ -1,0 +1,312 @@
+"""The whole way, from drawing Moving Shapes to scores and pictures, with a tiny network; and the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from fabricate_video_folders import fabricate_ref_davis17, fabricate_refer_youtube_vos
+from ml_collections import ConfigDict
+from paths import ROOT
+from PIL import Image
+from tiny import tiny_config
+
+from input_pipeline.batch import Batch, random_batch
+from input_pipeline.errors import UserError
+from input_pipeline.moving_shapes.raw_layout import write_raw
+from input_pipeline.pipeline import steps_per_epoch
+from input_pipeline.prepare import prepare
+from input_pipeline.readers.ref_davis17 import ANNOTATORS
+from lbdt_jax import train as train_module
+from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
+from lbdt_jax.evaluate import evaluate
+from lbdt_jax.parallel import Stopped
+from lbdt_jax.step import NotFinite
+from lbdt_jax.train import keep_config, train
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+SCENES = {"train": 3, "validation": 1, "test": 3, "unseen_words": 2}
+
+
+@pytest.fixture(scope="module")
+def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    """A few scenes, prepared, and a run of four steps."""
+    data = tmp_path_factory.mktemp("data")
+    write_raw(data / "raw" / "moving_shapes", scenes=SCENES, workers=1)
+    config = tiny_config()
+    config.dataset = "moving_shapes"
+    config.data_dir = str(data)
+    config.word_vectors = "random:8"
+    config.batch_size = 8
+    config.log_every_steps = 1
+    config.picture_every_steps = 2
+    config.evaluation_sentences = 3
+    config.checkpoint_every_steps = 2
+    config.contact_sheet_samples = 2
+    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    config.epochs = 4 / steps_per_epoch(config)  # four steps
+    return config
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Counter[str]]:
+    """How often each program was compiled, or read from the cache of compiled ones."""
+    compiled: Counter[str] = Counter()
+
+    def listen(event: str, seconds: float, **details: str) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled[details["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope="module")
+def trained(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Counter[str]]:
+    """What training leaves behind, and what it compiled."""
+    workdir = tmp_path_factory.mktemp("run")
+    with compilations() as compiled:
+        train(config, workdir)
+    return workdir, compiled
+
+
+@pytest.fixture(scope="module")
+def workdir(trained: tuple[Path, Counter[str]]) -> Path:
+    return trained[0]
+
+
+def test_training_leaves_what_it_promises(config: ConfigDict, workdir: Path) -> None:
+    assert json.loads((workdir / "config.json").read_text())["dataset"] == "moving_shapes"
+    assert json.loads((workdir / "words_without_vector.json").read_text()) == []
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+    assert list(workdir.glob("events.out.tfevents.*"))
+    with Image.open(workdir / "pictures" / "step_000004.png") as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "run"
+    shutil.copytree(workdir, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "4")
+    train(config, stopped)
+    whole, resumed = load_checkpoint(workdir), load_checkpoint(stopped)
+    assert whole.step == resumed.step == 4
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
+    at_two = load_checkpoint(workdir / "checkpoints" / "2")
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), whole.variables["params"], at_two.variables["params"])
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_step_under_way_and_the_clock_saves_too(
+    config: ConfigDict, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_module.training_batches
+
+    def batches(*arguments):
+        for number, batch in enumerate(whole(*arguments), start=1):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(train_module, "training_batches", batches)
+    config = config.copy_and_resolve_references()
+    config.update(checkpoint_every_steps=1000, checkpoint_every_minutes=1e-9, log_every_steps=2)
+    usual = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="Stopped by SIGTERM after step 3, which is saved"):
+        train(config, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is usual
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
+
+    monkeypatch.setattr(train_module, "training_batches", whole)
+    config.checkpoint_every_minutes = 0
+    train(config, tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "4"}
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(workdir).variables, load_checkpoint(tmp_path).variables)
+
+
+def test_training_compiles_every_program_once(trained: tuple[Path, Counter[str]]) -> None:
+    # Four steps, and pictures twice.
+    assert {name: trained[1][f"jit({name})"] for name in ("step_on_device", "encode", "answer")} == {
+        "step_on_device": 1,
+        "encode": 1,
+        "answer": 1,
+    }
+
+
+def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, workdir: Path, capsys) -> None:
+    with compilations() as compiled:
+        result = evaluate(load_checkpoint(workdir), config, workdir)
+    # Eight sentences about every frame, three at once: the last two of them are padded.
+    assert compiled["jit(encode)"] == compiled["jit(answer)"] == 1
+    saved = json.loads((workdir / "evaluation" / "moving_shapes-test.json").read_text())
+    assert saved == result
+    assert (saved["dataset"], saved["split"], saved["checkpoint_step"]) == ("moving_shapes", "test", 4)
+    assert saved["samples"] == 3 * 2 * 8
+    tiers = saved["groups"]
+    assert set(tiers) == {"attribute", "motion", "comparison", "relation"}
+    assert sum(tier["samples"] for tier in tiers.values()) == saved["samples"]
+    for protocol, measure in (("paper", "mean_iou"), ("standard", "mean_iou"), ("paper", "f1"), ("standard", "j")):
+        mean = sum(tier["samples"] * tier[protocol][measure] for tier in tiers.values()) / saved["samples"]
+        np.testing.assert_allclose(saved[protocol][measure], mean, rtol=1e-9)
+    for kind in ("best", "worst", "random", "attention-1", "attention-2"):
+        assert (workdir / "evaluation" / f"moving_shapes-test-{kind}.png").exists()
+    printed = capsys.readouterr().out
+    assert all(tier in printed for tier in tiers)
+    assert "mean IoU" in printed
+
+
+def test_unseen_words_are_scored_word_by_word(config: ConfigDict, workdir: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.evaluation_split = "unseen_words"
+    groups = evaluate(load_checkpoint(workdir), config, workdir)["groups"]
+    assert "seen words" in groups
+    assert all(name == "seen words" or " for " in name for name in groups)
+
+
+def test_a_run_of_another_configuration_is_left_alone(config: ConfigDict, workdir: Path) -> None:
+    other = config.copy_and_resolve_references()
+    other.learning_rate = 0.5
+    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 asked for"):
+        train(other, workdir)
+    free = config.copy_and_resolve_references()
+    free.log_every_steps = 7
+    keep_config(free, workdir / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("broken", "log_every", "left"),
+    [pytest.param(1, 1, 0, id="at once"), pytest.param(3, 100, 2, id="before a save", marks=pytest.mark.slow)],
+)
+def test_not_a_number_stops_the_run_and_names_the_batch(
+    broken: int, log_every: int, left: int, config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.copy_and_resolve_references()
+    config.log_every_steps, config.picture_every_steps, config.epochs = log_every, 1000, 1.5 * config.epochs
+
+    def batches(*arguments: Any) -> Iterator[Batch]:
+        size, words = tuple(config.image_size), config.max_words
+        for number in range(1, 7):
+            batch = random_batch(config.batch_size, size, words, 8, seed=number)
+            batch["words"] = batch["words"] * (np.nan if number == broken else 1)
+            batch["name"] = np.array([f"video {number}"] * config.batch_size, object)
+            yield batch
+
+    monkeypatch.setattr(train_module, "training_batches", batches)
+    with pytest.raises(NotFinite, match=rf"Step {broken}: the loss is nan.*video {broken}"):
+        train(config, tmp_path)
+    # The start itself was saved: there is something to go back to from the first step on.
+    newest = load_checkpoint(tmp_path)
+    assert newest.step == left
+    assert all(np.isfinite(array).all() for array in jax.tree.leaves(newest.variables))
+
+
+def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDict:
+    """The same model, asked about another data set; with the published scores that stand beside it."""
+    recipe = importlib.import_module(f"configs.{name}").get_config()
+    config = config.copy_and_resolve_references()
+    config.update({"dataset": name, "raw": str(raw), "data_dir": str(raw.parent), "evaluation_split": split})
+    config.update({"frame_interval": recipe.frame_interval, "published": recipe.published})
+    return config
+
+
+def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    raw = fabricate_refer_youtube_vos(tmp_path / "rvos")
+    (raw / "valid/Annotations/0062f687f1/00005.png").unlink()
+    config = other_data(config, "refer_youtube_vos", raw, "valid")
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert (result["samples"], result["dataset"], result["split"]) == (2, "refer_youtube_vos", "valid")
+    assert all(0 <= result[protocol]["j_and_f"] <= 1 for protocol in ("paper", "standard"))
+    printed = capsys.readouterr().out
+    assert "published" in printed and "49.4" in printed and "1 x mask missing" in printed
+    assert result["without_truth"] == 2 and result["notes"]["mask missing"] == 1
+
+    shutil.rmtree(raw / "valid/Annotations")
+    shutil.rmtree(tmp_path / "refer_youtube_vos")
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert result == json.loads((tmp_path / "evaluation/refer_youtube_vos-valid.json").read_text())
+    assert result["samples"] == 4 and not result.keys() & {"paper", "standard"}
+    assert result["without_truth"] == 4 and "4 answers are not scored" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "evaluation/refer_youtube_vos-valid-standard.zip") as file:
+        expected = [f"Annotations/0062f687f1/{e}/{frame}.png" for frame in ("00000", "00005") for e in (0, 1)]
+        assert sorted(file.namelist()) == sorted(expected)
+
+
+def test_ref_davis17_is_scored_by_annotator(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    raw = fabricate_ref_davis17(tmp_path / "davis")
+    result = evaluate(load_checkpoint(workdir), other_data(config, "ref_davis17", raw, "val"), tmp_path)
+    assert result["samples"] == 3 * 2 * 4 and list(result["groups"]) == list(ANNOTATORS)
+    means = [group["standard"]["j_and_f"] for group in result["groups"].values()]
+    assert result["standard"]["j_and_f"] == pytest.approx(np.mean(means))
+    printed = capsys.readouterr().out
+    assert "Per expression" in printed and "54.3" in printed
+    pictures = sorted((tmp_path / "evaluation/ref_davis17-val-annotators").rglob("*.png"))
+    assert [str(path.relative_to(pictures[0].parents[2])) for path in pictures] == [
+        f"anno_{annotator}/dogs-scale/{frame:05d}.png" for annotator in range(4) for frame in range(3)
+    ]
+
+
+def test_evaluating_an_unknown_split(config: ConfigDict, workdir: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.evaluation_split = "tset"
+    with pytest.raises(UserError, match="no split 'tset'.*test"):
+        evaluate(load_checkpoint(workdir), config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_size", (60, 64), "image_size"),
+        ("model.resnet_depth", 42, "resnet_depth is 42"),
+        ("model.attention_heads", 3, "attention_heads, 3"),
+        ("batch_size", 1000, "don't fill a batch"),
+        ("word_vectors", "no/such/file.txt", "no/such/file.txt"),
+        ("initial_weights", "no/such.pth", "resnet18-f37072fd.pth and save it as no/such.pth"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(config, field, value, message, tmp_path: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/shapes.py", "--config.nonsense=1"], "no field 'nonsense'"),
+        (["--config=configs/shapes.py", "--config.model.dropuot=0"], "no field 'dropuot'"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/shapes.py", "--nonsense"], "nonsense"),
+        (["--config=configs/shapes.py", "--config.batch_size=many"], "many"),
+        (["--config=configs/a2d.py:lbdt7"], "lbdt7"),
+        ([], "--config is missing"),
+        (["--config=configs/a2d.py", "--config.data_dir=nowhere"], "kgavrilyuk.github.io"),
+        (["--config=configs/shapes.py", "--mode=evaluate", "--workdir=nowhere"], "No checkpoint in nowhere"),
+    ],
+)
+def test_bad_command_lines_get_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    root = ROOT
+    command = [sys.executable, "-m", "lbdt_jax.main", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (root / "nowhere").exists()

