@@ -202,7 +202,7 @@ def _layout_results(limits: Limits) -> Results:
         gr.Markdown("### Attention", elem_id="attention-title")
         with gr.Row():
             sentence = gr.Radio(show_label=False, container=False, scale=4, elem_id="sentence")
-            explain = gr.Button("Show attention for this frame", size="md", min_width=200, elem_id="explain")
+            explain = gr.Button("Show for this frame", size="md", min_width=200, elem_id="explain")
         attention = gr.Image(
             show_label=False, buttons=["fullscreen", "download"], visible=False, interactive=False, elem_id="attention"
         )
