@@ -72,12 +72,19 @@ class Server:
         command = [sys.executable, "-m", "lbdt_jax.demo", f"--checkpoint={self.checkpoint}"]
         command += [f"--port={self.address.partition(':')[2]}"]
         command += [] if SCREENSHOT["CHECKPOINT"] else ["--max_seconds=2", "--max_megabytes=0.2"]
-        environment = {**os.environ, "TMPDIR": str(self.temporary), "PYTHONPATH": str(folder / "startup")}
+        environment = {
+            **os.environ,
+            "TMPDIR": str(self.temporary),
+            "PYTHONPATH": str(folder / "startup"),
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),  # as tests/conftest.py
+        }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         started = monotonic()
         while "Open http" not in self.log.read_text():
-            assert self.process.poll() is None and monotonic() - started < TIMEOUT, self.log.read_text()
+            if self.process.poll() is not None or monotonic() - started >= TIMEOUT:
+                self.process.kill()
+                raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
             sleep(0.2)
 
     def stop(self) -> None:
