@@ -48,7 +48,7 @@ def published_inputs(case: str, dtype: str) -> dict[str, np.ndarray]:
 
 def encode_and_segment(model: LBDT, inputs: dict[str, Any], train: bool = False) -> jax.Array:
     """The forward pass from normalised frames, through both doors."""
-    features = model.encode_normalised(inputs["frame"], inputs["motion"], train)
+    features = model.encode_normalized(inputs["frame"], inputs["motion"], train)
     return model.segment(features, inputs["words"], inputs["word_mask"], inputs["image_mask"], train)
 
 
