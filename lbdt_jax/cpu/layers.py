@@ -1,6 +1,8 @@
-"""Max-pooling and dropout in forms that XLA:CPU computes fast."""
+"""Max-pooling and dropout masks in forms that XLA:CPU computes fast."""
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +30,9 @@ def _max_pool_along(x: Array, axis: int) -> Array:
     return jnp.where(third > maximum, third, maximum)
 
 
-def dropout(key: Array, x: Array, rate: float) -> Array:
-    """Dropout by 16 random bits for each element, `rate` being rounded to a multiple of 1 / 2**16.
-
-    The generator is slow on CPUs, and flax draws 32.
-    """
-    dropped = round(rate * 2**16)
-    pairs = jax.random.bits(key, ((x.size + 1) // 2,), "uint32")
-    bits = jax.lax.bitcast_convert_type(pairs, "uint16").reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(bits >= dropped, x * (2**16 / (2**16 - dropped)), jnp.zeros_like(x))
+def dropout_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
+    """True with probability 1 - `rate`, a multiple of 1 / 2**16, from 16 random bits each: the generator is slow."""
+    count = math.prod(shape)
+    pairs = jax.random.bits(key, ((count + 1) // 2,), "uint32")
+    bits = jax.lax.bitcast_convert_type(pairs, "uint16").reshape(-1)[:count].reshape(shape)
+    return bits >= round(rate * 2**16)

@@ -120,7 +120,7 @@ class Dropout(nn.Module):
     """Dropout, which needs the random stream "dropout" in training.
 
     Attributes:
-      rate: share of zeros; the rest is scaled so that the expectation stays.
+      rate: share of zeros, rounded to a multiple of 1 / 2**16; the rest is scaled so that the expectation stays.
     """
 
     rate: float
@@ -128,7 +128,11 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
         """x of any shape, unchanged if `deterministic`."""
-        return x if deterministic or not self.rate else ops.dropout(self.make_rng("dropout"), x, self.rate)
+        rate = round(self.rate * 2**16) / 2**16
+        if deterministic or not rate:
+            return x
+        keep = ops.dropout_mask(self.make_rng("dropout"), rate, x.shape)
+        return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros_like(x))
 
 
 class ConvNorm(nn.Module):
