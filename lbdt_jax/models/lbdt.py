@@ -50,10 +50,11 @@ class LBDT(nn.Module):
         shared: dict[str, Any] = {"norm_axis_name": self.norm_axis_name, "dtype": self.dtype}
         self.spatial_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
         self.temporal_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
-        if self.transformer:
-            self.text_encoder = TransformerTextEncoder(self.transfer_width, self.transformer, self.dropout, self.dtype)
-        else:
-            self.text_encoder = LSTMTextEncoder(self.transfer_width, self.dtype)
+        self.text_encoder: LSTMTextEncoder | TransformerTextEncoder = (
+            TransformerTextEncoder(self.transfer_width, self.transformer, self.dropout, self.dtype)
+            if self.transformer
+            else LSTMTextEncoder(self.transfer_width, self.dtype)
+        )
         if self.transfer_layers:
             transfer = (self.transfer_layers, self.transfer_width, self.attention_heads, self.dropout)
             *_, res4, res5 = output_channels(self.resnet_depth, self.stream_width)
@@ -122,14 +123,12 @@ class LBDT(nn.Module):
         Returns:
           (B, H, W) float32 logits; positive means object.
         """
-        if self.transformer:
-            word_features, sentence = self.text_encoder(words, word_mask, train)
-        else:
-            word_features, sentence = self.text_encoder(words)
+        word_features, sentence = self.text_encoder(words, word_mask, train)
         spatial, temporal = features.spatial_res4, features.temporal_res4
         if self.transfer_layers:
             # As published, the mask at stride 32 is repeated end to end, not enlarged, to have the size at stride 16.
             res4_mask = None if image_mask is None else jnp.tile(image_mask, (1, 4))
+            assert features.spatial_reduced is not None and features.temporal_reduced is not None
             spatial, temporal = self.duplex_transfer4(
                 spatial,
                 temporal,

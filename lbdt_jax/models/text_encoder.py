@@ -35,8 +35,14 @@ class LSTMTextEncoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, words: Array) -> tuple[Array, Array]:
-        """(B, N, D) word vectors -> word features (B, N, width), and their sum over N, the sentence (B, width)."""
+    def __call__(self, words: Array, word_mask: Array | None = None, train: bool = False) -> tuple[Array, Array]:
+        """Word features (B, N, width), and their sum over N, the sentence (B, width).
+
+        Args:
+          words: (B, N, D) word vectors.
+          word_mask: not used: as published, padding is read like words.
+          train: not used: there is no dropout.
+        """
         gates = 4 * self.width
         input_kernel = self.param("input_kernel", lstm_init, (words.shape[-1], gates))
         hidden_kernel = self.param("hidden_kernel", lstm_init, (self.width, gates))
