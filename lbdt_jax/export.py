@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint's folder, or WORKDIR for its newest one")
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     asked = parser.parse_args()
-    os.environ.pop(onednn.ASKED, None)  # the programs are to run elsewhere, too
+    os.environ.pop(onednn.ENVIRONMENT_VARIABLE, None)  # the programs are to run elsewhere, too
     try:
         write(load_checkpoint(asked.checkpoint), asked.output)
     except (UserError, CheckpointError) as error:

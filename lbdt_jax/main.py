@@ -51,7 +51,7 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
     from lbdt_jax.cpu import onednn
     from lbdt_jax.parallel import connect, is_first_process, set_cpu_devices, warm_up_collectives
 
-    if onednn.asked_for():  # XLA fails to write such programs down
+    if onednn.enabled():  # XLA fails to write such programs down
         jax.config.update("jax_enable_compilation_cache", False)
     elif not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR: one for many runs
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))

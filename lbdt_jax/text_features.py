@@ -50,7 +50,7 @@ def open_text_encoder(
     from lbdt_jax.convert.transformer import load_pretrained  # only here: the library behind it is slow to load
 
     pretrained = load_pretrained(config.text_encoder)
-    fewest, most = pretrained.reader.special_tokens + 1, pretrained.sizes.longest
+    fewest, most = pretrained.reader.special_tokens + 1, pretrained.sizes.max_length
     if not fewest <= config.max_words <= most:
         raise UserError(
             f"config.max_words is {config.max_words}; {config.text_encoder} reads {fewest} to {most} tokens."
@@ -104,7 +104,7 @@ def _compute_features(config: ConfigDict, params: dict[str, Any], reader: Transf
     lengths = masks.sum(axis=1)
     folder.mkdir()
     (folder / "sentences.json").write_text(json.dumps({"sentences": sentences, "lengths": lengths.tolist()}), "utf-8")
-    shape = (int(lengths.sum()), transformer.sizes.width)
+    shape = (int(lengths.sum()), transformer.config.width)
     features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, shape)
     params = jax.device_put(params, jax.local_devices()[0])
     run = jax.jit(lambda params, ids, mask: transformer.apply({"params": params}, ids, mask).astype(np.float32))

@@ -34,7 +34,7 @@ from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_mode
 SECONDS, FEWEST = 3.0, 5
 DTYPES = ("float32", "bfloat16")
 #: Variables of the environment that change how fast the same program is; kept with the result.
-ENVIRONMENT = (onednn.ASKED, "GLIBC_TUNABLES", "XLA_FLAGS")
+ENVIRONMENT = (onednn.ENVIRONMENT_VARIABLE, "GLIBC_TUNABLES", "XLA_FLAGS")
 WORD_VECTOR_SIZE = 300  # as published; its part in the computation is below one in a thousand
 
 Row = dict[str, Any]

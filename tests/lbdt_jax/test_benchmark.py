@@ -26,7 +26,8 @@ from lbdt_jax.benchmark import measure
 from lbdt_jax.benchmark.__main__ import main
 from lbdt_jax.benchmark.report import COLUMNS, chart, compare, load, table_line
 from lbdt_jax.chart import Panel, Point, line_chart, round_step
-from lbdt_jax.cpu.convolution import LAYOUT, convolve
+from lbdt_jax.cpu.convolution import DIMENSION_NUMBERS
+from lbdt_jax.ops import convolve
 from lbdt_jax.parallel import DATA_AXIS, make_mesh, split
 from lbdt_jax.visualization.render import PALETTE
 
@@ -102,7 +103,7 @@ def test_arithmetic_is_that_of_accelerators_too() -> None:
     mesh = make_mesh(jax.devices()[:1])
 
     def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        return convolve(x, kernel, (1, 1), ((0, 0), (0, 0)), dimension_numbers=LAYOUT).sum()
+        return convolve(x, kernel, (1, 1), ((0, 0), (0, 0)), dimension_numbers=DIMENSION_NUMBERS).sum()
 
     # On the CPU a loop over the pictures, of which the compiler's analysis counts one turn.
     _, row = measure.compile_program(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbdt_jax.models.lbdt import normalise
+from lbdt_jax.models.lbdt import normalize
 from lbdt_jax.visualization import render
 from lbdt_jax.visualization import text as text_rendering
 
@@ -85,7 +85,7 @@ def test_frame_difference_is_dark_where_nothing_moves() -> None:
 
 def test_frame_difference_is_the_one_the_model_makes() -> None:
     frame, earlier = noise(24, 24), noise(24, 24, seed=1)
-    motion = np.abs(np.asarray(normalise(frame)) - np.asarray(normalise(earlier)))
+    motion = np.abs(np.asarray(normalize(frame)) - np.asarray(normalize(earlier)))
     brightest = np.percentile(motion, 99.5)
     shown = render.frame_difference(frame, earlier) / 255 * brightest
     np.testing.assert_allclose(shown, np.minimum(motion, brightest), atol=brightest / 500)
