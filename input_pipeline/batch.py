@@ -54,6 +54,7 @@ def random_batch(
     frames = rng.integers(0, 256, (2, batch_size // sentences_per_frame, height, width, 3), dtype=np.uint8)
     lengths = rng.integers(1, max_words + 1, batch_size)
     word_mask = np.arange(max_words) < lengths[:, None]
+    words: np.ndarray
     if vocabulary_size:
         words = rng.integers(vocabulary_size, size=(batch_size, max_words), dtype=np.int32) * word_mask
     else:
