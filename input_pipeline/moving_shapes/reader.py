@@ -31,7 +31,7 @@ class MovingShapes(A2DSentences):
         "unseen_words": "3",
         "unseen_wordings": "4",
     }
-    FULL: ClassVar[dict[str, int]] = {}
+    FULL_COUNTS: ClassVar[dict[str, int]] = {}
     HOW_TO_GET: ClassVar[str] = (
         "Moving Shapes draws itself where its folder does not exist. Move this folder away, or name another, and run\n"
         "  python -m input_pipeline.prepare --dataset=moving_shapes --raw=DIR --data_dir=DATA_DIR"
@@ -39,7 +39,7 @@ class MovingShapes(A2DSentences):
 
     def splits(self) -> tuple[str, ...]:
         """Those that were drawn: a folder from before there was "unseen_wordings" is good without it."""
-        drawn = set(self.tables.subset.values())
+        drawn = set(self.annotations.subset.values())
         return tuple(split for split, subset in self.SUBSETS.items() if subset in drawn)
 
     def group(self, video: str, instance: int, text: str) -> str:
