@@ -125,18 +125,6 @@ class RefDAVIS17:
                 skipped.append(Skipped(f"{self.raw / SENTENCES}: video {video}", "video without a sentence"))
         return Annotations(split_of, sentences, tuple(skipped))
 
-    def find_earlier(self, frame_index: int, length: int) -> tuple[int, str]:
-        """The index of the earlier frame (from 0) in a video of `length` frames, and the rule that selected it.
-
-        Published: `interval` frames before, or as many after for the first frames. If the video is too short for
-        either, it is the frame itself.
-        """
-        if frame_index >= self.interval:
-            return frame_index - self.interval, "interval"
-        if frame_index + self.interval < length:
-            return frame_index + self.interval, "index + interval"
-        return frame_index, "the frame itself"
-
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         """Yields every frame of a video with its sentences, and what had to be left out.
 
@@ -152,7 +140,7 @@ class RefDAVIS17:
             frames,
             masks,
             range(length),
-            lambda index: self.find_earlier(index, length),
+            lambda index: find_earlier(index, self.interval, length),
             self.annotations.sentences[video],
             keep_all=evaluated,
         )
@@ -176,6 +164,19 @@ class RefDAVIS17:
                 except UserError as error:
                     yield Skipped(str(path), str(error))
             yield item
+
+
+def find_earlier(frame_index: int, interval: int, length: int) -> tuple[int, str]:
+    """The index of the earlier frame (from 0) in a video of `length` frames, and the rule that selected it.
+
+    Published: `interval` frames before, or as many after for the first frames. If the video is too short for either, it
+    is the frame itself.
+    """
+    if frame_index >= interval:
+        return frame_index - interval, "interval"
+    if frame_index + interval < length:
+        return frame_index + interval, "index + interval"
+    return frame_index, "the frame itself"
 
 
 def _read_lists(raw: Path, skipped: list[Skipped]) -> dict[str, str]:

@@ -142,7 +142,7 @@ class ReferYouTubeVOS:
         """The entries of valid without the videos of test, which its file also lists."""
         path = self.raw / EXPRESSIONS.format(split="test")
         if not path.exists():
-            reason = "the videos of test can't be told from those of valid: all are kept"
+            reason = "the videos of test can't be distinguished from those of valid: all are kept"
             skipped.append(Skipped(str(path), reason))
             return entries
         test = _read_json(path)

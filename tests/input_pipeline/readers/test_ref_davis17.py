@@ -305,17 +305,19 @@ def test_object_that_is_in_no_mask(raw: Path):
 
 
 @pytest.mark.parametrize(
-    "part, suffix, others", [(FRAMES, "jpg", ["earlier frame missing"]), (MASKS, "png", [])], ids=["frame", "mask"]
+    "part, suffix, earlier_reasons",
+    [(FRAMES, "jpg", ["earlier frame missing"]), (MASKS, "png", [])],
+    ids=["frame", "mask"],
 )
-def test_missing_frame_or_mask(raw: Path, part: str, suffix: str, others: list[str]):
+def test_missing_frame_or_mask(raw: Path, part: str, suffix: str, earlier_reasons: list[str]):
     """Frame 2, which is the earlier frame of frame 0."""
     path = raw / part / CAR / f"00002.{suffix}"
     path.unlink()
     pairs, skipped = read_all(RefDAVIS17(raw), CAR)
     what = "frame" if suffix == "jpg" else "mask"
     assert Skipped(str(path), f"{what} missing") in skipped
-    assert [pair.frame_index for pair in pairs] == ([1, 3] if others else [0, 1, 3])
-    assert [item.reason for item in skipped if item.reason == "earlier frame missing"] == others
+    assert [pair.frame_index for pair in pairs] == ([1, 3] if earlier_reasons else [0, 1, 3])
+    assert [item.reason for item in skipped if item.reason == "earlier frame missing"] == earlier_reasons
 
 
 def test_frame_missing_together_with_its_mask(raw: Path):

@@ -238,7 +238,7 @@ def test_validation_frame_without_a_mask_is_kept_without_ground_truth(raw: Path,
 def test_validation_without_the_list_of_test(raw: Path):
     expressions_file(raw, "test").unlink()
     (note, *_) = ReferYouTubeVOS(raw).skipped()
-    assert note.where == str(expressions_file(raw, "test")) and "can't be told" in note.reason
+    assert note.where == str(expressions_file(raw, "test")) and "can't be distinguished" in note.reason
 
 
 def test_video_in_two_splits_is_not_evaluated(raw: Path):
