@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel, RobertaModel
 
-from input_pipeline.moving_shapes.wording import HELD_OUT, LEXICON
+from input_pipeline.moving_shapes.wording import HELD_OUT_WORDS, LEXICON
 
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
 LONGEST = 24
@@ -18,7 +18,7 @@ LONGEST = 24
 def write_bert(folder: Path, seed: int = 0) -> PreTrainedModel:
     """A BERT with the vocabulary of Moving Shapes. Returns the torch model."""
     words = {word for phrases in LEXICON.values() for phrase in phrases for word in phrase.split()} - {"left"}
-    words |= {"the", "that", "is", "not", "only", *HELD_OUT, ",", ".", *"abcdefghijklmnopqrstuvwxyz"}
+    words |= {"the", "that", "is", "not", "only", *HELD_OUT_WORDS, ",", ".", *"abcdefghijklmnopqrstuvwxyz"}
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = [*special, *sorted(words), *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))

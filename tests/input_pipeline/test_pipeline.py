@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import HEIGHT, WIDTH, box, write_a2d
+from fake_datasets import HEIGHT, WIDTH, box, write_a2d
 from ml_collections import ConfigDict
 from paths import ROOT
 

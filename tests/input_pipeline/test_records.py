@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import HEIGHT, WIDTH, box, fabricate_lbdt_layout, write_a2d, write_clip, write_h5
+from fake_datasets import HEIGHT, WIDTH, box, write_a2d, write_clip, write_h5, write_lbdt_layout
 from paths import ROOT
 
 from input_pipeline.errors import UserError
@@ -56,7 +56,7 @@ def test_a_record_holds_frames_and_masks(made: tuple[Path, Path]):
 
 
 def test_frames_from_files_keep_their_bytes(tmp_path: Path):
-    raw = fabricate_lbdt_layout(tmp_path / "datasets") / "a2d"
+    raw = write_lbdt_layout(tmp_path / "datasets") / "a2d"
     pair = next(iter(LBDTLayoutA2D(raw).read("Cat_-1")))
     record = encode_record(pair)
     assert record["frame"] == (raw / f"images/Cat_-1/{pair.frame_index:05d}.jpg").read_bytes()
@@ -147,7 +147,7 @@ def test_all_kinds_of_broken_raw_data_are_reported(raw: Path, tmp_path: Path):
         "clip missing": 1,
         "no h5 file for the video": 1,
         "the h5 file can't be read": 1,
-        "the masks have another size than the frame": 1,
+        "the mask and the frame differ in size": 1,
         "the instance is not in the frame": 1,
     }
     for reason, locations in [*skipped.items(), *report["skipped_lines"].items()]:
@@ -252,7 +252,7 @@ def test_two_processes_do_not_write_the_same_records(raw: Path, tmp_path: Path):
     "dataset, folder, split", [("a2d_sentences", "a2d", "test"), ("jhmdb_sentences", "jhmdb", "test")]
 )
 def test_the_layout_of_lbdt_is_recognized(dataset: str, folder: str, split: str, tmp_path: Path):
-    raw = fabricate_lbdt_layout(tmp_path / "datasets") / folder
+    raw = write_lbdt_layout(tmp_path / "datasets") / folder
     report = prepare(dataset, raw, tmp_path / "data")
     assert report["splits"][split]["sentences"] == len((raw / "val.txt").read_text().splitlines())
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fabricate_video_folders import fabricate_ref_davis17, fabricate_refer_youtube_vos
+from fake_video_folders import write_ref_davis17, write_refer_youtube_vos
 from ml_collections import ConfigDict
 from paths import ROOT
 from PIL import Image
@@ -228,7 +228,7 @@ def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDi
 
 
 def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
-    raw = fabricate_refer_youtube_vos(tmp_path / "rvos")
+    raw = write_refer_youtube_vos(tmp_path / "rvos")
     (raw / "valid/Annotations/0062f687f1/00005.png").unlink()
     config = other_data(config, "refer_youtube_vos", raw, "valid")
     result = evaluate(load_checkpoint(workdir), config, tmp_path)
@@ -250,7 +250,7 @@ def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir
 
 
 def test_ref_davis17_is_scored_by_annotator(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
-    raw = fabricate_ref_davis17(tmp_path / "davis")
+    raw = write_ref_davis17(tmp_path / "davis")
     result = evaluate(load_checkpoint(workdir), other_data(config, "ref_davis17", raw, "val"), tmp_path)
     assert result["samples"] == 3 * 2 * 4 and list(result["groups"]) == list(ANNOTATORS)
     means = [group["standard"]["j_and_f"] for group in result["groups"].values()]

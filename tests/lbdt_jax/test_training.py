@@ -17,7 +17,8 @@ from published import GOLDEN, encode_and_segment, published_inputs, published_mo
 from configs import a2d, shapes
 from input_pipeline.batch import MODEL_FIELDS
 from input_pipeline.images import resize_frame, resize_target
-from input_pipeline.moving_shapes.scenes import ANNOTATED, make_scene
+from input_pipeline.moving_shapes.scenes import make_scene
+from input_pipeline.moving_shapes.shapes import ANNOTATED_FRAMES
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import losses
 from lbdt_jax.convert.names import to_torch
@@ -158,13 +159,14 @@ def test_overfits_eight_samples() -> None:
     config = shapes.get_config()
     config.batch_size, config.sentences_per_frame = 8, 1
     samples = []
-    for index in range(4):
-        scene = make_scene(0, "train", index)
-        frame, earlier = (resize_frame(scene.frames[at - 1], (64, 64)) for at in (ANNOTATED[0], ANNOTATED[0] - 6))
-        sentences = {sentence.instance: sentence for sentence in scene.sentences}
-        for instance, sentence in itertools.islice(sentences.items(), 2):
+    for number in range(4):
+        scene = make_scene(0, "train", number)
+        index = ANNOTATED_FRAMES[0]
+        frame, earlier = (resize_frame(scene.frames[i - 1], (64, 64)) for i in (index, index - 6))
+        of_instance = {sentence.instance: sentence for sentence in scene.sentences}
+        for instance, sentence in itertools.islice(of_instance.items(), 2):
             words = load_word_vectors("random:50", sentence.text.split()).encode(sentence.text, config.max_words)
-            samples.append((frame, earlier, *words, resize_target(scene.masks[ANNOTATED[0]][instance], (64, 64))))
+            samples.append((frame, earlier, *words, resize_target(scene.masks[index][instance], (64, 64))))
     batch = dict(zip((*MODEL_FIELDS, "target"), map(np.stack, zip(*samples, strict=True)), strict=True))
 
     assert len(batch["target"]) == config.batch_size
