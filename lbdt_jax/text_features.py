@@ -50,15 +50,15 @@ def open_text_encoder(
     from lbdt_jax.convert.transformer import load_pretrained  # only here: the library behind it is slow to load
 
     pretrained = load_pretrained(config.text_encoder)
-    fewest, most = pretrained.reader.special_tokens + 1, pretrained.sizes.longest
+    fewest, most = pretrained.tokenizer.special_tokens + 1, pretrained.config.longest
     if not fewest <= config.max_words <= most:
         raise UserError(
             f"config.max_words is {config.max_words}; {config.text_encoder} reads {fewest} to {most} tokens."
         )
     config = config.copy_and_resolve_references()
-    config.model.transformer = ConfigDict(dataclasses.asdict(pretrained.sizes))
-    config.tokenizer = hashlib.sha256(pretrained.reader.text.encode()).hexdigest()
-    return config, pretrained.reader, pretrained.params
+    config.model.transformer = ConfigDict(dataclasses.asdict(pretrained.config))
+    config.tokenizer = hashlib.sha256(pretrained.tokenizer.text.encode()).hexdigest()
+    return config, pretrained.tokenizer, pretrained.params
 
 
 def with_transformer(variables: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def plot(result: Row) -> Figure | None:
     if not panels:
         return None
     figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
-    figure.suptitle(describe(result).splitlines()[0], x=0.02, ha="left")
+    figure.suptitle(describe(result).splitlines()[0], x=0.02, ha="left", fontsize="small")
     for axes, (title, xlabel, field, lines) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
@@ -168,7 +168,7 @@ def _plot_throughput(axes: Axes, field: str, lines: Mapping[str, Sequence[Row]])
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(frameon=False)
 
 
 def _frames(row: Row) -> int:
