@@ -30,7 +30,9 @@ from lbdt_jax.parallel import gather, run_sequentially
 from lbdt_jax.scoring import SCORING, Scoring
 from lbdt_jax.step import is_frozen, make_model
 from lbdt_jax.text_features import precomputed_features
-from lbdt_jax.visualization import render
+from lbdt_jax.visualization.attention import attention_sheet
+from lbdt_jax.visualization.contact_sheet import Example, contact_sheet
+from lbdt_jax.visualization.sheet import save_image
 
 #: Fields that a checkpoint decides, and not the configuration that it is evaluated with.
 OF_THE_MODEL = ("model", "image_size", "max_words", "text_encoder", "text_encoder_learning_rate", "tokenizer")
@@ -113,13 +115,13 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     write_json(result, folder / f"{name}.json")
     for kind, some in chosen.items():
         rows = [to_picture(*sample) for sample in some]
-        sheet = render.contact_sheet(rows, f"{title}: {kind} samples, step {checkpoint.step}")
-        render.save(sheet, folder / f"{name}-{kind}.png")
+        sheet = contact_sheet(rows, f"{title}: {kind} samples, step {checkpoint.step}")
+        save_image(sheet, folder / f"{name}-{kind}.png")
     for number, sample in enumerate(chosen["random"][: config.evaluation_attention_sheets], start=1):
-        sheet = attention_sheet(
+        sheet = draw_attention(
             model, checkpoint.variables, reader, sample, f"{title}: attention, step {checkpoint.step}"
         )
-        render.save(sheet, folder / f"{name}-attention-{number}.png")
+        save_image(sheet, folder / f"{name}-attention-{number}.png")
     published = config.published if split != "train" else ()  # they are those of what is evaluated
     print(format_table({"all": result, **result["groups"]}, published))
     if scoring.unscored:
@@ -201,11 +203,11 @@ class SampleSelector:
         return chosen
 
 
-def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, iou: float | None) -> render.Example:
+def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, iou: float | None) -> Example:
     """A sample as a row of a contact sheet."""
     sentence = example.sentences[index]
     group = f" {sentence.group}" if sentence.group else ""
-    return render.Example(
+    return Example(
         frame=example.original_frame,
         earlier_frame=example.original_earlier_frame,
         mask=example.masks[index],
@@ -216,18 +218,18 @@ def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, i
     )
 
 
-def attention_sheet(
+def draw_attention(
     model: LBDT, variables: dict[str, Any], reader: SentenceEncoder, sample: Sample, title: str
 ) -> Image.Image:
-    """What the network attended to when it answered a sample, see render.attention_sheet."""
+    """What the network attended to when it answered a sample, see attention_sheet."""
     asked, index = sample.example, sample.index
     words, word_mask = asked.words[index], asked.word_mask[index]
     explanation = explain(model, variables, asked.frame, asked.earlier_frame, words, word_mask)
     tokens = reader.tokens(asked.sentences[index].text, len(words))
-    return render.attention_sheet(to_picture(*sample), tokens, explanation, title)
+    return attention_sheet(to_picture(*sample), tokens, explanation, title)
 
 
-def pictures(predictor: BatchedPredictor, examples: Iterable[EvaluationExample]) -> list[render.Example]:
+def pictures(predictor: BatchedPredictor, examples: Iterable[EvaluationExample]) -> list[Example]:
     """The first sentence of every example, as rows of a contact sheet."""
     rows = []
     for example, logits in predictor(examples):

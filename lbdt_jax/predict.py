@@ -42,7 +42,10 @@ from lbdt_jax.inference.results import PredictionSettings, Stopwatch, answered, 
 from lbdt_jax.inference.segmenter import Segmenter, TimedFramePair
 from lbdt_jax.inference.video import Clip, ClipWriter, open_clip
 from lbdt_jax.metrics import resize_logits
-from lbdt_jax.visualization import render, video_strip
+from lbdt_jax.visualization.attention import attention_sheet
+from lbdt_jax.visualization.contact_sheet import Example
+from lbdt_jax.visualization.sheet import save_image
+from lbdt_jax.visualization.video_strip import FrameSampler, draw_segmentation
 
 SHEET_FRAMES = 12  # at most, on the contact sheet
 
@@ -87,7 +90,7 @@ def predict(
         return
 
     strip, confidence, frames = (
-        video_strip.FrameSampler(SHEET_FRAMES, clip.pixel_aspect),
+        FrameSampler(SHEET_FRAMES, clip.pixel_aspect),
         np.zeros(len(settings.text)),
         0,
     )
@@ -104,7 +107,7 @@ def predict(
     ):
         for answer in answers:
             since = time.monotonic()
-            picture = video_strip.draw_segmentation(answer.frame_pair.original_frame, answer.masks, settings.text)
+            picture = draw_segmentation(answer.frame_pair.original_frame, answer.masks, settings.text)
             writer.write(round(answer.frame_pair.time / clip.time_base), picture)
             for number, mask in enumerate(answer.masks, start=1):
                 with atomic_write(output / "masks" / str(number) / f"{answer.frame_pair.index:06d}.png") as unfinished:
@@ -115,7 +118,7 @@ def predict(
             progress.update()
             watch.add("drawing", since)
     seconds = time.monotonic() - started
-    render.save(strip.sheet(settings.text), output / "contact_sheet.png")
+    save_image(strip.sheet(settings.text), output / "contact_sheet.png")
     explain(segmenter, clip, settings, output / "explain", set(explained))
     finish(output)
 
@@ -153,7 +156,7 @@ def explain(segmenter: Segmenter, clip: Clip, settings: PredictionSettings, fold
             frames = frames - {frame_pair.index}
             for number, sentence in enumerate(settings.text, start=1):
                 explanation = segmenter.explain(frame_pair, sentence)
-                example = render.Example(
+                example = Example(
                     frame=frame_pair.original_frame,
                     earlier_frame=frame_pair.original_earlier_frame,
                     mask=None,
@@ -162,10 +165,8 @@ def explain(segmenter: Segmenter, clip: Clip, settings: PredictionSettings, fold
                     iou=None,
                     name=f"{clip.path.name}, frame {frame_pair.index}",
                 )
-                sheet = render.attention_sheet(
-                    example, segmenter.tokens(sentence), explanation, "What the model attends to"
-                )
-                render.save(sheet, folder / f"{frame_pair.index:06d}-{number}.png")
+                sheet = attention_sheet(example, segmenter.tokens(sentence), explanation, "What the model attends to")
+                save_image(sheet, folder / f"{frame_pair.index:06d}-{number}.png")
         if not frames:
             return
     if frames:

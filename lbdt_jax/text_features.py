@@ -57,14 +57,14 @@ def open_text_encoder(
     from lbdt_jax.convert.transformer import load_pretrained  # imports transformers, which is slow
 
     pretrained = load_pretrained(config.text_encoder)
-    tokenizer = pretrained.reader
-    min_words, max_words = tokenizer.special_tokens + 1, pretrained.sizes.max_length
+    tokenizer = pretrained.tokenizer
+    min_words, max_words = tokenizer.special_tokens + 1, pretrained.config.max_length
     if not min_words <= config.max_words <= max_words:
         raise UserError(
             f"config.max_words is {config.max_words}; {config.text_encoder} reads {min_words} to {max_words} tokens."
         )
     config = config.copy_and_resolve_references()
-    config.model.transformer = ConfigDict(dataclasses.asdict(pretrained.sizes))
+    config.model.transformer = ConfigDict(dataclasses.asdict(pretrained.config))
     config.tokenizer = hashlib.sha256(tokenizer.text.encode()).hexdigest()
     return config, tokenizer, pretrained.params
 

@@ -21,7 +21,7 @@ from input_pipeline.prepare import prepare
 from input_pipeline.report import load_report
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint, with_defaults
 from lbdt_jax.cli import write_json
-from lbdt_jax.convert.initial import initialise
+from lbdt_jax.convert.initial import load_initial_weights
 from lbdt_jax.evaluate import pictures
 from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -46,7 +46,8 @@ from lbdt_jax.step import (
     split_params,
 )
 from lbdt_jax.text_features import open_text_encoder, precomputed_features, with_transformer
-from lbdt_jax.visualization import render
+from lbdt_jax.visualization.contact_sheet import contact_sheet
+from lbdt_jax.visualization.sheet import save_image
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -87,7 +88,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if transformer and not has_checkpoint(workdir):
         variables = with_transformer(variables, transformer)
     if config.initial_weights and not has_checkpoint(workdir):
-        variables = initialise(variables, config.initial_weights)
+        variables = load_initial_weights(variables, config.initial_weights)
     state = replicate(initial_state(variables, optimizer, is_frozen(config)), mesh)
     parameters, fixed = (
         sum(array.size for array in jax.tree.leaves(part)) for part in split_params(state.params, is_frozen(config))
@@ -166,8 +167,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     predictor.use(local(state.variables))
                     examples = evaluation_examples(config, config.evaluation_split, reader)
                     shown = pictures(predictor, itertools.islice(examples, config.contact_sheet_samples))
-                    sheet = render.contact_sheet(shown, f"{config.dataset} {config.evaluation_split}, step {step}")
-                    render.save(sheet, workdir / "pictures" / f"step_{step:06d}.png")
+                    sheet = contact_sheet(shown, f"{config.dataset} {config.evaluation_split}, step {step}")
+                    save_image(sheet, workdir / "pictures" / f"step_{step:06d}.png")
                     writer.write_images(step, {"predictions": np.asarray(sheet)[None]})
 
                 if save:

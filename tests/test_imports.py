@@ -30,7 +30,8 @@ def test_the_model_needs_no_tensorflow() -> None:
         "lbdt_jax.benchmark.report",
         "lbdt_jax.convert.__main__",
         "lbdt_jax.convert.initial",
-        "lbdt_jax.visualization.render",
+        "lbdt_jax.visualization.attention",
+        "lbdt_jax.visualization.video_strip",
         "lbdt_jax.metrics.paper",
         "lbdt_jax.metrics.standard",
     )

@@ -23,7 +23,7 @@ from lbdt_jax.demo.checks import Limits, check_clip, read_sentences, unknown_wor
 from lbdt_jax.inference import results
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import ClipWriter, open_clip
-from lbdt_jax.visualization import render, video_strip
+from lbdt_jax.visualization.overlays import color_of, overlay
 
 _SIDE = 640  # pixels of the longer side of pictures on the page
 _MOST_ENLARGED = 8  # times, so that masks of a small clip have a smooth contour
@@ -129,7 +129,7 @@ def _draw(folder: Path, sentences: int) -> Iterator[tuple[float, list[float]]]:
             for number, line in enumerate(lines):
                 mask = Image.fromarray(255 * run_length.decode(line["segmentation"]))
                 mask = np.asarray(mask.resize(size, Image.Resampling.BICUBIC)) >= 128
-                picture = render.overlay(picture, mask, video_strip.color_of(number))
+                picture = overlay(picture, mask, color_of(number))
             Image.fromarray(picture).save(folder / "frames" / f"{lines[0]['frame']:06d}.jpg", quality=90)
             writer = writer or stack.enter_context(ClipWriter(folder / "shown.mp4", picture.shape[:2], square))
             writer.write(time, picture)

@@ -1,6 +1,6 @@
 """What the network looks at: every attention map and channel gate behind one answer, as numpy arrays.
 
-`render.attention_sheet` draws them.
+`lbdt_jax.visualization.attention` draws them.
 """
 
 from __future__ import annotations

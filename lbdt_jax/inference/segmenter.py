@@ -276,7 +276,7 @@ class Segmenter:
             )
 
     def explain(self, frame_pair: TimedFramePair, sentence: str) -> Explanation:
-        """What the model attends to when it answers a sentence; `render.attention_sheet` draws it."""
+        """What the model attends to when it answers a sentence; `attention_sheet` draws it."""
         words, word_mask = self.encode([sentence])
         frames = frame_pair.frame, frame_pair.earlier_frame
         return explain(self._model, self.checkpoint.variables, *frames, words[0], word_mask[0])

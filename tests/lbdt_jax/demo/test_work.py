@@ -23,7 +23,7 @@ from lbdt_jax.demo import checks, work
 from lbdt_jax.demo.checks import Limits
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import open_clip
-from lbdt_jax.visualization import render, video_strip
+from lbdt_jax.visualization.overlays import color_of, overlay
 
 LIMITS = Limits(seconds=1.0, megabytes=0.1, sentences=3)
 TEXT = "the red dog\n\n  a black   cat "
@@ -196,7 +196,7 @@ def test_a_clip_is_answered(segmenter: Segmenter, tmp_path: Path) -> None:
     for index, answer in enumerate(answers):
         expected = answer.frame_pair.original_frame
         for number, mask in enumerate(answer.masks):
-            expected = render.overlay(expected, mask, video_strip.color_of(number))
+            expected = overlay(expected, mask, color_of(number))
         with Image.open(result.frame(index)) as picture:
             assert picture.size == (512, 384)
             small = np.asarray(picture.resize((64, 48), Image.Resampling.BOX), int)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, PreTrainedModel, XLMRobertaModel
 
 from input_pipeline.errors import UserError
-from lbdt_jax.convert.transformer import PLAIN_WORDS, Pretrained, find_folder, load_pretrained
+from lbdt_jax.convert.transformer import COMMON_WORDS, Pretrained, find_folder, load_pretrained
 from lbdt_jax.models.text_encoder import TransformerTextEncoder
 from lbdt_jax.models.transformer import Transformer
 
@@ -49,7 +49,7 @@ SENTENCES = [*ODD, *PLAIN][:50]
 
 
 def hidden_states(pretrained: Pretrained, words: np.ndarray, mask: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    apply = jax.jit(Transformer(pretrained.sizes, dtype=dtype).apply)
+    apply = jax.jit(Transformer(pretrained.config, dtype=dtype).apply)
     return np.asarray(apply({"params": pretrained.params}, words, mask))
 
 
@@ -60,7 +60,7 @@ def in_torch(model: PreTrainedModel, words: np.ndarray, mask: np.ndarray) -> np.
 
 
 def read(pretrained: Pretrained, sentences: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    words, mask = zip(*(pretrained.reader.encode(sentence, length) for sentence in sentences), strict=True)
+    words, mask = zip(*(pretrained.tokenizer.encode(sentence, length) for sentence in sentences), strict=True)
     return np.stack(words), np.stack(mask)
 
 
@@ -83,7 +83,7 @@ def test_real_weights_give_the_hidden_states_of_transformers(length: int) -> Non
 
 def test_real_tokens_are_those_of_transformers() -> None:
     theirs = AutoTokenizer.from_pretrained(find_folder(MINILM), local_files_only=True)
-    ours = load_pretrained(MINILM).reader
+    ours = load_pretrained(MINILM).tokenizer
     for sentence in SENTENCES:
         valid = sentence.encode("utf-8", "replace").decode()
         for length in (3, 20, 512):
@@ -105,7 +105,7 @@ def test_both_families_with_random_weights(tmp_path: Path, kind: str) -> None:
     }[kind]
     model = write(tmp_path)
     pretrained = load_pretrained(str(tmp_path))
-    assert pretrained.sizes.max_length == LONGEST and pretrained.sizes.first_position == (0 if kind == "bert" else 2)
+    assert pretrained.config.max_length == LONGEST and pretrained.config.first_position == (0 if kind == "bert" else 2)
     words, mask = read(pretrained, ["the red circle moving left", "é", "", "a b " * 40], LONGEST)
     assert mask.sum(axis=1).tolist()[2:] == [2, LONGEST]
     found, expected = hidden_states(pretrained, words, mask), in_torch(model, words, mask)
@@ -131,7 +131,7 @@ def test_weights_with_heads_and_old_names(tmp_path: Path) -> None:
 def test_features_are_zero_at_padding_and_can_be_precomputed(tmp_path: Path, float64: None) -> None:
     write_bert(tmp_path)
     pretrained = load_pretrained(str(tmp_path))
-    module = TransformerTextEncoder(8, pretrained.sizes, 0.5, dtype="float64")
+    module = TransformerTextEncoder(8, pretrained.config, 0.5, dtype="float64")
     words, mask = read(pretrained, ["the red circle", "the"], 9)
     variables = module.init(jax.random.key(0), words, mask)
     params = {**variables["params"], "transformer": pretrained.params}
@@ -193,13 +193,13 @@ NORM = "encoder.layer.1.output.LayerNorm.weight"
         (lambda folder: (folder / "config.json").write_text("{"), "config.json can't be used"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (as_pickle, "pytorch_model.bin is a pickle, which could execute anything"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"0" * 99), "is broken, or no .safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"0" * 99), "is broken, or not a .safetensors file"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "its tokenizer can't be read"),
         (another_tokenizer, r"the tokenizer has \d+ tokens, the weights are for \d+"),
-        (lost_vocabulary, f"reads {', '.join(PLAIN_WORDS)} all as unknown: it has lost its vocabulary"),
-        (edit_config(model_type="distilbert"), "model_type 'distilbert'; only bert, roberta"),
+        (lost_vocabulary, f"{', '.join(COMMON_WORDS)} are all unknown to the tokenizer: it has lost its vocabulary"),
+        (edit_config(model_type="distilbert"), "model_type is 'distilbert'; supported are bert, roberta"),
         (edit_config(model_type="flurbl"), "config.json can't be used.*flurbl"),
-        (edit_config(hidden_act="silu"), "hidden_act 'silu'; known are gelu"),
+        (edit_config(hidden_act="silu"), "hidden_act 'silu'; supported are gelu"),
         (edit_config(is_decoder=True), "is_decoder True; only False"),
         (edit_config(num_attention_heads=5), "12 channels can't be divided among 5 heads"),
         (edit_config(num_hidden_layers=3), r"missing: \['encoder.layer.2.attention.output.LayerNorm.bias'"),
@@ -233,7 +233,7 @@ def test_no_folder_no_package_and_no_library(
         load_pretrained("no_such_model")
     with pytest.raises(UserError, match="there is no folder and no installed package 'no/such/model'. choose"):
         load_pretrained("no/such/model")
-    with pytest.raises(UserError, match="the package json holds no config.json"):
+    with pytest.raises(UserError, match="the package json has no folder with config.json"):
         load_pretrained("json")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="needs the library transformers: pip install -r requirements-text.txt"):
