@@ -27,7 +27,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.workers import cores
 from lbdt_jax.cpu import onednn
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, shard_batch
 from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step
 
 #: How long each row is timed after warming up, and the least number of timings, of at least 0.1 s each.
@@ -121,7 +121,7 @@ def jobs(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int], sentences: 
         elif transformer:
             words = {"vocabulary_size": transformer.vocabulary}
         batch = random_batch(size, config.image_size, config.max_words, sentences_per_frame=together, **words)
-        return split(batch, mesh)
+        return shard_batch(batch, mesh)
 
     def training_step(size: int) -> Row:
         batch = noise(size, config.sentences_per_frame, training=True)
@@ -169,7 +169,7 @@ def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
 
         def next_batch() -> dict[str, jax.Array]:
             batch = next(source)
-            return split({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
+            return shard_batch({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
 
         step, row = compile_training(config, mesh, variables, next_batch())
         return measure_program(lambda: step(next_batch()), row, config.batch_size)
@@ -294,7 +294,7 @@ def matrix_ceiling(mesh: Mesh, dtype: str) -> float:
     product = over_devices(jnp.matmul, mesh, (parts, parts))
     for side in (1024, 2048, 4096, 8192):
         noise = np.random.default_rng(0).standard_normal((1, side, side), np.float32).astype(dtype)
-        both = split({"matrix": np.repeat(noise, len(mesh.local_devices), axis=0)}, mesh)["matrix"]
+        both = shard_batch({"matrix": np.repeat(noise, len(mesh.local_devices), axis=0)}, mesh)["matrix"]
         program, row = compile_program(product, (both, both), mesh)
         row = measure_program(functools.partial(program, both, both), row, 1)
         best = max(best, row["tflops_per_second"])

@@ -27,7 +27,7 @@ from lbdt_jax.benchmark.__main__ import main
 from lbdt_jax.benchmark.report import COLUMNS, chart, compare, load, table_line
 from lbdt_jax.chart import Panel, Point, line_chart, round_step
 from lbdt_jax.cpu.convolution import LAYOUT, convolve
-from lbdt_jax.parallel import DATA_AXIS, make_mesh, split
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, shard_batch
 from lbdt_jax.visualization.render import PALETTE
 
 
@@ -89,7 +89,7 @@ def test_every_row_is_measured_or_says_why_not(result: dict[str, Any]) -> None:
 def test_products_are_counted_and_weighed() -> None:
     mesh = make_mesh(jax.devices()[:2])
     parts = PartitionSpec(DATA_AXIS)
-    both = split({"matrix": np.ones((2, 32, 32), np.float32)}, mesh)["matrix"]
+    both = shard_batch({"matrix": np.ones((2, 32, 32), np.float32)}, mesh)["matrix"]
     product = measure.over_devices(jnp.matmul, mesh, (parts, parts))
     program, row = measure.compile_program(product, (both, both), mesh)
     np.testing.assert_array_equal(program(both, both), np.full((2, 32, 32), 32, np.float32))

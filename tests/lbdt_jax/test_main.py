@@ -36,7 +36,7 @@ from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
 from lbdt_jax.evaluate import evaluate
 from lbdt_jax.parallel import Stopped
 from lbdt_jax.step import NotFinite
-from lbdt_jax.train import keep_config, train
+from lbdt_jax.train import check_and_save_config, train
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -184,11 +184,11 @@ def test_unseen_words_are_scored_word_by_word(config: ConfigDict, workdir: Path)
 def test_a_run_of_another_configuration_is_left_alone(config: ConfigDict, workdir: Path) -> None:
     other = config.copy_and_resolve_references()
     other.learning_rate = 0.5
-    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 asked for"):
+    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 requested"):
         train(other, workdir)
     free = config.copy_and_resolve_references()
     free.log_every_steps = 7
-    keep_config(free, workdir / "config.json")
+    check_and_save_config(free, workdir / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir
     result = evaluate(load_checkpoint(workdir), config, tmp_path)
     assert result == json.loads((tmp_path / "evaluation/refer_youtube_vos-valid.json").read_text())
     assert result["samples"] == 4 and not result.keys() & {"paper", "standard"}
-    assert result["without_truth"] == 4 and "4 answers are not scored" in capsys.readouterr().out
+    assert result["without_truth"] == 4 and "4 predictions are not scored" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "evaluation/refer_youtube_vos-valid-standard.zip") as file:
         expected = [f"Annotations/0062f687f1/{e}/{frame}.png" for frame in ("00000", "00005") for e in (0, 1)]
         assert sorted(file.namelist()) == sorted(expected)

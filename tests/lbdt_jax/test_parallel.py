@@ -18,7 +18,7 @@ from tiny import STEPS_PER_EPOCH, tiny_batch, tiny_config, tiny_state
 
 from input_pipeline.batch import Batch
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, shard_batch
 from lbdt_jax.step import Metrics, TrainState, loss_function, make_model, make_train_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -42,10 +42,10 @@ def compiled_step(devices: int, **fields: Any) -> Step:
     train_step = make_train_step(make_model(config), make_optimizer(config, STEPS_PER_EPOCH), config, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return jax.device_get(train_step(replicate(state, mesh), split(batch, mesh)))
+        return jax.device_get(train_step(replicate(state, mesh), shard_batch(batch, mesh)))
 
     step.compilations = train_step._cache_size
-    step.lower = lambda state, batch: train_step.lower(replicate(state, mesh), split(batch, mesh))
+    step.lower = lambda state, batch: train_step.lower(replicate(state, mesh), shard_batch(batch, mesh))
     return step
 
 
@@ -165,7 +165,7 @@ def test_in_bfloat16_what_is_learnt_and_logged_is_float32_and_the_old_state_is_g
     config, mesh = make_config(**{"model.dtype": "bfloat16"}), make_mesh(jax.devices()[:1])
     step = make_train_step(make_model(config), make_optimizer(config, STEPS_PER_EPOCH), config, mesh)
     old = replicate(tiny_state(make_config(**{"model.dtype": "float32"})), mesh)
-    batch = split(tiny_batch(config), mesh)
+    batch = shard_batch(tiny_batch(config), mesh)
     assert "bf16" in step.lower(old, batch).as_text()
     new, metrics = step(old, batch)
     numbers = jax.tree.leaves((new.params, new.batch_stats, new.optimizer_state, metrics))
@@ -216,11 +216,11 @@ def test_without_dropout_neither_order_nor_step_matters(float64: None) -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     batch = {name: x[:7] for name, x in tiny_batch(tiny_config()).items()}
     with pytest.raises(ValueError, match="partitioned 8 times, but the dimension size is 7"):
-        split(batch, make_mesh())
+        shard_batch(batch, make_mesh())
 
 
 def test_every_device_gets_its_part_in_order() -> None:
-    parts = split({"x": np.arange(16).reshape(16, 1)}, make_mesh())["x"].addressable_shards
+    parts = shard_batch({"x": np.arange(16).reshape(16, 1)}, make_mesh())["x"].addressable_shards
     assert [(shard.device, *np.ravel(shard.data)) for shard in parts] == [
         (device, 2 * place, 2 * place + 1) for place, device in enumerate(jax.devices())
     ]

@@ -19,7 +19,7 @@ from runs import OPTIMISED, ROOT, described, finish, logged, start, start_togeth
 from input_pipeline.errors import UserError
 from lbdt_jax import parallel
 from lbdt_jax.checkpoint import load_checkpoint
-from lbdt_jax.parallel import connect
+from lbdt_jax.parallel import initialize_distributed
 
 STEPS = 3
 
@@ -136,10 +136,10 @@ LATE = """
 import time
 import jax, numpy as np
 from jax.sharding import PartitionSpec
-from lbdt_jax.parallel import DATA_AXIS, connect, is_first_process, make_mesh, set_cpu_devices, split
-from lbdt_jax.parallel import warm_up_collectives
+from lbdt_jax.parallel import DATA_AXIS, initialize_distributed, is_first_process, make_mesh, set_cpu_devices
+from lbdt_jax.parallel import shard_batch, warm_up_collectives
 
-connect()
+initialize_distributed()
 set_cpu_devices(2)
 warm_up_collectives()
 if is_first_process():
@@ -147,7 +147,7 @@ if is_first_process():
 numbers = {"": np.arange(2, dtype=np.float32) + 10 * jax.process_index()}
 specs = {"in_specs": PartitionSpec(DATA_AXIS), "out_specs": PartitionSpec()}
 mean = jax.shard_map(lambda x: jax.lax.pmean(x, DATA_AXIS), mesh=make_mesh(), **specs)
-print(jax.jit(mean)(split(numbers, make_mesh())[""]).addressable_data(0))
+print(jax.jit(mean)(shard_batch(numbers, make_mesh())[""]).addressable_data(0))
 """
 
 
@@ -173,7 +173,7 @@ def test_one_process_connects_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     for name in parallel.PROCESS_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    connect()
+    initialize_distributed()
     assert not jax.distributed.is_initialized()
 
 
@@ -193,16 +193,16 @@ def test_half_a_description_of_the_processes_is_refused(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="set all of JAX_COORDINATOR_ADDRESS"):
-        connect()
+        initialize_distributed()
 
 
 def test_in_slurm_jax_finds_the_others_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **named: called.append((arguments, named)))
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    connect()
+    initialize_distributed()
     assert called == [((), {})]
     for name, value in zip(parallel.PROCESS_VARIABLES, ("host:1", "4", "3"), strict=True):
         monkeypatch.setenv(name, value)
-    connect()
+    initialize_distributed()
     assert called[1] == (("host:1", 4, 3), {"cluster_detection_method": "deactivate"})

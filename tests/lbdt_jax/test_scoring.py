@@ -15,8 +15,8 @@ from input_pipeline.images import resize_target
 from input_pipeline.pipeline import EvaluationExample
 from input_pipeline.readers.ref_davis17 import ANNOTATORS
 from input_pipeline.types import Sentence
-from lbdt_jax.metrics import enlarge_as_published
-from lbdt_jax.scoring import SCORING, Scoring
+from lbdt_jax.metrics import resize_as_published
+from lbdt_jax.scoring import SCORERS, Scorer
 
 SIZE, MODEL = (48, 64), (32, 32)  # of the frames, and of a model that sees them smaller
 
@@ -89,7 +89,7 @@ def davis_sentences(objects: int) -> list[Sentence]:
 @pytest.mark.parametrize("perfect", [True, False])
 def test_the_truth_scores_one_and_nothing_scores_zero(dataset: str, perfect: bool, tmp_path: Path) -> None:
     left, right = box(5, 6), box(20, 40)
-    with SCORING.get(dataset, Scoring)(tmp_path / "x") as scoring:
+    with SCORERS.get(dataset, Scorer)(tmp_path / "x") as scoring:
         for index in range(3):
             truth = {sentence: (left, right)[sentence.instance - 1] for sentence in davis_sentences(2)}
             example = asked("a", index, truth, davis_labels(right, left))  # numbered the other way round
@@ -105,7 +105,7 @@ def test_refer_youtube_vos_counts_every_expression_alike(tmp_path: Path) -> None
     """J by hand: expression 0 is right in one of four frames, expression 1 in its only one."""
     mask, nothing = box(5, 6), np.zeros(SIZE, bool)
     first, second = Sentence("a", 1, "", "0"), Sentence("b", 1, "", "1")
-    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
+    with SCORERS["refer_youtube_vos"](tmp_path / "x") as scoring:
         scoring.add(asked("v", 0, {first: mask, second: mask}), logits(mask, mask))
         for index in (5, 10, 15):
             scoring.add(asked("v", index, {first: mask}), logits(nothing))
@@ -120,7 +120,7 @@ def test_the_server_s_zips_hold_every_expression_with_or_without_truth(tmp_path:
     rng = np.random.default_rng(0)
     known, unknown = Sentence("a", 1, "", "0"), Sentence("b", None, "", "7")
     answers = rng.standard_normal((2, *MODEL)).astype(np.float32).cumsum(1)
-    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
+    with SCORERS["refer_youtube_vos"](tmp_path / "x") as scoring:
         found = scoring.add(asked("v", 25, {known: box(1, 2), unknown: None}, model=MODEL), answers)
         assert scoring.compute()["samples"] == 1
     assert [iou is None for _, iou in found] == [False, True]
@@ -130,19 +130,19 @@ def test_the_server_s_zips_hold_every_expression_with_or_without_truth(tmp_path:
             assert file.namelist() == ["Annotations/v/0/00025.png", "Annotations/v/7/00025.png"]
             for name, logit, (prediction, _) in zip(file.namelist(), answers, found, strict=True):
                 picture = Image.open(io.BytesIO(file.read(name)))
-                expected = enlarge_as_published(logit > 0, SIZE) if protocol == "paper" else prediction
+                expected = resize_as_published(logit > 0, SIZE) if protocol == "paper" else prediction
                 assert picture.mode == "L" and expected.any() and not expected.all()
                 np.testing.assert_array_equal(np.asarray(picture), 255 * expected.astype(np.uint8))
 
 
 def test_without_any_truth_there_are_no_scores(tmp_path: Path) -> None:
-    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
+    with SCORERS["refer_youtube_vos"](tmp_path / "x") as scoring:
         scoring.add(asked("v", 0, {Sentence("a", None, "", "0"): None}), logits(box(1, 1)))
         assert scoring.compute() == {"samples": 1, "groups": {}}
 
 
 def test_expressions_that_are_numbered_by_us_are_not_for_the_server(tmp_path: Path) -> None:
-    with SCORING["refer_youtube_vos"](tmp_path / "x", layout="prepared") as scoring:
+    with SCORERS["refer_youtube_vos"](tmp_path / "x", layout="prepared") as scoring:
         scoring.add(asked("v", 0, {Sentence("a", 1, "", "0"): box(1, 1)}), logits(box(1, 1)))
         assert scoring.compute()["paper"]["j"] == pytest.approx(1)
     assert scoring.files == [] and not any(tmp_path.iterdir())
@@ -150,7 +150,7 @@ def test_expressions_that_are_numbered_by_us_are_not_for_the_server(tmp_path: Pa
 
 def test_davis_where_only_the_objects_to_score_on_are_known(tmp_path: Path) -> None:
     sentence = Sentence("a", None, "annot1 first", "0")
-    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
+    with SCORERS["ref_davis17"](tmp_path / "x") as scoring:
         scoring.add(asked("v", 0, {sentence: None}, davis_labels(box(0, 0))), logits(box(0, 0)))
         result = scoring.compute()
     assert result["standard"]["j_and_f"] == pytest.approx(1 / 4) and result["per_expression"] == {}
@@ -160,7 +160,7 @@ def test_davis_with_more_objects_than_are_allowed(tmp_path: Path) -> None:
     sentence = Sentence("a", 21, "annot1 first", "80")
     with (
         pytest.raises(UserError, match="v has sentences about more than 20 objects"),
-        SCORING["ref_davis17"](tmp_path / "x") as scoring,
+        SCORERS["ref_davis17"](tmp_path / "x") as scoring,
     ):
         scoring.add(asked("v", 0, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
 
@@ -171,7 +171,7 @@ def test_davis_matches_objects_and_averages_the_annotators(tmp_path: Path) -> No
     found = {0: (left, right), 1: (right, left), 2: (left, nothing), 3: (nothing, right)}
     sentences = davis_sentences(2)
     truth = {sentence: (left, right)[sentence.instance - 1] for sentence in sentences}
-    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
+    with SCORERS["ref_davis17"](tmp_path / "x") as scoring:
         for index in range(2):
             answers = [found[int(s.expression) % 4][int(s.expression) // 4] for s in sentences]
             scoring.add(asked("v", index, truth, davis_labels(left, right)), logits(*answers))
@@ -191,7 +191,7 @@ def test_davis_where_two_answers_meet_the_surer_one_wins(tmp_path: Path) -> None
     sentences = [Sentence("a", 1, "annot1 first", "0"), Sentence("b", 3, "annot1 first", "8")]  # object 1 has none
     weak, strong = np.where(box(0, 0, 40, 40), 1.0, -9.0), np.where(box(0, 0, 10, 10), 2.0, -9.0)
     truth = {sentence: box(0, 0) for sentence in sentences}
-    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
+    with SCORERS["ref_davis17"](tmp_path / "x") as scoring:
         scoring.add(asked("v", 0, truth, davis_labels(box(0, 0))), np.stack([weak, strong]).astype(np.float32))
     labels = np.asarray(Image.open(tmp_path / "x-annotators/anno_0/v/00000.png"))
     assert labels[5, 5] == 3 and labels[20, 20] == 1 and labels[45, 60] == 0 and set(np.unique(labels)) == {0, 1, 3}
@@ -201,7 +201,7 @@ def test_davis_where_two_answers_meet_the_surer_one_wins(tmp_path: Path) -> None
 def test_davis_without_the_objects_to_score_on(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"v, frame 3: .* put DAVIS/Annotations_unsupervised/480p"),
-        SCORING["ref_davis17"](tmp_path / "x") as scoring,
+        SCORERS["ref_davis17"](tmp_path / "x") as scoring,
     ):
         scoring.add(asked("v", 3, {Sentence("a", 1, "annot1 first", "0"): box(0, 0)}), logits(box(0, 0)))
 
@@ -211,7 +211,7 @@ def test_what_an_earlier_evaluation_wrote_is_replaced_when_all_is_there(dataset,
     sentence = Sentence("a", 1, "annot1 first", "0")
 
     def run(index: int, fails: bool = False) -> list[Path]:
-        with SCORING[dataset](tmp_path / "x") as scoring:
+        with SCORERS[dataset](tmp_path / "x") as scoring:
             scoring.add(asked("v", index, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
             if fails:
                 raise KeyboardInterrupt

@@ -27,8 +27,8 @@ from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.resize import aligned_bilinear, upsample_and_sum
 from lbdt_jax.models.text_encoder import TextEncoder
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
-from lbdt_jax.step import initial_state, initial_variables, make_model, make_train_step, score
+from lbdt_jax.parallel import make_mesh, replicate, shard_batch
+from lbdt_jax.step import compute_metrics, initial_state, initial_variables, make_model, make_train_step
 
 UNITS = np.load(GOLDEN / "units.npz")
 
@@ -55,7 +55,7 @@ def run_three_steps(variant: str, case: str, dtype: str) -> dict[str, Any]:
             method=encode_and_segment,
             mutable=["batch_stats"],
         )
-        metrics = score(logits, jnp.asarray(inputs["target"]), config)
+        metrics = compute_metrics(logits, jnp.asarray(inputs["target"]), config)
         return metrics["loss"], (changed["batch_stats"], metrics, logits)
 
     @jax.jit
@@ -174,7 +174,7 @@ def test_eight_samples_are_learnt_by_heart() -> None:
     step = make_train_step(model, optimizer, config, mesh)
     course = []
     for _ in range(400):
-        state, metrics = step(state, split(batch, mesh))
+        state, metrics = step(state, shard_batch(batch, mesh))
         course.append(float(metrics["loss"]))
     assert course[-1] < 0.1 * course[0]
     logits = model.apply(state.variables, *(batch[name] for name in MODEL_FIELDS))
@@ -191,10 +191,10 @@ def test_losses(case: str, float64: None) -> None:
     expected = json.loads((GOLDEN / "units.json").read_text())[f"loss/{case}"]
     logits, target = (jnp.asarray(UNITS[f"loss/{case}/{name}"], jnp.float64) for name in ("logits", "target"))
     config = a2d.get_config()
-    metrics = score(logits, target, config)
+    metrics = compute_metrics(logits, target, config)
     for name in ("bce", "dice", "loss"):
         close(metrics[name], expected[name])
-    close(jax.grad(lambda x: score(x, target, config)["loss"])(logits), UNITS[f"loss/{case}/grad"])
+    close(jax.grad(lambda x: compute_metrics(x, target, config)["loss"])(logits), UNITS[f"loss/{case}/grad"])
     close(jax.grad(lambda x: losses.dice(x, target))(logits), UNITS[f"loss/{case}/grad_dice"])
 
 
