@@ -36,7 +36,7 @@ from configs import a2d
 from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
 from lbdt_jax.models.lbdt import normalize
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.parallel import make_mesh, replicate, shard_batch
 from lbdt_jax.step import initial_state, make_model, make_train_step
 
 VARIANT = "lbdt4_r50"
@@ -130,7 +130,7 @@ def our_training_step(batch: Batch, dtype: str) -> Callable[[], float]:
     optimizer = make_optimizer(config, steps_per_epoch=1000)
     _, variables = published_model(VARIANT, "float32")
     state = replicate(initial_state(variables, optimizer), mesh)
-    on_device = split({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
+    on_device = shard_batch({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
     step = make_train_step(make_model(config), optimizer, config, mesh)
 
     def run() -> float:

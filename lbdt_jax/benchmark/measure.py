@@ -28,7 +28,7 @@ from input_pipeline.text.encoders import TransformerTokenizer
 from input_pipeline.workers import cores
 from lbdt_jax.cpu import onednn
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, shard_batch
 from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step
 
 #: How long each row is timed after warming up, in seconds, and the least number of timings, of at least 0.1 s each.
@@ -159,7 +159,7 @@ def noise(
     elif transformer:
         words = {"vocabulary_size": transformer.vocabulary}
     batch = random_batch(size, config.image_size, config.max_words, sentences_per_frame=sentences_per_frame, **words)
-    return split(batch, mesh)
+    return shard_batch(batch, mesh)
 
 
 def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
@@ -175,7 +175,7 @@ def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
 
         def next_batch() -> dict[str, jax.Array]:
             batch = next(batches)
-            return split({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
+            return shard_batch({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
 
         step, row = compile_training(config, mesh, variables, next_batch())
         return measure_program(lambda: step(next_batch()), row, config.batch_size)
@@ -327,7 +327,7 @@ def matrix_ceiling(mesh: Mesh, dtype: str) -> float:
     matmul = shard(jnp.matmul, mesh, (sharded, sharded))
     for size in (1024, 2048, 4096, 8192):
         matrix = np.random.default_rng(0).standard_normal((1, size, size), np.float32).astype(dtype)
-        matrices = split({"matrix": np.repeat(matrix, len(mesh.local_devices), axis=0)}, mesh)["matrix"]
+        matrices = shard_batch({"matrix": np.repeat(matrix, len(mesh.local_devices), axis=0)}, mesh)["matrix"]
         program, row = compile_program(matmul, (matrices, matrices), mesh)
         row = measure_program(functools.partial(program, matrices, matrices), row, 1)
         best = max(best, row["tflops_per_second"])

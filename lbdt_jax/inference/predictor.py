@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.types import Array, FramePairFeatures
-from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, shard_batch
 
 
 class Questions(Protocol):
@@ -85,7 +85,7 @@ class BatchedPredictor:
     def _answer_chunk(self, chunk: Sequence[Asked]) -> Iterator[tuple[Asked, np.ndarray]]:
         padded = [*chunk, *[chunk[-1]] * (self._devices * self._frames - len(chunk))]
         frames = {name: np.stack([getattr(e, name) for e in padded]) for name in ("frame", "earlier_frame")}
-        features = self._encode(self._variables, split(frames, self._mesh))
+        features = self._encode(self._variables, shard_batch(frames, self._mesh))
 
         # Device d holds the frame pairs from d * frames on, and answers what is asked about those.
         waiting: list[list[tuple[int, int]]] = [[] for _ in range(self._devices)]
@@ -95,7 +95,9 @@ class BatchedPredictor:
         while any(waiting):
             now = [questions[: self._sentences] for questions in waiting]
             waiting = [questions[self._sentences :] for questions in waiting]
-            answers = np.asarray(self._answer(self._variables, features, split(self._asked(chunk, now), self._mesh)))
+            answers = np.asarray(
+                self._answer(self._variables, features, shard_batch(self._asked(chunk, now), self._mesh))
+            )
             for device, questions in enumerate(now):
                 for place, (index, _) in enumerate(questions):
                     logits[index].append(answers[device * self._sentences + place])

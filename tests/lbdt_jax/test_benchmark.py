@@ -27,7 +27,7 @@ from lbdt_jax.benchmark.__main__ import main
 from lbdt_jax.benchmark.report import COLUMNS, compare, load, plot, table_line
 from lbdt_jax.cpu.convolution import DIMENSION_NUMBERS
 from lbdt_jax.ops import convolve
-from lbdt_jax.parallel import DATA_AXIS, make_mesh, split
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, shard_batch
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_every_row_is_measured_or_has_a_reason(result: dict[str, Any]) -> None:
 def test_operations_and_memory_of_a_matrix_product() -> None:
     mesh = make_mesh(jax.devices()[:2])
     sharded = PartitionSpec(DATA_AXIS)
-    matrices = split({"matrix": np.ones((2, 32, 32), np.float32)}, mesh)["matrix"]
+    matrices = shard_batch({"matrix": np.ones((2, 32, 32), np.float32)}, mesh)["matrix"]
     matmul = measure.shard(jnp.matmul, mesh, (sharded, sharded))
     program, row = measure.compile_program(matmul, (matrices, matrices), mesh)
     np.testing.assert_array_equal(program(matrices, matrices), np.full((2, 32, 32), 32, np.float32))

@@ -33,14 +33,14 @@ from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from lbdt_jax.convert.__main__ import to_weights
 from lbdt_jax.convert.names import to_torch
 from lbdt_jax.demo.checks import unknown_words
-from lbdt_jax.evaluate import evaluate, reader_for
+from lbdt_jax.evaluate import evaluate, sentence_encoder_for
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.parallel import make_mesh, replicate, shard_batch
 from lbdt_jax.predict import describe_model
 from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step, split_params
 from lbdt_jax.text_features import open_text_encoder, precomputed_features, with_transformer
-from lbdt_jax.train import device_fields, keep_config, train
+from lbdt_jax.train import check_and_save_config, device_fields, train
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -145,7 +145,7 @@ def test_finetuned_parameters_have_their_own_learning_rate(config: ConfigDict, s
     assert batch["words"].shape == (8, 20) and batch["words"].dtype == np.int32
     assert batch["words"].max() < tokenizer.vocabulary_size and not batch["words"][~batch["word_mask"]].any()
     before = flatten_dict(jax.device_get(state.params), sep="/")
-    state, metrics = make_train_step(model, optimizer, config, mesh)(state, split(device_fields(batch), mesh))
+    state, metrics = make_train_step(model, optimizer, config, mesh)(state, shard_batch(device_fields(batch), mesh))
     assert np.isfinite(metrics["loss"])
     change = {
         name: float(np.abs(array - before[name]).max()) for name, array in flatten_dict(state.params, sep="/").items()
@@ -161,7 +161,7 @@ def test_finetuned_parameters_have_their_own_learning_rate(config: ConfigDict, s
 def test_precomputed_features_equal_those_of_the_transformer(
     config: ConfigDict, checkpoint: Checkpoint, predict: Callable[..., np.ndarray]
 ) -> None:
-    features = reader_for(checkpoint, filled_in(checkpoint, config))
+    features = sentence_encoder_for(checkpoint, filled_in(checkpoint, config))
     assert isinstance(features, PrecomputedFeatures) and features.size == 12
     sentences = distinct_sentences(config)
     assert len(set(sentences)) == len(sentences) > 30
@@ -225,7 +225,7 @@ def test_a_run_does_not_resume_with_another_tokenizer_or_rate(config: ConfigDict
     other.text_encoder = str(tmp_path / "bert")
     other, _, _ = open_text_encoder(other, [])
     with pytest.raises(CheckpointError) as error:
-        keep_config(other, frozen / "config.json")
+        check_and_save_config(other, frozen / "config.json")
     different = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
     assert different == ["text_encoder", "text_encoder_learning_rate", "tokenizer"]
 
@@ -236,7 +236,7 @@ def test_runs_from_before_text_encoders_resume(config: ConfigDict, tmp_path: Pat
         del old[name]
     del old["model"]["transformer"]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    keep_config(base.get_config(), tmp_path / "config.json")
+    check_and_save_config(base.get_config(), tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text())["text_encoder"] == "glove_lstm"
 
 

@@ -28,8 +28,8 @@ from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.resize import aligned_bilinear, upsample_and_sum
 from lbdt_jax.models.text_encoder import LSTMTextEncoder
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
-from lbdt_jax.step import initial_state, initial_variables, make_model, make_train_step, score
+from lbdt_jax.parallel import make_mesh, replicate, shard_batch
+from lbdt_jax.step import compute_metrics, initial_state, initial_variables, make_model, make_train_step
 
 UNITS = np.load(GOLDEN / "units.npz")
 
@@ -56,7 +56,7 @@ def run_three_steps(variant: str, case: str, dtype: str) -> dict[str, Any]:
             method=encode_and_segment,
             mutable=["batch_stats"],
         )
-        metrics = score(logits, jnp.asarray(inputs["target"]), config)
+        metrics = compute_metrics(logits, jnp.asarray(inputs["target"]), config)
         return metrics["loss"], (changed["batch_stats"], metrics, logits)
 
     @jax.jit
@@ -176,7 +176,7 @@ def test_overfits_eight_samples() -> None:
     step = make_train_step(model, optimizer, config, mesh)
     losses_by_step = []
     for _ in range(400):
-        state, metrics = step(state, split(batch, mesh))
+        state, metrics = step(state, shard_batch(batch, mesh))
         losses_by_step.append(float(metrics["loss"]))
     assert losses_by_step[-1] < 0.1 * losses_by_step[0]
     logits = model.apply(state.variables, *(batch[name] for name in MODEL_FIELDS))
@@ -193,10 +193,10 @@ def test_losses(case: str, float64: None) -> None:
     expected = json.loads((GOLDEN / "units.json").read_text())[f"loss/{case}"]
     logits, target = (jnp.asarray(UNITS[f"loss/{case}/{name}"], jnp.float64) for name in ("logits", "target"))
     config = a2d.get_config()
-    metrics = score(logits, target, config)
+    metrics = compute_metrics(logits, target, config)
     for name in ("bce", "dice", "loss"):
         close(metrics[name], expected[name])
-    close(jax.grad(lambda x: score(x, target, config)["loss"])(logits), UNITS[f"loss/{case}/grad"])
+    close(jax.grad(lambda x: compute_metrics(x, target, config)["loss"])(logits), UNITS[f"loss/{case}/grad"])
     close(jax.grad(lambda x: losses.dice(x, target))(logits), UNITS[f"loss/{case}/grad_dice"])
 
 
