@@ -9,11 +9,12 @@ that was stopped goes on when it is started again. Moving Shapes is drawn first 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, exit_on_error
 from input_pipeline.moving_shapes.reader import MovingShapes
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
@@ -100,6 +101,7 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
 
 
 def main() -> None:
+    """Parses the command line and prepares the data set."""
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.prepare", description="Makes the TFRecords of a data set from its raw files."
     )
@@ -108,15 +110,10 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data", help="records go to DATA_DIR/<dataset>/ (default: data)")
     parser.add_argument("--interval", type=int, help="frames from earlier frame to frame (default: as published)")
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    try:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    with exit_on_error("Interrupted. The same command continues after the last complete shard."):
         prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval)
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on behind the last shard that is whole.", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ WRITTEN_AT_ONCE = 16 << 20
 CHECKSUMS = "SHA256SUMS"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is missing, broken or does not fit. The message names the folder and says what to do."""
 
 

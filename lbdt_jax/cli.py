@@ -7,20 +7,13 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # TensorFlow and XLA greet with pages of log lines. Every command imports this module before it loads them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-
-def fail(message: str, status: int = 2) -> NoReturn:
-    """Prints the message and exits; status 2 stands for what the user must mend."""
-    print(message, file=sys.stderr)
-    sys.exit(status)
 
 
 def explain_flags(error: Exception, usage: str) -> str:

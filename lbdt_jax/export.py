@@ -70,10 +70,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, exit_on_error
 from input_pipeline.text.encoders import TransformerTokenizer
-from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from lbdt_jax.cli import atomic_write, fail, write_json
+from lbdt_jax.checkpoint import Checkpoint, load_checkpoint
+from lbdt_jax.cli import atomic_write, write_json
 from lbdt_jax.cpu import onednn
 from lbdt_jax.inference.segmenter import check_fits
 from lbdt_jax.models.types import Array, FramePairFeatures
@@ -203,14 +203,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     asked = parser.parse_args()
     os.environ.pop(onednn.ASKED, None)  # the programs are to run elsewhere, too
-    try:
+    with exit_on_error("\nStopped; nothing was exported.", lambda error: f"{asked.output} can't be written: {error}"):
         write(load_checkpoint(asked.checkpoint), asked.output)
-    except (UserError, CheckpointError) as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{asked.output} can't be written: {error}")
-    except KeyboardInterrupt:
-        fail("\nStopped; nothing was exported.", status=130)
     size = sum(path.stat().st_size for path in asked.output.iterdir())
     print(f"{size / 1e6:.1f} MB: {asked.output}")
 

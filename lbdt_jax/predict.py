@@ -34,10 +34,10 @@ import numpy as np
 from tqdm import tqdm
 
 import lbdt_jax
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, exit_on_error
 from input_pipeline.images import encode_mask
-from lbdt_jax.checkpoint import Checkpoint, CheckpointError
-from lbdt_jax.cli import atomic_write, fail
+from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.cli import atomic_write
 from lbdt_jax.inference.results import PredictionSettings, Stopwatch, answered, begin, finish
 from lbdt_jax.inference.segmenter import Segmenter, TimedFramePair
 from lbdt_jax.inference.video import Clip, ClipWriter, open_clip
@@ -228,7 +228,10 @@ def at_least(kind: Callable[[str], Number], least: Number) -> Callable[[str], Nu
 def main() -> None:
     """Parses the command line and predicts; exits with status 2 and one message for what the user must mend."""
     asked = arguments().parse_args()
-    try:
+    with exit_on_error(
+        f"\nStopped. What was found is in {asked.output}; the same command with --resume goes on.",
+        lambda error: f"Can't read or write: {error}",
+    ):
         segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
         print(describe_model(segmenter.checkpoint))
         settings = PredictionSettings(
@@ -241,12 +244,6 @@ def main() -> None:
             asked.rate,
         )
         predict(segmenter, settings, asked.output, asked.explain, asked.resume)
-    except (UserError, CheckpointError) as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"Can't read or write: {error}")
-    except KeyboardInterrupt:
-        fail(f"\nStopped. What was found is in {asked.output}; the same command with --resume goes on.", status=130)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from lbdt_jax.parallel import DATA_AXIS
 Metrics = dict[str, Array]
 
 
-class NotFinite(RuntimeError):
+class NotFinite(UserError):
     """The loss became infinite or not a number. The message names the step and the samples of its batch."""
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags, logging
 
-from lbdt_jax.cli import atomic_write, fail
+from input_pipeline.errors import UserError, exit_on_error, fail
+from lbdt_jax.cli import atomic_write
 
 USAGE = "\n".join(line.strip() for part in __doc__.splitlines()[2:4] for line in part.split("      ") if line.strip())
 ENDINGS = (".ckpt", ".pth", ".pt")  # of PyTorch's files
@@ -123,7 +124,7 @@ def report(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> N
 
 
 def main(arguments: list[str]) -> None:
-    """Parses the command line and converts; exits with status 2 and one message for what the user must mend."""
+    """Parses the command line and converts."""
     try:
         flags.FLAGS(arguments)
         if not FROM.value or not TO.value:
@@ -136,12 +137,9 @@ def main(arguments: list[str]) -> None:
 
     import jax
 
-    from input_pipeline.errors import UserError
-    from lbdt_jax.checkpoint import CheckpointError
-
     # Converting needs no accelerator, and should take none from others.
     jax.config.update("jax_platforms", "cpu")
-    try:
+    with exit_on_error("\nStopped; nothing was converted.", lambda error: f"{target} can't be written: {error}"):
         if not source.exists():
             raise UserError(f"--from: there is no {source}.")
         published = source.is_dir() and target.suffix in ENDINGS
@@ -151,12 +149,6 @@ def main(arguments: list[str]) -> None:
             to_ours(source, target)
         else:
             (to_published if published else to_weights)(source, target)
-    except (UserError, CheckpointError) as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{target} can't be written: {error}")
-    except KeyboardInterrupt:
-        fail("\nStopped; nothing was converted.", status=130)
 
 
 if __name__ == "__main__":
