@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import heapq
+import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
+from input_pipeline.batch import MODEL_FIELDS
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
 from input_pipeline.prepare import prepare
@@ -34,6 +36,8 @@ from lbdt_jax.visualization import render
 
 #: Fields that a checkpoint decides, and not the configuration that it is evaluated with.
 OF_THE_MODEL = ("model", "image_size", "max_words", "text_encoder", "text_encoder_learning_rate", "tokenizer")
+
+model_inputs = operator.attrgetter(*MODEL_FIELDS)  # of an EvaluationExample
 
 
 def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
         scoring_kind(folder / name, report["layout"]) as scoring,
         tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress,
     ):
-        for example, logits in predictor(examples):
+        for example, logits in predictor.segment(examples, model_inputs):
             for index, (prediction, iou) in enumerate(scoring.add(example, logits)):
                 sheets.add(Sample(example, index, prediction, iou))
                 progress.update()
@@ -230,7 +234,7 @@ def attention_sheet(
 def pictures(predictor: BatchedPredictor, examples: Iterable[EvaluationExample]) -> list[render.Example]:
     """The first sentence of every example, as rows of a contact sheet."""
     rows = []
-    for example, logits in predictor(examples):
+    for example, logits in predictor.segment(examples, model_inputs):
         prediction = resize_logits(logits[0], example.masks[0].shape) > 0
         iou = StandardScores().add(prediction, example.masks[0], foreground_score(logits[0]))
         rows.append(to_picture(example, 0, prediction, iou))

@@ -26,10 +26,11 @@ import lbdt_jax
 from input_pipeline.errors import exit_on_error, fail
 from input_pipeline.moving_shapes.raw_layout import FRAME_RATE
 from input_pipeline.moving_shapes.scenes import make_scene
+from lbdt_jax.cli import at_least
 from lbdt_jax.demo.checks import Limits
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import Clip, ClipWriter
-from lbdt_jax.predict import at_least, describe_model
+from lbdt_jax.predict import describe_model
 
 #: Scenes of Moving Shapes' test split, and some of their sentences.
 EXAMPLES = {

@@ -279,7 +279,7 @@ def test_exported_programs_read_tokens(checkpoint: Checkpoint, tmp_path: Path) -
     _, _, example = export.__doc__.partition("    import tokenizers\n")
     names = {"folder": folder, "np": np}
     exec("import tokenizers\n" + "\n".join(line[4:] for line in example.splitlines()), names)
-    words, mask = map(np.stack, zip(*map(names["read"], sentences), strict=True))
+    words, mask = map(np.stack, zip(*map(names["encode_sentence"], sentences), strict=True))
     ours = [checkpoint.sentence_encoder.encode(sentence, 20) for sentence in sentences]
     np.testing.assert_array_equal(words, [ids for ids, _ in ours])
     np.testing.assert_array_equal(mask, [tokens for _, tokens in ours])
