@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, exit_on_error
 from input_pipeline.moving_shapes.reader import MovingShapes
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
@@ -105,6 +105,7 @@ def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) 
 
 
 def main() -> None:
+    """Parses the command line and prepares the data set."""
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.prepare", description="Makes the TFRecords of a data set from its raw files."
     )
@@ -116,15 +117,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not valid text
-    try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    with exit_on_error("Interrupted. The same command continues after the last complete shard."):
         prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval)
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on behind the last shard that is whole.", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ WRITE_CONCURRENT_BYTES = 16 << 20
 CHECKSUMS = "SHA256SUMS"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing, broken or incompatible. The message names the folder and says what to do."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import heapq
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from input_pipeline.batch import MODEL_FIELDS
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
 from input_pipeline.prepare import prepare
@@ -34,6 +36,8 @@ from lbdt_jax.visualization.sheet import save_image
 
 #: Configuration fields that are taken from the checkpoint.
 CHECKPOINT_FIELDS = ("model", "image_size", "max_words", "text_encoder", "text_encoder_learning_rate", "tokenizer")
+
+model_inputs = operator.attrgetter(*MODEL_FIELDS)  # of an EvaluationExample
 
 
 def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
         scorer_class(folder / name, report["layout"]) as scorer,
         tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress,
     ):
-        for example, logits in predictor(examples):
+        for example, logits in predictor.segment(examples, model_inputs):
             for index, (prediction, iou) in enumerate(scorer.add(example, logits)):
                 selector.add(Sample(example, index, prediction, iou))
                 progress.update()
@@ -259,7 +263,7 @@ def contact_sheet_row(sample: Sample) -> Example:
 def contact_sheet_rows(predictor: BatchedPredictor, examples: Iterable[EvaluationExample]) -> list[Example]:
     """Predicts the first sentence of every example and returns the rows of a contact sheet."""
     rows = []
-    for example, logits in predictor(examples):
+    for example, logits in predictor.segment(examples, model_inputs):
         prediction, mask = resize_logits(logits[0], example.original_frame.shape[:2]) > 0, example.masks[0]
         iou = None if mask is None else region_similarity(prediction, mask)
         rows.append(contact_sheet_row(Sample(example, 0, prediction, iou)))

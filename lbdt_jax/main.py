@@ -20,7 +20,8 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lbdt_jax.cli import explain_flags, fail
+from input_pipeline.errors import exit_on_error, fail
+from lbdt_jax.cli import explain_flags
 
 #: No room left: on the disk, in the user's quota, or under the process's file size limit. These errors name no file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -64,7 +65,7 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses the command line and runs it; exits with status 2 and one message for errors that the user must fix."""
+    """Parses the command line and trains or evaluates."""
     try:
         flags.FLAGS(arguments)
         if CONFIG.value is None:
@@ -76,31 +77,25 @@ def main(arguments: list[str]) -> None:
     workdir = Path(WORKDIR.value or Path("runs") / config_file.name.replace(".py", "").replace(":", "-"))
     logging.set_verbosity(logging.FATAL)  # orbax also logs tracebacks of errors that it raises
 
-    # Imported here so that wrong flags are reported at once.
-    from input_pipeline.errors import UserError
+    def describe_os_error(error: OSError) -> str | None:
+        if error.filename is None and error.errno not in FULL:
+            return None  # not about a file of the user's
+        return f"{error.filename or workdir}: {error.strerror}."
 
-    try:
+    with exit_on_error(
+        f"\nStopped. The same command goes on from the newest checkpoint in {workdir}.", describe_os_error
+    ):
         start_jax(CONFIG.value, workdir)
-    except UserError as error:
-        fail(str(error))
 
-    from lbdt_jax.checkpoint import CheckpointError, hide_abandoned_writes
-    from lbdt_jax.parallel import Stopped
-    from lbdt_jax.step import NotFinite
+        # Imported late, so that wrong flags are reported at once.
+        from lbdt_jax.checkpoint import hide_abandoned_writes
+        from lbdt_jax.parallel import Stopped
 
-    hide_abandoned_writes()
-    try:
-        run(CONFIG.value, workdir, MODE.value)
-    except (UserError, CheckpointError, NotFinite) as error:
-        fail(str(error))
-    except OSError as error:
-        if error.filename is None and error.errno not in FULL:  # not about a file of the user's
-            raise
-        fail(f"{error.filename or workdir}: {error.strerror}.")
-    except Stopped as error:
-        fail(f"\n{error}", status=128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        fail(f"\nStopped. The same command goes on from the newest checkpoint in {workdir}.", status=130)
+        hide_abandoned_writes()
+        try:
+            run(CONFIG.value, workdir, MODE.value)
+        except Stopped as error:
+            fail(f"\n{error}", status=128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

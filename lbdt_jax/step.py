@@ -29,7 +29,7 @@ DeviceBatch = Mapping[str, Array]
 Metrics = dict[str, Array]
 
 
-class NotFinite(RuntimeError):
+class NotFinite(UserError):
     """The loss or the gradient is infinite or NaN. The message names the step and the samples of its batch."""
 
 

@@ -19,7 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import a2d
-from lbdt_jax.cli import atomic_write, explain_flags, fail, write_json
+from input_pipeline.errors import exit_on_error, fail
+from lbdt_jax.cli import atomic_write, explain_flags, write_json
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:4])
 CONFIG = config_flags.DEFINE_config_file(
@@ -72,7 +73,7 @@ def positive(name: str, values: Sequence[str]) -> list[int]:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses the command line and measures or compares; exits with status 2 and one message for a user's error."""
+    """Parses the command line and measures or compares."""
     try:
         rest = flags.FLAGS(arguments)[1:]
         config = a2d.get_config() if CONFIG.value is None else CONFIG.value
@@ -88,25 +89,20 @@ def main(arguments: list[str]) -> None:
     except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
         fail(explain_flags(error, USAGE))
 
-    # Imported late, so that a wrong flag is reported at once.
+    # Imported late, so that wrong flags are reported at once.
     import jax
 
-    from input_pipeline.errors import UserError
     from lbdt_jax.benchmark.report import compare, load
     from lbdt_jax.parallel import set_cpu_devices
 
-    # Compilation is measured, too; a cache of earlier runs would shorten it.
+    # Compilation is measured too: the cache of earlier runs must not shorten it.
     jax.config.update("jax_enable_compilation_cache", False)
     set_cpu_devices(config.cpu_devices)
-    try:
+    with exit_on_error(f"\nStopped.{f' What was measured until then is in {output}.' if output else ''}"):
         if COMPARE.value:
             print(compare(*(load(Path(name)) for name in COMPARE.value)))
         else:
             run(config, batch_sizes, sentences, MINUTES.value, output)
-    except (UserError, OSError) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail(f"\nStopped.{f' What was measured until then is in {output}.' if output else ''}", status=130)
 
 
 if __name__ == "__main__":

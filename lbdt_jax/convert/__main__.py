@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags, logging
 
-from lbdt_jax.cli import atomic_write, fail
+from input_pipeline.errors import UserError, exit_on_error, fail
+from lbdt_jax.cli import atomic_write
 
 USAGE = "\n".join(line.strip() for part in __doc__.splitlines()[2:4] for line in part.split("      ") if line.strip())
 SUFFIXES = (".ckpt", ".pth", ".pt")  # of PyTorch's files
@@ -125,7 +126,7 @@ def print_unused(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
 
 
 def main(arguments: list[str]) -> None:
-    """Parses the command line and converts; exits with status 2 and one message for a user's error."""
+    """Parses the command line and converts."""
     try:
         flags.FLAGS(arguments)
         if not FROM.value or not TO.value:
@@ -138,12 +139,9 @@ def main(arguments: list[str]) -> None:
 
     import jax
 
-    from input_pipeline.errors import UserError
-    from lbdt_jax.checkpoint import CheckpointError
-
-    # Converting needs no accelerator, and should not block one.
+    # Converting needs no accelerator, and should take none from others.
     jax.config.update("jax_platforms", "cpu")
-    try:
+    with exit_on_error("\nStopped; nothing was converted.", lambda error: f"{target} can't be written: {error}"):
         if not source.exists():
             raise UserError(f"--from: there is no {source}.")
         to_torch = source.is_dir() and target.suffix in SUFFIXES
@@ -153,12 +151,6 @@ def main(arguments: list[str]) -> None:
             convert_from_torch(source, target)
         else:
             (convert_to_torch if to_torch else extract_weights)(source, target)
-    except (UserError, CheckpointError) as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{target} can't be written: {error}")
-    except KeyboardInterrupt:
-        fail("\nStopped; nothing was converted.", status=130)
 
 
 if __name__ == "__main__":

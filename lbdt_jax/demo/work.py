@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as run_length
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
 from lbdt_jax import predict
 from lbdt_jax.demo.checks import Limits, check_clip, read_sentences, unknown_words
-from lbdt_jax.inference import results
+from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import ClipWriter, open_clip
 from lbdt_jax.visualization.overlays import color_of, overlay
@@ -71,7 +70,7 @@ def answer(segmenter: Segmenter, upload: Path, text: str, root: Path, limits: Li
     try:
         clip = folder / "clip"
         shutil.copyfile(upload, clip)
-        settings = results.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
+        settings = predict.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
         predict.predict(segmenter, settings, folder / "found")
         times, confidence = zip(*_draw(folder, len(sentences)), strict=True)
         _pack(folder, upload.name)
@@ -102,8 +101,7 @@ def attention(segmenter: Segmenter, result: Result, frame: int, sentence: int) -
     sheet = folder / f"{frame:06d}-1.png"
     if not sheet.exists():
         clip = open_clip(result.folder / "clip")
-        settings = results.PredictionSettings("", str(clip.path), (result.sentences[sentence],))
-        predict.explain(segmenter, clip, settings, folder, {frame})
+        predict.draw_explanations(segmenter, clip, [result.sentences[sentence]], {frame}, folder)
     return sheet
 
 
@@ -115,25 +113,27 @@ def remove(result: Result | None) -> None:
 
 def _draw(folder: Path, sentences: int) -> Iterator[tuple[float, list[float]]]:
     """Draws frames and video for the page; gives each frame's time and confidences."""
-    clip, found = open_clip(folder / "clip"), folder / "found" / "masks.jsonl"
+    clip = open_clip(folder / "clip")
     (folder / "frames").mkdir()
     writer, square = None, dataclasses.replace(clip, pixel_aspect=Fraction(1))
-    answers = [lines for _, lines in results.stored(found, sentences)]
+    predictions = list(PredictionStore(folder / "found", sentences).load())
     with contextlib.ExitStack() as stack:
-        for (time, frame), lines in tqdm(zip(clip, answers, strict=True), "drawing", len(answers), unit="frame"):
+        for (time, frame), prediction in tqdm(
+            zip(clip, predictions, strict=True), "drawing", len(predictions), unit="frame"
+        ):
             height, width = frame.shape[0], frame.shape[1] * float(clip.pixel_aspect)
             scale = min(_SIDE / max(height, width), _MOST_ENLARGED)
             # Even sides: H.264 with colors at half resolution, which every browser plays.
             size = max(2, 2 * round(scale * width / 2)), max(2, 2 * round(scale * height / 2))
             picture = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-            for number, line in enumerate(lines):
-                mask = Image.fromarray(255 * run_length.decode(line["segmentation"]))
+            for number, mask in enumerate(prediction.decode_masks()):
+                mask = Image.fromarray(255 * mask.astype(np.uint8))
                 mask = np.asarray(mask.resize(size, Image.Resampling.BICUBIC)) >= 128
                 picture = overlay(picture, mask, color_of(number))
-            Image.fromarray(picture).save(folder / "frames" / f"{lines[0]['frame']:06d}.jpg", quality=90)
+            Image.fromarray(picture).save(folder / "frames" / f"{prediction.index:06d}.jpg", quality=90)
             writer = writer or stack.enter_context(ClipWriter(folder / "shown.mp4", picture.shape[:2], square))
             writer.write(time, picture)
-            yield lines[0]["time"], [line["confidence"] for line in lines]
+            yield prediction.time, [*prediction.scores]
 
 
 def _pack(folder: Path, name: str) -> None:

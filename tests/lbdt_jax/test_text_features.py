@@ -314,10 +314,10 @@ def test_exported_programs_take_token_ids(
     _, _, example = export.__doc__.partition("    import tokenizers\n")
     names = {"folder": folder, "np": np}
     exec("import tokenizers\n" + "\n".join(line[4:] for line in example.splitlines()), names)
-    words, mask = map(np.stack, zip(*map(names["read"], sentences), strict=True))
-    expected = [checkpoint.sentence_encoder.encode(sentence, 20) for sentence in sentences]
-    np.testing.assert_array_equal(words, [ids for ids, _ in expected])
-    np.testing.assert_array_equal(mask, [word_mask for _, word_mask in expected])
+    words, mask = map(np.stack, zip(*map(names["encode_sentence"], sentences), strict=True))
+    ours = [checkpoint.sentence_encoder.encode(sentence, 20) for sentence in sentences]
+    np.testing.assert_array_equal(words, [ids for ids, _ in ours])
+    np.testing.assert_array_equal(mask, [tokens for _, tokens in ours])
     weights = dict(np.load(folder / "weights.npz"))
     encode, answer = (jax_export.deserialize((folder / f"{door}.jax").read_bytes()) for door in ("encode", "answer"))
     features = encode.call(weights, frames)
