@@ -32,14 +32,9 @@ SPLITS = ("train", "test")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stored archives, unpacked: records/, glove/ (a training run), transformer/ (converted weights), exported/."""
     folder = tmp_path_factory.mktemp("compatibility")
-    for name, target in {
-        "records": "data",
-        "glove": "glove",
-        "transformer": "transformer",
-        "exported": "exported",
-    }.items():
-        with zipfile.ZipFile(STORED / f"{name}.zip") as archive:
-            archive.extractall(folder / target)
+    for archive in STORED.glob("*.zip"):
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(folder / archive.stem)
     return folder
 
 
