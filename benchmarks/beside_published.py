@@ -34,9 +34,9 @@ from torch.nn import functional
 
 from configs import a2d
 from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
-from lbdt_jax.models.lbdt import normalise
+from lbdt_jax.models.lbdt import normalize
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.parallel import make_mesh, replicate, shard_batch
 from lbdt_jax.step import initial_state, make_model, make_train_step
 
 VARIANT = "lbdt4_r50"
@@ -69,7 +69,7 @@ def best_effort(network: torch.nn.Module, device: str) -> Callable[..., torch.Te
 
 def published_inputs(batch: Batch, sentences: int, device: str) -> list[list[torch.Tensor]]:
     """What their network reads of a batch, in as many parts as sentences: it looks at each sentence's own frames."""
-    frame, earlier_frame = (np.asarray(normalise(jnp.asarray(batch[name]))) for name in ("frame", "earlier_frame"))
+    frame, earlier_frame = (np.asarray(normalize(jnp.asarray(batch[name]))) for name in ("frame", "earlier_frame"))
     pairs = np.repeat(np.stack([frame, np.abs(frame - earlier_frame)]), sentences, axis=1).transpose(0, 1, 4, 2, 3)
     image_mask = np.ones((len(batch["words"]), 100), np.int64)
     arrays = (*pairs, batch["words"], batch["word_mask"].astype(np.int64), image_mask)
@@ -130,7 +130,7 @@ def our_training_step(batch: Batch, dtype: str) -> Callable[[], float]:
     optimizer = make_optimizer(config, steps_per_epoch=1000)
     _, variables = published_model(VARIANT, "float32")
     state = replicate(initial_state(variables, optimizer), mesh)
-    on_device = split({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
+    on_device = shard_batch({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
     step = make_train_step(make_model(config), optimizer, config, mesh)
 
     def run() -> float:

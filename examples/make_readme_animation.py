@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import lbdt_jax
 from input_pipeline.moving_shapes.scenes import make_scene
-from lbdt_jax.visualization.render import overlay
+from lbdt_jax.visualization.overlays import overlay
 from lbdt_jax.visualization.video_strip import color_of
 
 SCENE, FIRST_FRAME = 61, 3  # nothing has moved yet in the first frames

@@ -1,7 +1,18 @@
-"""Referring video object segmentation in JAX: a video and a sentence go in, the mask of that object comes out.
+"""Referring video object segmentation in JAX: given a video and a sentence, predict the mask of that object.
 
-model = lbdt_jax.load()  # the small model of coloured shapes that is in the package; or load("runs/mine")
-masks, scores = model.segment(frames, ["the red circle moving left"])
+    import lbdt_jax
+
+    model = lbdt_jax.load()  # the small model in the package; or lbdt_jax.load("runs/mine")
+    masks, scores = model.segment(frames, ["the red circle moving left", "the blue square"], rate=12)
+
+`frames` are T frames (h, w, 3) uint8 RGB at 12 frames per second; `masks` (T, 2, h, w) bool, one for each frame and
+sentence; `scores` (T, 2) the mean probability of each mask's pixels. For videos that don't fit into memory:
+
+    timed_frames = ((index / 12, frame) for index, frame in enumerate(frames))  # (seconds, frame)
+    for segmentation in model.segment_frame_pairs(model.frame_pairs(timed_frames), sentences):
+        segmentation.frame_pair.time, segmentation.masks, segmentation.scores
+
+`model.explain(frame_pair, sentence)` returns the attention maps behind a mask.
 """
 
 from __future__ import annotations
@@ -12,25 +23,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lbdt_jax.inference.segmenter import Segmenter
 
-#: A small model of Moving Shapes, and beside it the commands that made it and its scores.
+#: A small model of Moving Shapes; its folder also has the commands that made it, and its scores.
 DEFAULT_CHECKPOINT = Path(__file__).parent / "pretrained"
 
 
 def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") -> Segmenter:
-    """Loads a trained or converted model, ready to segment; see `lbdt_jax.inference.segmenter.Segmenter`.
+    """Loads a trained or converted model.
 
     Args:
-      checkpoint: a checkpoint's folder, or WORKDIR for the newest one in it; by default one that knows a few coloured
-        shapes and how they move, and nothing else.
-      word_vectors: where words are looked up that the checkpoint does not hold: a GloVe text file or a package's name;
-        "" tries the source that the model was trained with, and goes without where it is not there. A model with a
-        transformer as text encoder needs none.
+      checkpoint: a checkpoint's folder, or WORKDIR for the newest one in it. The default is a small model of colored
+        shapes, which knows nothing else.
+      word_vectors: where to look up words that the checkpoint has no vectors of: a GloVe text file or a package's name.
+        "" tries the word vectors of the training, and does without if they are not there. A model with a transformer as
+        text encoder uses none.
+
+    Returns:
+      The model, with the methods `segment`, `frame_pairs`, `segment_frame_pairs` and `explain`; see
+      `lbdt_jax.inference.segmenter.Segmenter`.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is broken.
-      UserError: word vectors are given for a model that reads none.
+      UserError: word vectors are given for a model that uses none.
     """
-    # Imported late, so that `import lbdt_jax` takes no time.
+    # Imported here, so that `import lbdt_jax` takes no time.
     from lbdt_jax.checkpoint import load_checkpoint
     from lbdt_jax.inference.segmenter import Segmenter
 

@@ -1,21 +1,21 @@
-"""Segments your own video.
+"""Segments a video.
 
     python -m lbdt_jax.predict --video=clip.mp4 --text="the dog" [--text="the cat"] --output=DIR [--checkpoint=DIR]
 
---checkpoint is the model; without it, the small one in the package answers, which knows coloured shapes only. --video
-is any clip that FFmpeg reads, or a folder of pictures. All sentences are asked about each frame together. In --output
-then are
+--video is any clip that FFmpeg reads, or a folder of images. Without --checkpoint, the small model in the package is
+used, which knows colored shapes only. --output then holds
 
-    overlay.mp4             the masks over the video, a color for each sentence; frames and times are the video's
-    masks/1/000012.png      sentence 1 in frame 12, both as counted in masks.jsonl; one bit a pixel, white is the object
-    masks.jsonl             a line for each frame and sentence: {"frame": from 0, "time": seconds, "sentence": from 1,
-                            "confidence": mean probability of the pixels found, 0 where none are,
+    overlay.mp4             the video with the masks, one color per sentence, at its own size and frame times
+    masks/1/000012.png      the mask of sentence 1 in frame 12, numbered as in masks.jsonl: one bit per pixel, 1 in the
+                            object
+    masks.jsonl             one line per frame and sentence: {"frame": from 0, "time": seconds, "sentence": from 1,
+                            "confidence": mean probability of the mask's pixels, 0 for an empty mask,
                             "segmentation": {"size": [h, w], "counts": ...}, COCO's compressed run-length encoding}
-    contact_sheet.png       frames from all over the video
-    explain/000012-1.png    with --explain=12: the inputs and all attention of frame 12, sentence 1
-    settings.json           what was asked
+    contact_sheet.png       frames from the whole video
+    explain/000012-1.png    with --explain=12: the inputs and all attention maps of frame 12, sentence 1
+    settings.json           the settings of the run
 
-Memory does not grow with the video. A run that was killed leaves what it had found; --resume goes on after it.
+Memory does not grow with the length of the video. A run that was killed keeps its masks; --resume continues it.
 """
 
 from __future__ import annotations
@@ -26,227 +26,339 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 import lbdt_jax
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, exit_on_error
 from input_pipeline.images import encode_mask
-from lbdt_jax.checkpoint import Checkpoint, CheckpointError
-from lbdt_jax.cli import atomic_write, fail
-from lbdt_jax.inference.results import PredictionSettings, Stopwatch, answered, begin, finish
-from lbdt_jax.inference.segmenter import Segmenter, TimedFramePair
+from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.cli import at_least, atomic_write
+from lbdt_jax.inference.results import PredictionStore
+from lbdt_jax.inference.segmenter import Segmentation, Segmenter, TimedFramePair
+from lbdt_jax.inference.stopwatch import Stopwatch
 from lbdt_jax.inference.video import Clip, ClipWriter, open_clip
 from lbdt_jax.metrics import resize_logits
-from lbdt_jax.visualization import render, video_strip
+from lbdt_jax.visualization.attention import attention_sheet
+from lbdt_jax.visualization.contact_sheet import Example
+from lbdt_jax.visualization.sheet import save_image
+from lbdt_jax.visualization.video_strip import FrameSampler, draw_segmentation
 
 SHEET_FRAMES = 12  # at most, on the contact sheet
 
-Number = TypeVar("Number", int, float)
+
+@dataclasses.dataclass(frozen=True)
+class PredictionSettings:
+    """What is segmented; written to settings.json. A run can only be resumed with the same settings.
+
+    Attributes:
+      checkpoint: the folder of the model.
+      video: a video file, or a folder of images.
+      text: the sentences.
+      every: segment every Nth frame.
+      start, end: seconds from the first frame; `end` None means the whole video.
+      rate: frames per second of a folder.
+    """
+
+    checkpoint: str
+    video: str
+    text: tuple[str, ...]
+    every: int = 1
+    start: float = 0.0
+    end: float | None = None
+    rate: float = 30.0
 
 
 def predict(
     segmenter: Segmenter,
     settings: PredictionSettings,
     output: Path,
-    explained: Iterable[int] = (),
+    explain_frames: Iterable[int] = (),
     resume: bool = False,
 ) -> None:
-    """Segments a video and writes everything that the head of this file lists.
+    """Segments a video and writes all the files that the head of this module lists.
 
     Args:
       segmenter: the model.
       settings: the video and the sentences.
-      output: a new or empty folder; with `resume`, one that a run with the same settings has left.
-      explained: frames whose attention is drawn.
-      resume: go on after the frames that are there.
+      output: a new or empty folder; with `resume`, that of a run with the same settings.
+      explain_frames: the indices of frames whose attention is drawn.
+      resume: continue after the frames that are stored.
 
     Raises:
       UserError: the video or a sentence can't be used, or the folder holds something else.
     """
-    clip = open_clip(settings.video, settings.rate)
-    unknown = segmenter.unknown_words(settings.text)
-    segmenter.encode(settings.text)  # complains before anything is written
-    if unknown:
-        print(f"Words that the model does not know, read as blanks: {' '.join(map(repr, unknown))}")
-    watch = Stopwatch()
-    frame_pairs = watch.each("decoding", selected(segmenter, clip, settings))
+    clip, explain_frames = open_clip(settings.video, settings.rate), set(explain_frames)
+    check_frames_exist(explain_frames, clip)
+    unknown = check_sentences(segmenter, settings.text)
+    stopwatch = Stopwatch()
+    frame_pairs = stopwatch.iterate(
+        "decoding", select_frame_pairs(segmenter, clip, settings.every, settings.start, settings.end)
+    )
     first = next(frame_pairs, None)
     if first is None:
         raise UserError(f"{settings.video} has no frame between --start and --end.")
-    absent = [frame for frame in explained if 0 < clip.frames <= frame]
-    if absent:
-        raise UserError(f"--explain: {clip.path} has no frame {', '.join(map(str, absent))}.")
-    if begin(settings, unknown, clip, output, resume):
-        explain(segmenter, clip, settings, output / "explain", set(explained))
-        print(f"Nothing was left to do: {output}")
+
+    store = PredictionStore(output, len(settings.text))
+    stored_settings = dataclasses.asdict(settings) | {"unknown_words": unknown, "video_size": video_size(clip)}
+    if not resume:
+        store.create(stored_settings)
+    elif store.resume(stored_settings):
+        draw_explanations(segmenter, clip, settings.text, explain_frames, output / "explain")
+        print(f"Nothing to do, this run is complete: {output}")
         return
 
-    strip, confidence, frames = (
-        video_strip.FrameSampler(SHEET_FRAMES, clip.pixel_aspect),
-        np.zeros(len(settings.text)),
-        0,
-    )
     frame_pairs = itertools.chain([first], frame_pairs)
-    answers = answered(segmenter, frame_pairs, settings.text, output / "masks.jsonl", watch)
-    total = None
-    if clip.seconds is not None:
-        seconds = min(clip.seconds, math.inf if settings.end is None else settings.end) - settings.start
-        total = max(1, math.ceil(seconds * clip.rate / settings.every))
+    stored = load_segmentations(store, frame_pairs)
+    predicted = stopwatch.iterate("model", segmenter.segment_frame_pairs(frame_pairs, settings.text))
+    segmentations = itertools.chain(stored, store_segmentations(store, predicted))
     started = time.monotonic()
-    with (
-        ClipWriter(output / "overlay.mp4", first.original_frame.shape[:2], clip) as writer,
-        tqdm(total=total, desc=Path(settings.video).name, unit="frame") as progress,
-    ):
-        for answer in answers:
-            since = time.monotonic()
-            picture = video_strip.draw_segmentation(answer.frame_pair.original_frame, answer.masks, settings.text)
-            writer.write(round(answer.frame_pair.time / clip.time_base), picture)
-            for number, mask in enumerate(answer.masks, start=1):
-                with atomic_write(output / "masks" / str(number) / f"{answer.frame_pair.index:06d}.png") as unfinished:
-                    unfinished.write_bytes(encode_mask(mask))
-            strip.add(picture, f"frame {answer.frame_pair.index}, {answer.frame_pair.time:.2f} s")
-            confidence += answer.scores
-            frames += 1
-            progress.update()
-            watch.add("drawing", since)
+    frames, confidence = draw_segmentations(segmentations, settings, clip, first, output, stopwatch)
     seconds = time.monotonic() - started
-    render.save(strip.sheet(settings.text), output / "contact_sheet.png")
-    explain(segmenter, clip, settings, output / "explain", set(explained))
-    finish(output)
+    draw_explanations(segmenter, clip, settings.text, explain_frames, output / "explain")
+    store.finish()
 
-    for sentence, mean in zip(settings.text, confidence / frames, strict=True):
+    for sentence, mean in zip(settings.text, confidence, strict=True):
         print(f"{sentence!r}: mean confidence {mean:.2f}")
-    whole_time = sum(watch.seconds.values())
-    shares = ", ".join(f"{part} {spent / whole_time:.0%}" for part, spent in watch.seconds.items())
+    measured = sum(stopwatch.seconds.values())
+    shares = ", ".join(f"{part} {spent / measured:.0%}" for part, spent in stopwatch.seconds.items())
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s ({shares}): {output}")
 
 
-def selected(segmenter: Segmenter, clip: Clip, settings: PredictionSettings) -> Iterator[TimedFramePair]:
-    """The frame_pairs of a clip that are asked about; those before --start are decoded too, as earlier frames."""
-    origin = None
-    timed = ((float(units * clip.time_base), picture) for units, picture in clip)
-    for frame_pair in segmenter.frame_pairs(timed):
-        origin = frame_pair.time if origin is None else origin
-        if settings.end is not None and frame_pair.time - origin > settings.end:
+# -- before anything is written
+
+
+def check_frames_exist(frames: Iterable[int], clip: Clip) -> None:
+    """Raises UserError if a clip, according to its header, ends before one of these frames."""
+    missing = sorted(frame for frame in frames if 0 < clip.frames <= frame)
+    if missing:
+        raise UserError(f"--explain: {clip.path} has no frame {', '.join(map(str, missing))}.")
+
+
+def check_sentences(segmenter: Segmenter, sentences: Sequence[str]) -> list[str]:
+    """Prints and returns the unknown words. Raises UserError if the model knows no word of a sentence."""
+    unknown = segmenter.unknown_words(sentences)
+    segmenter.encode(sentences)
+    if unknown:
+        print(f"Words that the model does not know, read as blanks: {' '.join(map(repr, unknown))}")
+    return unknown
+
+
+def video_size(clip: Clip) -> int:
+    """A number that tells a changed video: the bytes of a file, or the frames of a folder."""
+    return clip.frames if clip.path.is_dir() else clip.path.stat().st_size
+
+
+def expected_frames(clip: Clip, settings: PredictionSettings) -> int | None:
+    """How many frames will be segmented according to the clip's header; None if it has no duration."""
+    if clip.seconds is None:
+        return None
+    seconds = min(clip.seconds, math.inf if settings.end is None else settings.end) - settings.start
+    return max(1, math.ceil(seconds * clip.rate / settings.every))
+
+
+# -- frames in, segmentations out
+
+
+def select_frame_pairs(
+    segmenter: Segmenter, clip: Clip, every: int = 1, start: float = 0.0, end: float | None = None
+) -> Iterator[TimedFramePair]:
+    """Yields every Nth frame pair between two times, in seconds from the first frame.
+
+    Frames before `start` are decoded too, since they are the earlier frames of later ones.
+    """
+    timed_frames = ((float(units * clip.time_base), frame) for units, frame in clip)
+    frames, seconds, first_time = 0, 0.0, None
+    for frame_pair in segmenter.frame_pairs(timed_frames):
+        first_time = frame_pair.time if first_time is None else first_time
+        frames, seconds = frame_pair.index + 1, frame_pair.time - first_time
+        if end is not None and seconds > end:
             return
-        if frame_pair.time - origin >= settings.start and frame_pair.index % settings.every == 0:
+        if seconds >= start and frame_pair.index % every == 0:
             yield frame_pair
-    if frame_pair.index + 2 < clip.frames:  # some whole AVI files count one too many
-        said, found = f"has {clip.frames} frames", f"holds {frame_pair.index + 1}"
-    elif not clip.frames and frame_pair.time - origin + 1 < (clip.seconds or 0):
-        said, found = f"lasts {clip.seconds:.1f} s", f"ends after {frame_pair.time - origin:.1f} s"
+    warn_if_truncated(clip, frames, seconds)
+
+
+def warn_if_truncated(clip: Clip, frames: int, seconds: float) -> None:
+    """Prints a warning if a clip has fewer frames, or a shorter duration, than its header says."""
+    if frames + 1 < clip.frames:  # some complete AVI files count one frame too many
+        header, found = f"{clip.frames} frames", f"{frames}"
+    elif not clip.frames and seconds + 1 < (clip.seconds or 0):
+        header, found = f"{clip.seconds:.1f} s", f"{seconds:.1f} s"
     else:
         return
-    tqdm.write(f"{clip.path} says that it {said}, and {found}. Is it cut short?", file=sys.stderr)
+    message = f"{clip.path} has {header} according to its header, but only {found} can be read. Is it truncated?"
+    tqdm.write(message, file=sys.stderr)
 
 
-def explain(segmenter: Segmenter, clip: Clip, settings: PredictionSettings, folder: Path, frames: set[int]) -> None:
-    """Draws the attention of some frames, for every sentence."""
-    everything = dataclasses.replace(settings, every=1, start=0.0, end=None)
-    for frame_pair in selected(segmenter, clip, everything) if frames else ():
-        if frame_pair.index in frames:
-            frames = frames - {frame_pair.index}
-            for number, sentence in enumerate(settings.text, start=1):
-                explanation = segmenter.explain(frame_pair, sentence)
-                example = render.Example(
-                    frame=frame_pair.original_frame,
-                    earlier_frame=frame_pair.original_earlier_frame,
-                    mask=None,
-                    prediction=resize_logits(explanation.logits, frame_pair.original_frame.shape[:2]) > 0,
-                    sentence=sentence,
-                    iou=None,
-                    name=f"{clip.path.name}, frame {frame_pair.index}",
-                )
-                sheet = render.attention_sheet(
-                    example, segmenter.tokens(sentence), explanation, "What the model attends to"
-                )
-                render.save(sheet, folder / f"{frame_pair.index:06d}-{number}.png")
-        if not frames:
+def load_segmentations(store: PredictionStore, frame_pairs: Iterator[TimedFramePair]) -> Iterator[Segmentation]:
+    """Yields the segmentations of the first frame pairs, which are stored. Raises UserError if they don't fit."""
+    for prediction in store.load():
+        masks, frame_pair = prediction.decode_masks(), next(frame_pairs, None)
+        if (
+            frame_pair is None
+            or prediction.index != frame_pair.index
+            or masks.shape[1:] != frame_pair.frame.original.shape[:2]
+        ):
+            raise UserError(f"{store.folder} holds the masks of another video. Choose another --output.")
+        yield Segmentation(frame_pair, masks, np.array(prediction.scores, np.float32))
+
+
+def store_segmentations(store: PredictionStore, segmentations: Iterable[Segmentation]) -> Iterator[Segmentation]:
+    """Appends each segmentation to the store, and yields it."""
+    for segmentation in segmentations:
+        frame_pair = segmentation.frame_pair
+        store.append(frame_pair.index, frame_pair.time, segmentation.masks, segmentation.scores)
+        yield segmentation
+
+
+# -- drawing
+
+
+def draw_segmentations(
+    segmentations: Iterable[Segmentation],
+    settings: PredictionSettings,
+    clip: Clip,
+    first: TimedFramePair,
+    output: Path,
+    stopwatch: Stopwatch,
+) -> tuple[int, np.ndarray]:
+    """Writes overlay.mp4, masks/ and contact_sheet.png, and shows the progress.
+
+    Returns:
+      The number of frames, and the mean confidence (S,) of each sentence.
+    """
+    sampler = FrameSampler(SHEET_FRAMES, float(clip.pixel_aspect))
+    frames, scores = 0, np.zeros(len(settings.text))
+    height, width, _ = first.frame.original.shape
+    with (
+        ClipWriter(output / "overlay.mp4", (height, width), clip) as overlay,
+        tqdm(total=expected_frames(clip, settings), desc=clip.path.name, unit="frame") as progress,
+    ):
+        for segmentation in segmentations:
+            with stopwatch.measure("drawing"):
+                frame_pair = segmentation.frame_pair
+                image = draw_segmentation(frame_pair.frame.original, segmentation.masks, settings.text)
+                overlay.write(round(frame_pair.time / clip.time_base), image)
+                sampler.add(image, f"frame {frame_pair.index}, {frame_pair.time:.2f} s")
+                write_masks(segmentation, output / "masks")
+            frames += 1
+            scores += segmentation.scores
+            progress.update()
+    save_image(sampler.sheet(settings.text), output / "contact_sheet.png")
+    return frames, scores / frames
+
+
+def write_masks(segmentation: Segmentation, folder: Path) -> None:
+    """Writes FOLDER/<sentence, from 1>/<frame>.png for each sentence."""
+    for number, mask in enumerate(segmentation.masks, start=1):
+        with atomic_write(folder / str(number) / f"{segmentation.frame_pair.index:06d}.png") as unfinished:
+            unfinished.write_bytes(encode_mask(mask))
+
+
+def draw_explanations(
+    segmenter: Segmenter, clip: Clip, sentences: Sequence[str], frames: Iterable[int], folder: Path
+) -> None:
+    """Draws the attention in some frames to FOLDER/<frame>-<sentence, from 1>.png.
+
+    Raises:
+      UserError: the clip ends before one of the frames.
+    """
+    remaining = set(frames)
+    for frame_pair in select_frame_pairs(segmenter, clip) if remaining else ():
+        if frame_pair.index in remaining:
+            remaining.remove(frame_pair.index)
+            for number, sentence in enumerate(sentences, start=1):
+                path = folder / f"{frame_pair.index:06d}-{number}.png"
+                draw_explanation(segmenter, frame_pair, sentence, f"{clip.path.name}, frame {frame_pair.index}", path)
+        if not remaining:
             return
-    if frames:
-        raise UserError(f"--explain: {clip.path} has no frame {', '.join(map(str, sorted(frames)))}.")
+    if remaining:
+        raise UserError(f"--explain: {clip.path} has no frame {', '.join(map(str, sorted(remaining)))}.")
+
+
+def draw_explanation(segmenter: Segmenter, frame_pair: TimedFramePair, sentence: str, name: str, path: Path) -> None:
+    """Draws the attention for one sentence in one frame; `name` is written above the frame."""
+    explanation = segmenter.explain(frame_pair, sentence)
+    frame = frame_pair.frame.original
+    example = Example(
+        frame=frame,
+        earlier_frame=frame_pair.earlier_frame.original,
+        mask=None,
+        prediction=resize_logits(explanation.logits, frame.shape[:2]) > 0,
+        sentence=sentence,
+        iou=None,
+        name=name,
+    )
+    sheet = attention_sheet(example, segmenter.tokens(sentence), explanation, "What the model attends to")
+    save_image(sheet, path)
+
+
+# -- the command
 
 
 def describe_model(checkpoint: Checkpoint) -> str:
-    """Says which model answers; of the one in the package also what it knows."""
+    """One line about a model, and for the one in the package another about what it was trained on."""
     config = checkpoint.config
     text_encoder = "" if config.text_encoder == "glove_lstm" else f" and the text encoder {config.text_encoder}"
-    words = (
+    description = (
         f"Model: LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth}{text_encoder} of "
         f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}."
     )
     if checkpoint.path.is_relative_to(lbdt_jax.DEFAULT_CHECKPOINT):
-        words += (
-            "\nIt comes with the package and knows coloured shapes and how they move, as in "
-            '"the red circle moving left", and nothing else. --checkpoint names another.'
+        description += (
+            "\nIt comes with the package and knows colored shapes and how they move, as in "
+            '"the red circle moving left", and nothing else. --checkpoint selects another one.'
         )
-    return words
+    return description
 
 
 def arguments() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m lbdt_jax.predict", description="Segments your own video.", allow_abbrev=False
+        prog="python -m lbdt_jax.predict", description="Segments a video.", allow_abbrev=False
     )
     add = parser.add_argument
     add(
         "--checkpoint",
         default=lbdt_jax.DEFAULT_CHECKPOINT,
-        help="a checkpoint's folder, or WORKDIR for its newest one (default: a small one that knows coloured shapes)",
+        help="a checkpoint's folder, or WORKDIR for its newest one (default: a small model of colored shapes)",
     )
-    add("--video", required=True, help="a clip, or a folder of pictures")
+    add("--video", required=True, help="a clip, or a folder of images")
     add("--text", required=True, action="append", help="a sentence; may be given several times")
     add("--output", required=True, type=Path, help="a new folder for the results")
-    add("--every", type=at_least(int, 1), default=1, help="ask about each so-manieth frame (default: every frame)")
-    add("--start", type=at_least(float, 0), default=0.0, help="seconds to leave out at the video's beginning")
-    add("--end", type=at_least(float, 0), help="seconds after which to stop")
+    add("--every", type=at_least(int, 1), default=1, help="segment every Nth frame (default: every frame)")
+    add("--start", type=at_least(float, 0), default=0.0, help="seconds to skip at the beginning of the video")
+    add("--end", type=at_least(float, 0), help="stop after these seconds of the video")
     add("--rate", type=at_least(float, 0.1), default=30.0, help="frames per second of a folder (default: 30)")
-    add("--word_vectors", default="", help="where to look up words that the checkpoint does not hold")
+    add("--word_vectors", default="", help="where to look up words that the checkpoint has no vectors of")
     add("--explain", type=at_least(int, 0), action="append", default=[], metavar="FRAME", help="draw its attention")
-    add("--resume", action="store_true", help="go on in an --output that a killed run has left")
+    add("--resume", action="store_true", help="continue the run that was interrupted in --output")
     return parser
 
 
-def at_least(kind: Callable[[str], Number], least: Number) -> Callable[[str], Number]:
-    """A parser of numbers that are not below `least`."""
-
-    def parse(text: str) -> Number:
-        number = kind(text)
-        if not (number >= least and math.isfinite(number)):
-            raise argparse.ArgumentTypeError(f"{text} is below {least}, or not finite")
-        return number
-
-    parse.__name__ = kind.__name__  # argparse names it where a text is no number
-    return parse
-
-
 def main() -> None:
-    """Parses the command line and predicts; exits with status 2 and one message for what the user must mend."""
-    asked = arguments().parse_args()
-    try:
-        segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
+    """Parses the command line and segments the video."""
+    args = arguments().parse_args()
+    with exit_on_error(
+        f"\nStopped. The masks found so far are in {args.output}; the same command with --resume continues.",
+        lambda error: f"Can't read or write: {error}",
+    ):
+        segmenter = lbdt_jax.load(args.checkpoint, args.word_vectors)
         print(describe_model(segmenter.checkpoint))
         settings = PredictionSettings(
-            str(segmenter.checkpoint.path),
-            str(Path(asked.video).resolve()),
-            tuple(asked.text),
-            asked.every,
-            asked.start,
-            asked.end,
-            asked.rate,
+            checkpoint=str(segmenter.checkpoint.path),
+            video=str(Path(args.video).resolve()),
+            text=tuple(args.text),
+            every=args.every,
+            start=args.start,
+            end=args.end,
+            rate=args.rate,
         )
-        predict(segmenter, settings, asked.output, asked.explain, asked.resume)
-    except (UserError, CheckpointError) as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"Can't read or write: {error}")
-    except KeyboardInterrupt:
-        fail(f"\nStopped. What was found is in {asked.output}; the same command with --resume goes on.", status=130)
+        predict(segmenter, settings, args.output, args.explain, args.resume)
 
 
 if __name__ == "__main__":

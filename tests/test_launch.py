@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fabricate import fabricate_jhmdb, write_a2d
+from fake_datasets import write_a2d, write_jhmdb
 from paths import ROOT
 from published import torch_state
 
@@ -59,7 +59,7 @@ def test_both_tables_from_one_released_checkpoint(tmp_path: Path) -> None:
     torch.save({f"module.{name}": array for name, array in state.items()}, tmp_path / "lbdt1.ckpt")
     raw = tmp_path / "data" / "raw"
     write_a2d(raw / "a2d_sentences")
-    fabricate_jhmdb(raw / "jhmdb_sentences")
+    write_jhmdb(raw / "jhmdb_sentences")
     numbers = " ".join(["0.25", "-0.5"] * 150)
     words = ["the", "man", "in", "red", "cat", "is", "jumping", "black", "a", "woman", "running", "clapping"]
     (tmp_path / "data" / "glove.840B.300d.txt").write_text("".join(f"{word} {numbers}\n" for word in words))

@@ -23,15 +23,14 @@ import numpy as np
 from PIL import Image
 
 import lbdt_jax
-from input_pipeline.errors import UserError
+from input_pipeline.errors import exit_on_error, fail
 from input_pipeline.moving_shapes.raw_layout import FRAME_RATE
 from input_pipeline.moving_shapes.scenes import make_scene
-from lbdt_jax.checkpoint import CheckpointError
-from lbdt_jax.cli import fail
+from lbdt_jax.cli import at_least
 from lbdt_jax.demo.checks import Limits
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import Clip, ClipWriter
-from lbdt_jax.predict import at_least, describe_model
+from lbdt_jax.predict import describe_model
 
 #: Scenes of Moving Shapes' test split, with some of their sentences.
 EXAMPLES = {
@@ -43,7 +42,7 @@ EXAMPLES = {
 
 
 def main() -> None:
-    """Parses the command line and serves until it is stopped; status 2 and one message for what the user must mend."""
+    """Parses the command line and serves the page until it is stopped."""
     asked = arguments().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # stopped like that, it cleans up too
     with tempfile.TemporaryDirectory(prefix="lbdt_demo_", ignore_cleanup_errors=True) as folder:
@@ -54,20 +53,14 @@ def main() -> None:
             from lbdt_jax.demo.page import serve
         except ModuleNotFoundError as error:
             fail(f"{error}. The page needs `pip install -r requirements-demo.txt`.")
-        try:
+        with exit_on_error("Stopped.", lambda error: f"Can't serve the page: {error}"):
             with socket.create_server((asked.host, asked.port)):
-                pass  # if the port is taken, that is said now, and not after a minute
+                pass  # reports a port that is taken now, and not after a minute
             segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
             print(f"{describe_model(segmenter.checkpoint)}\nCompiling it ...", flush=True)
             warm_up(segmenter)
             limits = Limits(asked.max_seconds, asked.max_megabytes)
             serve(segmenter, root, limits, draw_examples(segmenter, root), asked.host, asked.port)
-        except (UserError, CheckpointError) as error:
-            fail(str(error))
-        except OSError as error:
-            fail(f"Can't serve the page: {error}")
-        except KeyboardInterrupt:
-            fail("Stopped.", status=130)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import html
 import numpy as np
 
 from lbdt_jax.demo.work import Result
-from lbdt_jax.visualization.video_strip import color_of
+from lbdt_jax.visualization.overlays import color_of
 
 _CURVE_SIZE = 240, 28  # (width, height) of a confidence curve in SVG units
 CSS = """

@@ -14,16 +14,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as run_length
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
 from lbdt_jax import predict
 from lbdt_jax.demo.checks import Limits, check_clip, read_sentences, unknown_words
-from lbdt_jax.inference import results
+from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import ClipWriter, open_clip
-from lbdt_jax.visualization import render, video_strip
+from lbdt_jax.visualization.overlays import color_of, overlay
 
 EXPIRED = "This result has expired. Please segment the clip again."
 
@@ -80,7 +79,7 @@ def segment_clip(segmenter: Segmenter, upload: Path, text: str, root: Path, limi
     try:
         clip = folder / "clip"
         shutil.copyfile(upload, clip)
-        settings = results.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
+        settings = predict.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
         predict.predict(segmenter, settings, folder / "found")
         times, confidence = zip(*_draw_frames(folder, len(sentences)), strict=True)
         _write_zip(folder, upload.name)
@@ -117,8 +116,7 @@ def draw_attention(segmenter: Segmenter, result: Result, frame: int, sentence: i
     sheet = folder / f"{frame:06d}-1.png"
     if not sheet.exists():
         clip = open_clip(result.folder / "clip")
-        settings = results.PredictionSettings("", str(clip.path), (result.sentences[sentence],))
-        predict.explain(segmenter, clip, settings, folder, {frame})
+        predict.draw_explanations(segmenter, clip, [result.sentences[sentence]], {frame}, folder)
     return sheet
 
 
@@ -130,24 +128,24 @@ def remove(result: Result | None) -> None:
 
 def _draw_frames(folder: Path, sentences: int) -> Iterator[tuple[float, list[float]]]:
     """Draws the frames and the video with masks; yields each frame's time and its confidences."""
-    clip, found = open_clip(folder / "clip"), folder / "found" / "masks.jsonl"
+    clip = open_clip(folder / "clip")
     (folder / "frames").mkdir()
     writer, square_pixels = None, dataclasses.replace(clip, pixel_aspect=Fraction(1))
-    predictions = [lines for _, lines in results.stored(found, sentences)]
+    predictions = list(PredictionStore(folder / "found", sentences).load())
     with contextlib.ExitStack() as stack:
-        for (time, frame), lines in tqdm(
+        for (time, frame), prediction in tqdm(
             zip(clip, predictions, strict=True), "drawing", len(predictions), unit="frame"
         ):
             size = _display_size(frame, clip.pixel_aspect)
             image = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-            for index, line in enumerate(lines):
-                mask = Image.fromarray(255 * run_length.decode(line["segmentation"]))
-                enlarged = np.asarray(mask.resize(size, Image.Resampling.BICUBIC)) >= 128
-                image = render.overlay(image, enlarged, video_strip.color_of(index))
-            Image.fromarray(image).save(folder / "frames" / f"{lines[0]['frame']:06d}.jpg", quality=90)
+            for index, mask in enumerate(prediction.decode_masks()):
+                mask_image = Image.fromarray(255 * mask.astype(np.uint8))
+                enlarged = np.asarray(mask_image.resize(size, Image.Resampling.BICUBIC)) >= 128
+                image = overlay(image, enlarged, color_of(index))
+            Image.fromarray(image).save(folder / "frames" / f"{prediction.index:06d}.jpg", quality=90)
             writer = writer or stack.enter_context(ClipWriter(folder / "display.mp4", image.shape[:2], square_pixels))
             writer.write(time, image)
-            yield lines[0]["time"], [line["confidence"] for line in lines]
+            yield prediction.time, [*prediction.scores]
 
 
 def _display_size(frame: np.ndarray, pixel_aspect: Fraction) -> tuple[int, int]:

@@ -1,12 +1,13 @@
-"""What the network looks at: every attention map and channel gate behind one answer, as numpy arrays.
+"""Attention maps and channel gates behind a predicted mask, as numpy arrays.
 
-`render.attention_sheet` draws them.
+`lbdt_jax.visualization.attention` draws them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,17 +23,17 @@ STREAMS = ("spatial", "temporal")  # the order of the duplex transfer's leading 
 class BridgeAttention:
     """The attention of one layer of the duplex transfer in one direction (section 3.2), averaged over the heads.
 
-    The names are those of `LanguageBridge`. A picture of H x W pixels has h x w cells: one for 16 x 16 pixels in
-    stage 4, for 32 x 32 in stage 5. Of the N words, padding is attended by none: it has weight 0 as a key. As a
-    query it has weights all the same, which nothing reads.
+    The names are those of `LanguageBridge`. The feature map has h x w positions: one for each 16 x 16 pixels in stage
+    4, and for each 32 x 32 in stage 5. Padding among the N words has weight 0 as a key; as a query it has weights too,
+    but nothing uses them.
 
     Attributes:
       stage: 4 or 5, the ResNet stage before the transfer.
       layer: counted from 1.
       source, target: "spatial" and "temporal", or the other way round.
-      words_to_words: (N, N) how much each word (row) takes from each word; rows sum to 1. Equal in both directions.
-      words_from_source: (N, h, w) where in the source stream each word looks; sums to 1 over h and w.
-      target_from_words: (h, w, N) how much each cell of the target stream takes from each word; sums to 1 over N.
+      words_to_words: (N, N) weights of each word (row) over all words; rows sum to 1. Equal in both directions.
+      words_from_source: (N, h, w) weights of each word over the source stream; sums to 1 over h and w.
+      target_from_words: (h, w, N) weights of each position of the target stream over the words; sums to 1 over N.
     """
 
     stage: int
@@ -59,7 +60,7 @@ class ChannelGates:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What is behind the answer to one sentence about one frame pair.
+    """The attention and gates behind the mask of one sentence in one frame.
 
     Attributes:
       logits: (H, W) float32; positive means object.
@@ -80,7 +81,7 @@ def explain(
     words: np.ndarray,
     word_mask: np.ndarray,
 ) -> Explanation:
-    """Answers one sentence about one frame pair and tells how. Compiled once for a model and a size.
+    """Segments one sentence in one frame pair, and keeps its attention and gates. Compiled once per model and size.
 
     Args:
       model: the network.
@@ -89,32 +90,33 @@ def explain(
       words: (N, D) float32 or (N,) int32, see `input_pipeline.batch`.
       word_mask: (N,) bool, True for a token.
     """
-    logits, seen = _answer(model, variables, *(x[None] for x in (frame, earlier_frame, words, word_mask)))
-    return collect(logits, seen, 0)
+    batch = (x[None] for x in (frame, earlier_frame, words, word_mask))
+    logits, collections = _forward(model, variables, *batch)
+    return collect(logits, collections, 0)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _answer(model: LBDT, variables: dict[str, Any], *batch: Array) -> tuple[Array, dict[str, Any]]:
+def _forward(model: LBDT, variables: dict[str, Any], *batch: Array) -> Any:
     return model.apply(variables, *batch, mutable=["attention"])
 
 
-def collect(logits: Array, seen: dict[str, Any], sample: int) -> Explanation:
-    """Puts in order what the modules have sown during a forward pass.
+def collect(logits: Array, collections: Mapping[str, Any], sample: int) -> Explanation:
+    """Arranges the values that the modules sowed during a forward pass.
 
     Args:
       logits: (B, H, W).
-      seen: the changed variables that `LBDT.apply` returns when the collection "attention" is mutable.
-      sample: which one of the batch.
+      collections: the variables that `LBDT.apply` returns if the collection "attention" is mutable.
+      sample: index in the batch.
     """
-    seen = seen.get("attention", {})
+    attention = collections.get("attention", {})
     height, width = logits.shape[1:]
     bridges = []
     for stage, stride in ((4, 16), (5, 32)):
-        layers = seen.get(f"duplex_transfer{stage}", {})
+        layers = attention.get(f"duplex_transfer{stage}", {})
         size = height // stride, width // stride
         for layer in range(len(layers)):
             weights = {
-                # Until they look at the source, the words are the same in both directions: their axis is 1 long.
+                # Before attending to the source, the words are the same in both directions: their axis has length 1.
                 name: np.broadcast_to(value["weights"][0], (2, *value["weights"][0].shape[1:]))[:, sample]
                 for name, value in layers[f"bridges_{layer}"].items()
             }
@@ -131,8 +133,8 @@ def collect(logits: Array, seen: dict[str, Any], sample: int) -> Explanation:
                 for direction, target in enumerate(STREAMS)
             ]
     gates = {
-        stream: ChannelGates(*(np.asarray(gate[sample], np.float32) for gate in both))
-        for activation in seen.get("bilateral_channel_activation", {}).get("gates", ())
-        for stream, both in activation.items()
+        stream: ChannelGates(*(np.asarray(gate[sample], np.float32) for gate in pair))
+        for activation in attention.get("bilateral_channel_activation", {}).get("gates", ())
+        for stream, pair in activation.items()
     }
     return Explanation(np.asarray(logits[sample]), tuple(bridges), gates)

@@ -1,6 +1,6 @@
-"""A trained model as a library: any frames, any sentences; numpy in and out, neither TensorFlow nor torch.
+"""The library: a trained model that segments frames and sentences.
 
-Every frame is looked at once, however many sentences ask about it.
+It takes and returns numpy arrays, and needs neither TensorFlow nor torch. `lbdt_jax.load` makes a `Segmenter`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from input_pipeline.text.encoders import SentenceEncoder
 from input_pipeline.text.word_vectors import WordVectors, extend
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError, shapes
 from lbdt_jax.inference.explain import Explanation, explain
-from lbdt_jax.inference.predictor import BatchedPredictor
+from lbdt_jax.inference.predictor import BatchedPredictor, ModelInputs
 from lbdt_jax.metrics import foreground_score, resize_logits
 from lbdt_jax.step import initial_variables, make_model
 
-#: Frames encoded, and sentences answered, at once on each device.
-AT_ONCE = 4
+BATCH_SIZE = 4  # frame pairs encoded, and sentences segmented, at once on each device
 
 
 class LazyFrame:
-    """A frame of a video, which is resized once, and only if a question needs it.
+    """A frame of a video that is resized at most once, and only if the model needs it.
 
     Args:
       original: (h, w, 3) uint8 RGB.
@@ -51,42 +50,25 @@ class TimedFramePair:
 
     Attributes:
       index: of the frame in the video, from 0.
-      time: of the frame, seconds.
-      picture, earlier_picture: both frames. Their arrays are also here as `original_frame`, `original_earlier_frame`,
-        (h, w, 3) uint8 RGB, and as `frame`, `earlier_frame`, (H, W, 3) at the model's size.
+      time: of the frame, in seconds.
+      frame, earlier_frame: `original` as in the video, and `resized` for the model.
     """
 
     index: int
     time: float
-    picture: LazyFrame
-    earlier_picture: LazyFrame
-
-    @property
-    def original_frame(self) -> np.ndarray:
-        return self.picture.original
-
-    @property
-    def original_earlier_frame(self) -> np.ndarray:
-        return self.earlier_picture.original
-
-    @property
-    def frame(self) -> np.ndarray:
-        return self.picture.resized
-
-    @property
-    def earlier_frame(self) -> np.ndarray:
-        return self.earlier_picture.resized
+    frame: LazyFrame
+    earlier_frame: LazyFrame
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a model finds at a frame_pair for each of S sentences.
+    """The masks of S sentences in one frame.
 
     Attributes:
-      frame_pair: the frames it was asked about.
-      masks: (S, h, w) bool, at the frame's own size.
-      scores: (S,) float32 in [0, 1], the mean probability of the pixels found; 0 where nothing was found. It ranks the
-        answers of a model; it is no promise that one of them is right.
+      frame_pair: the frame, with its earlier frame.
+      masks: (S, h, w) bool, at the frame's original size.
+      scores: (S,) float32 in [0, 1], the mean probability of the mask's pixels; 0 for an empty mask. They rank the
+        masks of one model, and are not calibrated.
     """
 
     frame_pair: TimedFramePair
@@ -94,77 +76,62 @@ class Segmentation:
     scores: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Question:
-    """A frame_pair and all its sentences, as `BatchedPredictor` asks them."""
-
-    frame_pair: TimedFramePair
-    words: np.ndarray
-    word_mask: np.ndarray
-
-    @property
-    def frame(self) -> np.ndarray:
-        return self.frame_pair.frame
-
-    @property
-    def earlier_frame(self) -> np.ndarray:
-        return self.frame_pair.earlier_frame
-
-
 class Segmenter:
-    """A checkpoint, ready to segment. Compiled once, at the first question, for any video and number of sentences.
+    """A checkpoint, ready to segment any video with any number of sentences.
+
+    It is compiled once, when the first frames are segmented.
 
     Args:
       checkpoint: the model.
-      word_vectors: see `lbdt_jax.load`.
+      word_vectors: as for `lbdt_jax.load`.
 
     Raises:
       CheckpointError: the checkpoint does not fit its own configuration.
-      UserError: word vectors are given for a model that reads none.
+      UserError: word vectors are given for a model that uses none.
     """
 
     def __init__(self, checkpoint: Checkpoint, word_vectors: str = "") -> None:
         if word_vectors and not isinstance(checkpoint.sentence_encoder, WordVectors):
             raise UserError(
-                f"{checkpoint.path} reads sentences with the tokenizer of {checkpoint.config.text_encoder}, which it "
-                f"holds: it has no use for word vectors ({word_vectors})."
+                f"{checkpoint.path} has its own tokenizer, that of {checkpoint.config.text_encoder}; it has no use for "
+                f"word vectors ({word_vectors})."
             )
         self.checkpoint = checkpoint
-        self._source = word_vectors
-        self._reader = checkpoint.sentence_encoder
+        self._word_vectors = word_vectors
+        self._sentence_encoder = checkpoint.sentence_encoder
         self._looked_up: set[str] = set()
         self._model = make_model(checkpoint.config)
         check_fits(checkpoint)
 
     @functools.cached_property
     def _predictor(self) -> BatchedPredictor:
-        return BatchedPredictor(self._model, self.checkpoint.variables, AT_ONCE, AT_ONCE)
+        return BatchedPredictor(self._model, self.checkpoint.variables, BATCH_SIZE, BATCH_SIZE)
 
     @property
     def seconds_between(self) -> float:
-        """From an earlier frame to its frame, as in the data that the model was trained with."""
+        """Seconds from an earlier frame to its frame, as in the training data."""
         config = self.checkpoint.config
         return config.frame_interval / config.frame_rate
 
     @property
     def trained_words(self) -> tuple[str, ...]:
-        """The words that it was trained with; none for a transformer, which reads any."""
-        own = self.checkpoint.sentence_encoder
-        return own.words if isinstance(own, WordVectors) else ()
+        """The words that the model was trained with; none for a transformer, which reads any word."""
+        encoder = self.checkpoint.sentence_encoder
+        return encoder.words if isinstance(encoder, WordVectors) else ()
 
     def tokens(self, sentence: str) -> list[str]:
-        """The tokens that the model reads of a sentence: its first max_words."""
-        return self._reader.tokens(sentence, self.checkpoint.config.max_words)
+        """The tokens that the model reads of a sentence, max_words at most."""
+        return self._sentence_encoder.tokens(sentence, self.checkpoint.config.max_words)
 
     def unknown_words(self, sentences: Iterable[str]) -> list[str]:
-        """The distinct words that are not known, so that the model reads them as blanks; commonest first.
+        """The distinct words without a vector, which the model can't tell apart; the most frequent first.
 
         Raises:
           UserError: the given word vectors are missing, malformed or not those that the model was trained with.
         """
         sentences = list(sentences)
-        reader, limit = self._encoder_for(sentences), self.checkpoint.config.max_words
-        words = Counter(word for sentence in sentences for word in reader.unknown_words(sentence, limit))
+        encoder, max_words = self._encoder_for(sentences), self.checkpoint.config.max_words
+        words = Counter(word for sentence in sentences for word in encoder.unknown_words(sentence, max_words))
         return [word for word, _ in words.most_common()]
 
     def knows(self, sentence: str) -> bool:
@@ -172,74 +139,82 @@ class Segmenter:
         return self._encoder_for([sentence]).knows(sentence, self.checkpoint.config.max_words)
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """What the model reads of S sentences.
+        """Turns S sentences into arrays for the model.
 
         Returns:
-          words: (S, N, D) float32 word vectors, those of unknown words zero; or (S, N) int32 ids of tokens.
+          words: (S, N, D) float32 word vectors, zeros for unknown words; or (S, N) int32 token ids.
           word_mask: (S, N) bool, True for a token.
 
         Raises:
           UserError: there is no sentence, or one has no word that the model knows.
         """
         if isinstance(sentences, str) or not len(sentences):
-            raise UserError(f"Expected a list of sentences, and not {sentences!r}.")
-        reader, limit = self._encoder_for(sentences), self.checkpoint.config.max_words
+            raise UserError(f"Expected a list of sentences, got {sentences!r}.")
+        encoder, max_words = self._encoder_for(sentences), self.checkpoint.config.max_words
         for number, sentence in enumerate(sentences, start=1):
-            if reader.knows(sentence, limit):
-                continue
-            if not reader.unknown_words(sentence, limit):
-                raise UserError(f"Sentence {number} is empty.")
-            message = f"The model knows no word of sentence {number}, {sentence.strip()[:80]!r}."
-            if known := self.trained_words:
-                message += (
-                    f" Its checkpoint holds {len(known)} words ({', '.join(known[:: max(1, len(known) // 8)][:8])} "
-                    "...); others are looked up in the word vectors that it was trained with, "
-                    f"{self._source or self.checkpoint.config.word_vectors}: --word_vectors says where they are."
-                )
-            raise UserError(message)
-        words, word_mask = zip(*(reader.encode(sentence, limit) for sentence in sentences), strict=True)
+            if not encoder.knows(sentence, max_words):
+                if not encoder.unknown_words(sentence, max_words):
+                    raise UserError(f"Sentence {number} is empty.")
+                raise UserError(self._explain_unknown(number, sentence))
+        words, word_mask = zip(*(encoder.encode(sentence, max_words) for sentence in sentences), strict=True)
         return np.stack(words), np.stack(word_mask)
+
+    def _explain_unknown(self, number: int, sentence: str) -> str:
+        message = f"The model knows no word of sentence {number}, {sentence.strip()[:80]!r}."
+        if vocabulary := self.trained_words:
+            examples = ", ".join(vocabulary[:: max(1, len(vocabulary) // 8)][:8])
+            message += (
+                f" Its checkpoint has vectors of {len(vocabulary)} words ({examples} ...); other words are looked up "
+                f"in the word vectors of its training, {self._word_vectors or self.checkpoint.config.word_vectors}: "
+                "--word_vectors says where they are."
+            )
+        return message
 
     def segment(
         self, frames: Sequence[np.ndarray] | np.ndarray, sentences: Sequence[str], rate: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Finds what each sentence means in every frame of a clip that fits into memory.
+        """Segments every frame of a clip that fits into memory.
 
         Args:
           frames: T frames (h, w, 3) uint8 RGB, or one array of them, in the order of the video.
-          sentences: S of them, at least one.
-          rate: frames per second; None means that of the data that the model was trained with.
+          sentences: S sentences, at least one.
+          rate: frames per second; None means that of the training data.
 
         Returns:
           masks: (T, S, h, w) bool.
           scores: (T, S) float32 in [0, 1], see `Segmentation`.
 
         Raises:
-          UserError: a frame is not of that kind, or a sentence has no word that the model knows.
+          UserError: a frame has another type or shape, or the model knows no word of a sentence.
         """
         rate = self.checkpoint.config.frame_rate if rate is None else rate
         if not rate > 0:
             raise UserError(f"The rate must be above 0 frames per second, and not {rate}.")
         frame_pairs = self.frame_pairs((index / rate, frame) for index, frame in enumerate(frames))
-        found = [(answer.masks, answer.scores) for answer in self.segment_frame_pairs(frame_pairs, sentences)]
-        if not found:
+        masks, scores = [], []
+        for segmentation in self.segment_frame_pairs(frame_pairs, sentences):
+            masks.append(segmentation.masks)
+            scores.append(segmentation.scores)
+        if not masks:
             raise UserError("There is no frame to segment.")
-        masks, scores = zip(*found, strict=True)
         return np.stack(masks), np.stack(scores)
 
     def frame_pairs(self, frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[TimedFramePair]:
-        """Finds the earlier frame of every frame: the one nearest to `seconds_between` before it.
+        """Pairs every frame with its earlier frame: the one nearest to `seconds_between` before it.
 
-        That holds for any and for changing frame rates. Where a video begins, it is the first frame. Where frames lie
-        more than twice as far apart, and at the first frame, it is the frame itself, so that nothing seems to move.
+        This works for any frame rate, and for changing ones. At the beginning of a video, the earlier frame is the
+        first frame. If frames are more than twice as far apart, it is the frame itself: a pair without motion.
 
         Args:
-          frames: (time in seconds, (h, w, 3) uint8 RGB), times rising.
+          frames: (time in seconds, (h, w, 3) uint8 RGB), with increasing times.
+
+        Yields:
+          One pair for each frame; only the frames of the last `seconds_between` are kept in memory.
 
         Raises:
-          UserError: a frame is not of that kind, differs in size from those before it, or is not later than they are.
+          UserError: a frame has another type or shape, differs in size from those before it, or is not later.
         """
-        size = tuple(self.checkpoint.config.image_size)
+        height, width = self.checkpoint.config.image_size
         recent: deque[tuple[float, LazyFrame]] = deque()
         for index, (time, original) in enumerate(frames):
             if original.dtype != np.uint8 or original.ndim != 3 or original.shape[2] != 3 or not original.size:
@@ -252,60 +227,70 @@ class Segmenter:
                 )
             if recent and not time > recent[-1][0]:
                 raise UserError(f"Frame {index} has the time {time} s, the one before it {recent[-1][0]} s.")
-            recent.append((time, LazyFrame(original, size)))
-            wanted = time - self.seconds_between
-            while len(recent) > 1 and abs(recent[1][0] - wanted) <= abs(recent[0][0] - wanted):
+            recent.append((time, LazyFrame(original, (height, width))))
+            target = time - self.seconds_between
+            while len(recent) > 1 and abs(recent[1][0] - target) <= abs(recent[0][0] - target):
                 recent.popleft()
             yield TimedFramePair(index, time, recent[-1][1], recent[0][1])
 
     def segment_frame_pairs(
         self, frame_pairs: Iterable[TimedFramePair], sentences: Sequence[str]
     ) -> Iterator[Segmentation]:
-        """Answers all sentences about each frame_pair, in order; holds a few frame_pairs at a time.
+        """Segments a stream of frame pairs with all sentences; a few pairs at a time are in memory.
+
+        Yields:
+          The segmentation of each frame pair, in order.
 
         Raises:
-          UserError: there is no sentence, or one has no word that the model knows.
+          UserError: there is no sentence, or the model knows no word of one.
         """
         words, word_mask = self.encode(sentences)
-        questions = (_Question(frame_pair, words, word_mask) for frame_pair in frame_pairs)
-        for question, logits in self._predictor(questions):
-            size = question.frame_pair.original_frame.shape[:2]
-            masks = np.stack([resize_logits(each, size) > 0 for each in logits])
-            yield Segmentation(
-                question.frame_pair, masks, np.array([foreground_score(each) for each in logits], np.float32)
-            )
+
+        def inputs(frame_pair: TimedFramePair) -> ModelInputs:
+            return frame_pair.frame.resized, frame_pair.earlier_frame.resized, words, word_mask
+
+        for frame_pair, logits in self._predictor.segment(frame_pairs, inputs):
+            size = frame_pair.frame.original.shape[:2]
+            masks = np.stack([resize_logits(sentence_logits, size) > 0 for sentence_logits in logits])
+            scores = np.array([foreground_score(sentence_logits) for sentence_logits in logits], np.float32)
+            yield Segmentation(frame_pair, masks, scores)
 
     def explain(self, frame_pair: TimedFramePair, sentence: str) -> Explanation:
-        """What the model attends to when it answers a sentence; `render.attention_sheet` draws it."""
+        """The attention and the channel gates behind one mask; `attention_sheet` draws them.
+
+        Raises:
+          UserError: the model knows no word of the sentence.
+        """
         words, word_mask = self.encode([sentence])
-        frames = frame_pair.frame, frame_pair.earlier_frame
+        frames = frame_pair.frame.resized, frame_pair.earlier_frame.resized
         return explain(self._model, self.checkpoint.variables, *frames, words[0], word_mask[0])
 
     def _encoder_for(self, sentences: Iterable[str]) -> SentenceEncoder:
-        """What reads these sentences: new words are looked up first, each once, since the file may be large."""
-        if not isinstance(self._reader, WordVectors):
-            return self._reader
-        limit = self.checkpoint.config.max_words
-        new = {word for sentence in sentences for word in self._reader.unknown_words(sentence, limit)}
+        """The sentence encoder, with vectors of new words. Each word is looked up once: the file may be large."""
+        encoder, max_words = self._sentence_encoder, self.checkpoint.config.max_words
+        if not isinstance(encoder, WordVectors):
+            return encoder
+        new = {word for sentence in sentences for word in encoder.unknown_words(sentence, max_words)}
         new -= self._looked_up
-        if new and self._source:
-            self._reader = extend(self._reader, self._source, new)
+        if new and self._word_vectors:
+            encoder = extend(encoder, self._word_vectors, new)
         elif new:
-            # A source that happens to be there helps; without it the checkpoint's own words must do.
+            # The word vectors of the training may not be on this machine: then the checkpoint's own words must do.
             with contextlib.suppress(UserError):
-                self._reader = extend(self._reader, self.checkpoint.config.word_vectors, new)
+                encoder = extend(encoder, self.checkpoint.config.word_vectors, new)
         self._looked_up |= new
-        return self._reader
+        self._sentence_encoder = encoder
+        return encoder
 
 
 def check_fits(checkpoint: Checkpoint) -> None:
     """Raises CheckpointError if a checkpoint's arrays are not those of the network that its configuration describes."""
     size = checkpoint.sentence_encoder.size
-    wanted = jax.eval_shape(lambda: initial_variables(make_model(checkpoint.config), checkpoint.config, size))
-    expected, found = shapes(wanted), shapes(checkpoint.variables)
+    variables = jax.eval_shape(lambda: initial_variables(make_model(checkpoint.config), checkpoint.config, size))
+    expected, found = shapes(variables), shapes(checkpoint.variables)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
-                f"{checkpoint.path} does not fit its own configuration, or is of another version of lbdt_jax: {name} "
+                f"{checkpoint.path} does not fit its own configuration, or is from another version of lbdt_jax: {name} "
                 f"is {found.get(name, 'missing')}, and should be {expected.get(name, 'absent')}."
             )

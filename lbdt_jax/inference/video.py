@@ -1,4 +1,4 @@
-"""Clips in and out, one frame at a time: whatever FFmpeg reads, or a folder of pictures; H.264 out."""
+"""Reads clips frame by frame, from any file that FFmpeg decodes or from a folder of images, and writes H.264."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from PIL import Image, ImageOps
 
 from input_pipeline.errors import UserError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A video file, or a folder of pictures in the order of their names, numbers in them counted as numbers.
+    """A video file, or a folder of images in the order of their names, where 10 comes after 9.
 
     Attributes:
       path: the file or folder.
       rate: frames per second, for a file their average.
-      time_base: seconds; frames' times are multiples of it.
-      frames: how many the file says it has; 0 where it does not say.
-      seconds: how long it says it lasts; None where it does not say.
-      pixel_aspect: width of a pixel, as shown, by its height; 1 for nearly all.
+      time_base: in seconds; the times of all frames are multiples of it.
+      frames: their number according to the file's header; 0 if that is unknown.
+      seconds: the duration according to the file's header; None if that is unknown.
+      pixel_aspect: width of a displayed pixel divided by its height; 1 for nearly all clips.
     """
 
     path: Path
@@ -40,124 +40,133 @@ class Clip:
     pixel_aspect: Fraction = Fraction(1)
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(time in units of time_base, (h, w, 3) uint8 RGB) of every frame, upright, in the order they are shown.
+        """Yields (time in units of time_base, (h, w, 3) uint8 RGB) of every frame, upright, in display order.
 
         Raises:
-          UserError: there is no frame, or a frame is broken; it is named. Those before it were given out.
+          UserError: there is no frame, or a frame can't be decoded or has another size; the frames before it have been
+            yielded.
         """
-        pictures = _pictures(self.path) if self.path.is_dir() else _frames(self.path)
-        count, size = 0, None
-        for time, picture in pictures:
-            size = size or picture.shape
-            if picture.shape != size:
+        frames = _read_images(self.path) if self.path.is_dir() else _decode_video(self.path)
+        count, shape = 0, None
+        for time, frame in frames:
+            shape = shape or frame.shape
+            if frame.shape != shape:
                 raise UserError(
-                    f"{self.path}: frame {count} is {picture.shape[1]} x {picture.shape[0]} pixels, those before it "
-                    f"{size[1]} x {size[0]}."
+                    f"{self.path}: frame {count} is {frame.shape[1]} x {frame.shape[0]} pixels, those before it "
+                    f"{shape[1]} x {shape[0]}."
                 )
-            yield time, picture
+            yield time, frame
             count += 1
         if not count:
-            raise UserError(f"{self.path} holds no frame that can be read. Is it cut short?")
+            raise UserError(f"{self.path} contains no readable frame. Is the file truncated?")
 
 
 def open_clip(path: str | Path, rate: float = 30.0) -> Clip:
-    """Looks at a video file or a folder of pictures.
+    """Reads the header of a video file, or lists a folder of images.
 
     Args:
       path: of the file or folder.
       rate: frames per second of a folder; a file has its own.
 
     Raises:
-      UserError: there is nothing of that name, or it is no video.
+      UserError: there is no such file or folder, or it is not a video.
     """
-    path = Path(path)
+    path, default_rate = Path(path), Fraction(rate).limit_denominator(1001)
     if path.is_dir():
-        frames = len(_names(path))
+        frames = len(_image_paths(path))
         if not frames:
-            raise UserError(f"{path} holds no picture ({', '.join(PICTURES)}).")
-        exact = Fraction(rate).limit_denominator(1001)
-        return Clip(path, exact, 1 / exact, frames, frames / rate)
+            raise UserError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
+        return Clip(path, default_rate, 1 / default_rate, frames, frames / rate)
     if not path.is_file():
         raise UserError(f"There is no video {path}.")
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise UserError(
-                    f"{path} has no pictures, only {', '.join(s.type for s in container.streams) or 'nothing'}."
-                )
+                streams = ", ".join(stream.type for stream in container.streams)
+                raise UserError(f"{path} has no video stream, only {streams or 'no stream at all'}.")
             stream = container.streams.video[0]
-            rate = stream.average_rate or stream.guessed_rate or Fraction(rate).limit_denominator(1001)
+            file_rate = stream.average_rate or stream.guessed_rate or default_rate
             seconds = container.duration / av.time_base if container.duration else None
             aspect = Fraction(stream.sample_aspect_ratio or 1)
             first = next(container.decode(stream), None)
-            if first and round(first.rotation / 90) % 2:  # lies on its side, as do its pixels
+            if first and round(first.rotation / 90) % 2:  # stored on its side, and so are its pixels
                 aspect = 1 / aspect
-            return Clip(path, Fraction(rate), Fraction(stream.time_base), stream.frames, seconds, aspect)
+            return Clip(path, Fraction(file_rate), _time_base(stream), stream.frames, seconds, aspect)
     except av.FFmpegError as error:
-        raise UserError(f"{path} is no video, or cut short: {error.strerror}.") from error
+        raise UserError(f"{path} is not a video, or is truncated: {error.strerror}.") from error
 
 
-def _frames(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+def _time_base(stream: av.VideoStream) -> Fraction:
+    """The unit, in seconds, of the times of a stream's frames."""
+    assert stream.time_base is not None  # every stream of a container that is read has one
+    return stream.time_base
+
+
+def _decode_video(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """The frames of a file with their times, which always increase."""
     count, last = 0, None
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
-                # Some containers give no time to some frames; they follow at the average rate.
-                step = max(1, round(1 / (stream.average_rate or 30) / stream.time_base))
+                # Frames without a time, which some containers have, follow at the average rate.
+                step = max(1, round(1 / (stream.average_rate or Fraction(30)) / _time_base(stream)))
                 time = frame.pts if frame.pts is not None else 0 if last is None else last + step
                 if last is not None and time <= last:
                     time = last + 1
-                # The flag of a telephone held upright; rot90 and the flag both count against the clock.
+                # Phones held upright set this flag. Like rot90, it counts counterclockwise.
                 yield time, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
                 count, last = count + 1, time
     except av.FFmpegError as error:
         raise UserError(
-            f"{path}: frame {count} can't be read ({error.strerror}). Is the file cut short? "
-            "What comes before it can be had: end earlier."
+            f"{path}: frame {count} can't be decoded ({error.strerror}). Is the file truncated? "
+            "The frames before it can be used: choose an earlier --end."
         ) from error
 
 
-def _names(folder: Path) -> list[Path]:
-    def by_number(path: Path) -> list[tuple[int, str]]:
+def _image_paths(folder: Path) -> list[Path]:
+    """The images of a folder, sorted by name, with runs of digits as numbers."""
+
+    def sort_key(path: Path) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
-    names = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith("."))
-    return sorted(names, key=by_number)
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted((path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES), key=sort_key)
 
 
-def _pictures(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
-    for time, path in enumerate(_names(folder)):
+def _read_images(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """The images of a folder, numbered from 0."""
+    for index, path in enumerate(_image_paths(folder)):
         try:
-            with Image.open(path) as picture:
-                yield time, np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            with Image.open(path) as image:
+                yield index, np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{path} can't be read: {error}") from error
 
 
 class ClipWriter:
-    """Writes frames as H.264 into an mp4 that is valid up to its last second even if the writing is killed.
+    """Writes frames as H.264 to an mp4 file, which can be played up to its last second even if the writer is killed.
 
-    Frames keep their times, to a millisecond, their size and the aspect of their pixels. Colors are those of high
-    definition (ITU-R BT.709), and said to be so. Where both sides are even they are stored at half resolution, as every
-    player expects; H.264 has odd sizes only with full colors, which some players refuse.
+    Frames keep their times (to a millisecond), their size and their pixel aspect. Colors are ITU-R BT.709, and flagged
+    as such. If height and width are even, colors are subsampled (4:2:0), as every player expects; odd sizes need full
+    chroma (4:4:4), which some players refuse.
 
     Args:
       path: of the new file.
       size: (h, w) in pixels.
-      clip: has the rate, the unit of time and the aspect of a pixel.
+      clip: has the rate, time base and pixel aspect.
 
     Raises:
-      UserError: H.264 has no pictures of that size.
+      UserError: H.264 can't store frames of that size.
       OSError: the file can't be written.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], clip: Clip) -> None:
-        # Every second is closed as it is written. Frames that wait for later ones ("bf") would shift all times.
-        movable = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
-        self._container = av.open(str(path), "w", container_options=movable)
-        options = {"crf": "18", "preset": "superfast", "bf": "0"}  # as good as "veryfast", in 2/3 of its time
+        # A fragment is closed every second. B-frames ("bf"), which wait for later frames, would shift all times.
+        fragmented = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
+        self._container = av.open(str(path), "w", container_options=fragmented)
+        options = {"crf": "18", "preset": "superfast", "bf": "0"}  # same quality as "veryfast" in 2/3 of its time
         self._stream = self._container.add_stream("libx264", rate=clip.rate, options=options)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
@@ -171,7 +180,7 @@ class ClipWriter:
             context.open()
         except av.FFmpegError as error:
             self._container.close()
-            raise UserError(f"{path}: H.264 can't hold pictures of {size[1]} x {size[0]} pixels.") from error
+            raise UserError(f"{path}: H.264 can't store frames of {size[1]} x {size[0]} pixels.") from error
 
     def __enter__(self) -> ClipWriter:
         return self
@@ -182,9 +191,14 @@ class ClipWriter:
         finally:
             self._container.close()
 
-    def write(self, time: int, picture: np.ndarray) -> None:
-        """Adds a frame (h, w, 3) uint8 RGB; times, in units of the clip's time_base, rise."""
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    def write(self, time: int, image: np.ndarray) -> None:
+        """Adds a frame.
+
+        Args:
+          time: in units of the clip's time_base, later than the frame before.
+          image: (h, w, 3) uint8 RGB.
+        """
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.time_base = time, self._time_base
         second = int(time * self._time_base)

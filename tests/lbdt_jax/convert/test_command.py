@@ -29,7 +29,7 @@ from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_unused, save_weights
 from lbdt_jax.convert.__main__ import main
 from lbdt_jax.convert.files import read_torch
-from lbdt_jax.convert.initial import CLASSIFIER, initialise, load_resnet
+from lbdt_jax.convert.initial import CLASSIFIER, load_initial_weights, load_resnet
 from lbdt_jax.convert.names import from_torch, resnet, shapes
 from lbdt_jax.parallel import make_mesh, replicate
 from lbdt_jax.step import make_model
@@ -299,10 +299,10 @@ def assert_both_streams_hold(variables: dict[str, Any], state: dict[str, np.ndar
 def test_imagenet_weights_fill_both_streams(depth: int, tmp_path: Path) -> None:
     state = imagenet(depth)
     torch.save(tensors(state), tmp_path / "resnet.pth")
-    assert_both_streams_hold(initialise(blank(depth), tmp_path / "resnet.pth"), state, depth)
+    assert_both_streams_hold(load_initial_weights(blank(depth), tmp_path / "resnet.pth"), state, depth)
     repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False)
     for path in (repository, repository / "model.safetensors"):
-        assert_both_streams_hold(initialise(blank(depth), path), state, depth)
+        assert_both_streams_hold(load_initial_weights(blank(depth), path), state, depth)
     assert load_resnet(repository).keys() == state.keys() - set(CLASSIFIER)
 
 
@@ -316,39 +316,39 @@ def test_the_names_of_microsoft_resnet_50() -> None:
 def test_a_stride_in_the_first_convolution_is_refused(variables, tmp_path: Path) -> None:
     repository = save_repository(tmp_path / "v1", imagenet(50), downsample_in_bottleneck=True)
     with pytest.raises(UserError, match="downsample_in_bottleneck is true"):
-        initialise(variables, repository)
+        load_initial_weights(variables, repository)
 
 
 def test_another_resnet_is_refused_with_every_name(variables, tmp_path: Path) -> None:
     torch.save(tensors(imagenet(101)), tmp_path / "deeper.pth")
     with pytest.raises(UserError, match=r"deeper.pth: (?s:.*)unexpected: \['layer3\.10\.bn1\.bias'"):
-        initialise(variables, tmp_path / "deeper.pth")
+        load_initial_weights(variables, tmp_path / "deeper.pth")
     state = imagenet(50)
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][:1]
     save_repository(tmp_path / "narrow", state)
     with pytest.raises(UserError, match=r"layer1.0.conv1.weight: expected \(64, 64, 1, 1\), found \(1, 64, 1, 1\)"):
-        initialise(variables, tmp_path / "narrow")
+        load_initial_weights(variables, tmp_path / "narrow")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="broken.safetensors is broken"):
-        initialise(variables, tmp_path / "broken.safetensors")
+        load_initial_weights(variables, tmp_path / "broken.safetensors")
 
 
 def test_a_missing_file_says_what_to_download(variables) -> None:
     with pytest.raises(
         UserError, match=r"resnet50-0676ba61\.pth and save it as data/r\.pth.*--config\.initial_weights="
     ):
-        initialise(variables, "data/r.pth")
+        load_initial_weights(variables, "data/r.pth")
 
 
 def test_a_whole_lbdt_to_start_from(folder: Path, variables) -> None:
     expected = flatten_dict(from_torch(torch_state("lbdt1_r50")))
     for source in ("published.ckpt", "ours"):
-        found = flatten_dict(initialise(variables, folder / source))
+        found = flatten_dict(load_initial_weights(variables, folder / source))
         assert found.keys() == expected.keys()
         assert all(np.array_equal(found[path], expected[path]) for path in found)
     del variables["params"]["duplex_transfer5"]
     with pytest.raises(UserError, match="params/duplex_transfer5/.*: expected nothing, found"):
-        initialise(variables, folder / "ours")
+        load_initial_weights(variables, folder / "ours")
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def test_words_may_have_vectors_of_another_size(state) -> None:
 @pytest.mark.parametrize("drop", ["res4_1.", "transformer."])
 def test_another_network_is_refused(state, drop: str) -> None:
     other = {key: value for key, value in state.items() if not key.startswith(drop)}
-    with pytest.raises(ValueError, match="no state dict of LBDT"):
+    with pytest.raises(ValueError, match="not a state dict of LBDT"):
         from_torch(other)
 
 

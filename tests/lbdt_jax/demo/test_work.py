@@ -22,7 +22,7 @@ from input_pipeline.images import decode_mask
 from lbdt_jax.demo import checks, work
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import open_clip
-from lbdt_jax.visualization import render, video_strip
+from lbdt_jax.visualization.overlays import color_of, overlay
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +190,13 @@ def test_a_clip_is_segmented(segmenter: Segmenter, tmp_path: Path) -> None:
     # The page shows the same masks enlarged; their contours are smoother.
     video = [frame.astype(int) for _, frame in open_clip(result.folder / "display.mp4")]
     for index, prediction in enumerate(predictions):
-        expected = prediction.frame_pair.original_frame
+        expected = prediction.frame_pair.frame.original
         for sentence, mask in enumerate(prediction.masks):
-            expected = render.overlay(expected, mask, video_strip.color_of(sentence))
+            expected = overlay(expected, mask, color_of(sentence))
         with Image.open(result.frame(index)) as image:
             assert image.size == (512, 384)
             small = np.asarray(image.resize((64, 48), Image.Resampling.BOX), int)
-        assert np.abs(small - expected).mean() < 15 < np.abs(small - prediction.frame_pair.original_frame).mean()
+        assert np.abs(small - expected).mean() < 15 < np.abs(small - prediction.frame_pair.frame.original).mean()
         with Image.open(result.frame(index)) as image:
             assert np.abs(video[index] - np.asarray(image)).mean() < 6
 

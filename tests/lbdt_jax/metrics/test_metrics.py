@@ -20,10 +20,10 @@ from lbdt_jax.metrics import (
     PaperScores,
     StandardScores,
     boundary_accuracy,
-    enlarge_as_published,
     foreground_score,
     format_table,
     region_similarity,
+    resize_as_published,
     resize_logits,
 )
 
@@ -96,7 +96,7 @@ def test_paper_scores_equal_the_released_code(pairs):
 
 def test_enlarged_predictions_are_those_that_the_released_code_writes(pairs):
     for pair, (probability, *_) in zip(PAIRS, pairs, strict=True):
-        mask = enlarge_as_published(probability > 0.5, (pair["height"], pair["width"]))
+        mask = resize_as_published(probability > 0.5, (pair["height"], pair["width"]))
         assert mask.dtype == bool
         assert (checksum(mask.astype(np.uint8)), mask.sum()) == (pair["crc_saved"], pair["areas"]["saved"])
 
@@ -190,7 +190,7 @@ def test_merged_halves_equal_the_whole(pairs, capsys):
         columns = whole.samples.shape[1]
         for middle in (0, 1, 17, 40):
             first, second = (
-                dataclasses.replace(whole, numbers=whole.numbers[part])
+                dataclasses.replace(whole, values=whole.values[part])
                 for part in (slice(middle * columns), slice(middle * columns, None))
             )
             merged = pickle.loads(pickle.dumps(first)).merge(second)
