@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import lbdt_jax
 from input_pipeline.moving_shapes.scenes import make_scene
-from lbdt_jax.visualization.overlays import overlay
-from lbdt_jax.visualization.video_strip import color_of
+from lbdt_jax.visualization.overlays import color_of, overlay
 
 SCENE, FIRST_FRAME = 61, 3  # nothing has moved yet in the first frames
 SENTENCES = ("the blue circle moving left", "the purple triangle", "the blue circle right of the triangle")
