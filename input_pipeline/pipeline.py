@@ -1,7 +1,7 @@
-"""Records -> batches: split into samples, shuffle, take this process's part, decode, resize, batch, prefetch.
+"""Records -> batches: split into groups of sentences, shuffle, take this process's part, decode, resize, batch.
 
-Images stay encoded until their sample is used, so the shuffle buffer holds JPEGs and resuming skips samples without
-decoding them. All randomness derives from the seed and the epoch, so that training can resume from its step alone.
+Images stay encoded until they are used, so the shuffle buffer holds JPEGs, and resuming skips batches without decoding
+them. All randomness derives from the seed and the epoch, so that training can resume from its step alone.
 """
 
 from __future__ import annotations
@@ -153,10 +153,10 @@ def training_batches(
 
 
 def _sentence_groups(sentences_per_frame: int, seed: tf.Tensor, record: dict[str, Any]) -> tf.data.Dataset:
-    """Splits a record into groups of `sentences_per_frame` sentences in random order, with their masks.
+    """Splits a record into groups: its frame pair with `sentences_per_frame` of its sentences and their masks.
 
-    If the number of sentences is not a multiple of the size of a group, the last group is filled up with sentences of
-    the first.
+    The sentences are in random order. If their number is not a multiple of `sentences_per_frame`, the last group is
+    filled up with sentences of the first.
     """
     instances, sentences = record["instances"], record["sentences"]
     count = tf.size(sentences["text"])

@@ -69,8 +69,8 @@ class _Token(NamedTuple):
     """A token of a transformer.
 
     Attributes:
-      id: in the vocabulary.
-      name: in the vocabulary.
+      id: index in the vocabulary.
+      name: entry of the vocabulary.
       text: the part of the sentence that it stands for; "" for special tokens.
     """
 

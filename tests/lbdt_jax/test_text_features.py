@@ -67,6 +67,7 @@ def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> 
         picture_every_steps=2,
         checkpoint_every_steps=2,
         contact_sheet_samples=2,
+        evaluation_frames=1,
         evaluation_sentences=3,
         evaluation_attention_sheets=1,
     )
