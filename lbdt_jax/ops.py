@@ -28,7 +28,7 @@ def convolve(x: Array, kernel: Array, strides: Strides, padding: Any, **options:
       x: (B, H, W, C).
       kernel: (h, w, C, D).
       strides: along H and W.
-      padding: ((top, bottom), (left, right)), or a name that jax.lax knows, such as "SAME".
+      padding: ((top, bottom), (left, right)), or the name of one in jax.lax, such as "SAME".
       **options: of `jax.lax.conv_general_dilated`; dilated and grouped convolutions have the plain form only.
 
     Returns:

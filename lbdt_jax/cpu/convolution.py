@@ -19,9 +19,9 @@ from lbdt_jax.cpu.onednn import Padding, Strides, output_size
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 #: Up to this many output pixels, a convolution is computed as one matrix product with all patches.
 MAX_UNROLLED_PIXELS = 4
-#: With fewer elements in an image's output, XLA computes the gradient of the kernel.
+#: From this many elements per image of the output on, the gradient of the kernel is summed over slices ...
 MIN_SLICED_ELEMENTS = 2**14
-#: A slice has about so many pixels, or as many as have so many elements in their patches, which then fit the cache.
+#: ... of about this many pixels, or more if their patches have fewer than this many elements, which fit the cache.
 SLICE_PIXELS, SLICE_ELEMENTS = 640, 3 * 2**18
 
 
@@ -116,9 +116,9 @@ def _kernel_gradient(form: Callable[..., Array], x: Array, kernel: Array, grad: 
 
 
 def transposed_padding(kernel: Array, padding: Padding) -> Padding:
-    """The padding of the output's gradient for which its correlation with the flipped kernel is the input's gradient.
+    """The padding of the convolution that, at stride 1, turns the output's gradient into the input's.
 
-    That is so at stride 1. Negative where the input was padded by more than the kernel reaches.
+    Negative where the input is padded by more than the kernel reaches.
     """
     rows, columns = (
         (size - 1 - before, size - 1 - after) for size, (before, after) in zip(kernel.shape[:2], padding, strict=True)

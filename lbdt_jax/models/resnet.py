@@ -55,8 +55,8 @@ class ResidualBlock(nn.Module):
         shortcut = self.shortcut(x, train) if self.projected else x
         branch = self.conv1(x, train)
         if self.bottleneck:
-            return self.conv3(self.conv2(branch, train), train, shortcut)
-        return self.conv2(branch, train, shortcut)
+            return self.conv3(self.conv2(branch, train), train, residual=shortcut)
+        return self.conv2(branch, train, residual=shortcut)
 
 
 class Stage(nn.Module):
