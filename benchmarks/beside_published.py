@@ -186,12 +186,12 @@ def start(published: bool, options: argparse.Namespace) -> Connection:
     os.environ["JAX_PLATFORMS"] = "cpu" if published else options.device
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     processes = multiprocessing.get_context("spawn")  # not "fork": glibc reads its tunables when a program starts
-    ours, theirs = processes.Pipe()
-    processes.Process(target=serve_turns, args=(theirs, published, options), daemon=True).start()
-    theirs.close()
+    parent, child = processes.Pipe()
+    processes.Process(target=serve_turns, args=(child, published, options), daemon=True).start()
+    child.close()
     if tunables is not None:
         os.environ["GLIBC_TUNABLES"] = tunables
-    return ours
+    return parent
 
 
 def take_turns(connections: list[Connection], rounds: int) -> np.ndarray:
