@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from input_pipeline.errors import UserError
+from lbdt_jax.benchmark.timing import Row
 from lbdt_jax.visualization.overlays import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Row = dict[str, Any]
 
 #: Parts of a result that may explain a difference in speed.
 FACTS = ("jax", "device", "environment", "config")

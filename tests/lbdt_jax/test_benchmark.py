@@ -22,7 +22,7 @@ from tiny import WORD_VECTOR_SIZE, tiny_config
 
 from input_pipeline.batch import random_batch
 from input_pipeline.errors import UserError
-from lbdt_jax.benchmark import measure
+from lbdt_jax.benchmark import measure, timing
 from lbdt_jax.benchmark.__main__ import main
 from lbdt_jax.benchmark.report import COLUMNS, compare, load, plot, table_line
 from lbdt_jax.cpu.convolution import DIMENSION_NUMBERS
@@ -43,7 +43,7 @@ def result(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> 
     config.model.transfer_layers = 0  # compiles faster
     config.data_dir = str(tmp_path_factory.mktemp("empty"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "SECONDS", 0.0)
+        patch.setattr(timing, "SECONDS", 0.0)
         patch.setattr(measure, "WORD_VECTOR_SIZE", WORD_VECTOR_SIZE)
         patch.setattr(measure, "random_batch", limited_batch)
         patch.setattr(measure, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
@@ -76,7 +76,7 @@ def test_every_row_is_measured_or_has_a_reason(result: dict[str, Any]) -> None:
         row = rows[key]
         seconds = row["seconds"]
         assert 0 < seconds["lower_quartile"] <= seconds["median"] <= seconds["upper_quartile"] < 10
-        assert seconds["timings"] == measure.MIN_TIMINGS
+        assert seconds["timings"] == timing.MIN_TIMINGS
         assert row["samples_per_second"] == pytest.approx(8 / seconds["median"])
         assert row["tflops_per_second"] == pytest.approx(row["flop"] / seconds["median"] / 1e12)
         assert row["share_of_ceiling"] == pytest.approx(row["tflops_per_second"] / 0.5)
@@ -89,8 +89,8 @@ def test_operations_and_memory_of_a_matrix_product() -> None:
     mesh = make_mesh(jax.devices()[:2])
     sharded = PartitionSpec(DATA_AXIS)
     matrices = shard_batch({"matrix": np.ones((2, 32, 32), np.float32)}, mesh)["matrix"]
-    matmul = measure.shard(jnp.matmul, mesh, (sharded, sharded))
-    program, row = measure.compile_program(matmul, (matrices, matrices), mesh)
+    matmul = timing.shard(jnp.matmul, mesh, (sharded, sharded))
+    program, row = timing.compile_program(matmul, (matrices, matrices), mesh)
     np.testing.assert_array_equal(program(matrices, matrices), np.full((2, 32, 32), 32, np.float32))
     assert row["flop"] == pytest.approx(2 * 2 * 32**3, rel=1e-4)
     assert row["memory_bytes"] == 3 * 4 * 32 * 32
@@ -104,7 +104,7 @@ def test_operations_of_a_convolution_are_counted_in_full() -> None:
         return convolve(x, kernel, (1, 1), ((0, 0), (0, 0)), dimension_numbers=DIMENSION_NUMBERS).sum()
 
     # The CPU loops over the images, and the compiler's analysis counts one iteration of a loop.
-    _, row = measure.compile_program(
+    _, row = timing.compile_program(
         jax.jit(jax.grad(loss)), (jnp.ones((3, 3, 64, 64)), jnp.ones((9, 25, 25, 64))), mesh
     )
     assert row["flop"] == pytest.approx(2 * 9 * 23 * 23 * 3 * 3 * 64 * 64, rel=0.1)
@@ -129,23 +129,23 @@ def test_the_ceiling_is_the_fastest_of_several_matrix_products(monkeypatch: pyte
         rate, seconds = {1024: (1.0, 0.01), 2048: (3.0, 0.03)}.get(sizes[-1], (2.0, 0.06))
         return row | {"tflops_per_second": rate, "seconds": {"median": seconds}}
 
-    monkeypatch.setattr(measure, "measure_program", fake_measure_program)
-    assert measure.matrix_ceiling(make_mesh(jax.devices()[:1]), "bfloat16") == 3.0
+    monkeypatch.setattr(timing, "measure_program", fake_measure_program)
+    assert timing.matrix_ceiling(make_mesh(jax.devices()[:1]), "bfloat16") == 3.0
     assert sizes == [1024, 2048, 4096]
 
 
 def test_calls_are_timed_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
     calls = []
 
     def run() -> None:
         calls.append(None)
         time.sleep(1.0 if len(calls) == 1 else 0.05)
 
-    row = measure.measure(run, samples=4)
+    row = timing.measure(run, samples=4)
     assert 0.05 <= row["seconds"]["median"] < 0.5
     assert row["samples_per_second"] == pytest.approx(4 / row["seconds"]["median"])
-    assert len(calls) == 2 + measure.MIN_TIMINGS * 2  # groups of two take 0.1 s
+    assert len(calls) == 2 + timing.MIN_TIMINGS * 2  # groups of two take 0.1 s
 
 
 def test_rows_that_would_exceed_the_budget_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
