@@ -194,13 +194,13 @@ def test_a_clip_is_answered(segmenter: Segmenter, tmp_path: Path) -> None:
     # What the page shows is enlarged: the same masks, as far as their contours allow.
     shown = [frame.astype(int) for _, frame in open_clip(result.folder / "shown.mp4")]
     for index, answer in enumerate(answers):
-        expected = answer.frame_pair.original_frame
+        expected = answer.frame_pair.frame.original
         for number, mask in enumerate(answer.masks):
             expected = render.overlay(expected, mask, video_strip.color_of(number))
         with Image.open(result.frame(index)) as picture:
             assert picture.size == (512, 384)
             small = np.asarray(picture.resize((64, 48), Image.Resampling.BOX), int)
-        assert np.abs(small - expected).mean() < 15 < np.abs(small - answer.frame_pair.original_frame).mean()
+        assert np.abs(small - expected).mean() < 15 < np.abs(small - answer.frame_pair.frame.original).mean()
         with Image.open(result.frame(index)) as picture:
             assert np.abs(shown[index] - np.asarray(picture)).mean() < 6
 
