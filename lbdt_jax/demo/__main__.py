@@ -43,24 +43,24 @@ EXAMPLES = {
 
 def main() -> None:
     """Parses the command line and serves the page until it is stopped."""
-    asked = arguments().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # stopped like that, it cleans up too
+    args = arguments().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder is removed
     with tempfile.TemporaryDirectory(prefix="lbdt_demo_", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
-        # Gradio reads these while it is imported.
+        # Gradio reads these when it is imported.
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(root / "sent"), HF_HUB_OFFLINE="1")
         try:
             from lbdt_jax.demo.page import serve
         except ModuleNotFoundError as error:
             fail(f"{error}. The page needs `pip install -r requirements-demo.txt`.")
         with exit_on_error("Stopped.", lambda error: f"Can't serve the page: {error}"):
-            with socket.create_server((asked.host, asked.port)):
+            with socket.create_server((args.host, args.port)):
                 pass  # reports a port that is taken now, and not after a minute
-            segmenter = lbdt_jax.load(asked.checkpoint, asked.word_vectors)
+            segmenter = lbdt_jax.load(args.checkpoint, args.word_vectors)
             print(f"{describe_model(segmenter.checkpoint)}\nCompiling it ...", flush=True)
             warm_up(segmenter)
-            limits = Limits(asked.max_seconds, asked.max_megabytes)
-            serve(segmenter, root, limits, draw_examples(segmenter, root), asked.host, asked.port)
+            limits = Limits(args.max_seconds, args.max_megabytes)
+            serve(segmenter, root, limits, draw_examples(segmenter, root), args.host, args.port)
 
 
 def arguments() -> argparse.ArgumentParser:
