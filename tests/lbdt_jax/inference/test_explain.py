@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny import WORD_VECTOR_SIZE, tiny_batch, tiny_config
+from tiny import tiny_batch, tiny_config, tiny_variables
 
 from input_pipeline.batch import MODEL_FIELDS
 from lbdt_jax.inference.explain import STREAMS, BridgeAttention, ChannelGates, Explanation, explain
 from lbdt_jax.models.lbdt import LBDT
-from lbdt_jax.step import initial_variables, make_model
+from lbdt_jax.step import make_model
 from lbdt_jax.visualization import render
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -28,8 +28,7 @@ def network() -> tuple[LBDT, dict[str, Any]]:
     """A tiny network with two layers, and its variables."""
     config = tiny_config()
     config.model.transfer_layers = 2
-    model = make_model(config)
-    return model, initial_variables(model, config, WORD_VECTOR_SIZE)
+    return make_model(config), tiny_variables(transfer_layers=2)
 
 
 def model_inputs() -> dict[str, np.ndarray]:
