@@ -70,16 +70,16 @@ def main(arguments: list[str]) -> None:
         flags.FLAGS(arguments)
         if CONFIG.value is None:
             raise flags.Error("--config is missing. Begin with --config=configs/shapes.py.")
-        CONFIG.value.to_dict()  # errors of the config file come up here, not in FLAGS()
+        CONFIG.value.to_dict()  # errors of the config file are raised here, not when the flags are parsed
     except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
         fail(explain_flags(error, USAGE))
     config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     workdir = Path(WORKDIR.value or Path("runs") / config_file.name.replace(".py", "").replace(":", "-"))
-    logging.set_verbosity(logging.FATAL)  # orbax also logs tracebacks of errors that it raises
+    logging.set_verbosity(logging.FATAL)  # orbax also logs a traceback of every error that it raises
 
     def describe_os_error(error: OSError) -> str | None:
         if error.filename is None and error.errno not in FULL:
-            return None  # not about a file of the user's
+            return None  # not about a file, so a bug
         return f"{error.filename or workdir}: {error.strerror}."
 
     with exit_on_error(

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
     try:
         rest = flags.FLAGS(arguments)[1:]
         config = a2d.get_config() if CONFIG.value is None else CONFIG.value
-        config.to_dict()  # an unreadable file raises here, not when flags are parsed
+        config.to_dict()  # errors of the config file are raised here, not when the flags are parsed
         if rest:
             raise flags.Error(f"{rest[0]}: only flags are understood.")
         batch_sizes, sentences = positive("batch_sizes", BATCH_SIZES.value), positive("sentences", SENTENCES.value)

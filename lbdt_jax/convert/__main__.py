@@ -139,7 +139,7 @@ def main(arguments: list[str]) -> None:
 
     import jax
 
-    # Converting needs no accelerator, and should take none from others.
+    # Conversion needs no accelerator, and should not occupy one.
     jax.config.update("jax_platforms", "cpu")
     with exit_on_error("\nStopped; nothing was converted.", lambda error: f"{target} can't be written: {error}"):
         if not source.exists():

@@ -1,0 +1,130 @@
+"""The library: frames and sentences in, masks out (lbdt_jax/inference/segmenter.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from clips import SENTENCES, numbered_frame, tiny_checkpoint, tiny_segmenter
+from tiny import tiny_config
+
+import lbdt_jax
+from input_pipeline.errors import UserError
+from input_pipeline.images import resize_frame
+from lbdt_jax.checkpoint import Checkpoint, CheckpointError
+from lbdt_jax.inference.segmenter import Segmenter
+from lbdt_jax.metrics import resize_logits
+from lbdt_jax.step import make_model
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+SMALL_FRAMES = np.zeros((2, 8, 8, 3), np.uint8)
+
+
+def with_config(checkpoint: Checkpoint, **changes: object) -> Checkpoint:
+    config = checkpoint.config.copy_and_resolve_references()
+    config.update(changes)
+    return dataclasses.replace(checkpoint, config=config)
+
+
+@pytest.mark.parametrize(("rate", "interval"), [(30, 6), (60, 12), (15, 3), (10, 2), (2, 0)])
+def test_earlier_frame_is_a_fifth_of_a_second_before(rate: int, interval: int) -> None:
+    segmenter = tiny_segmenter()
+    assert segmenter.seconds_between == 0.2  # 6 frames at 30 per second, as published
+    frame_pairs = list(segmenter.frame_pairs((index / rate, numbered_frame(index)) for index in range(20)))
+    assert [frame_pair.index for frame_pair in frame_pairs] == list(range(20))
+    for frame_pair in frame_pairs:
+        # At 2 frames per second, the frame before is farther from 0.2 s than the frame itself.
+        earlier = max(frame_pair.index - interval, 0)
+        np.testing.assert_array_equal(frame_pair.earlier_frame.original, numbered_frame(earlier))
+        np.testing.assert_array_equal(frame_pair.earlier_frame.resized, resize_frame(numbered_frame(earlier), (64, 64)))
+        np.testing.assert_array_equal(
+            frame_pair.frame.resized, resize_frame(numbered_frame(frame_pair.index), (64, 64))
+        )
+
+
+@pytest.mark.parametrize(("rate", "interval"), [(None, 6), (15, 3)])
+def test_segment_is_the_model_on_every_frame(rate: float | None, interval: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 48, 64, 3), dtype=np.uint8)
+    masks, scores = tiny_segmenter().segment(frames, SENTENCES, rate=rate)
+    assert masks.shape == (9, 2, 48, 64) and masks.dtype == bool and scores.shape == (9, 2)
+
+    # The plain forward pass on all 18 pairs of a frame and a sentence.
+    encoded = [tiny_checkpoint().sentence_encoder.encode(sentence, 5) for sentence in SENTENCES]
+    words, word_mask = (np.stack(arrays * 9) for arrays in zip(*encoded, strict=True))
+    resized = np.stack([resize_frame(frame, (64, 64)) for frame in frames])
+    index = np.arange(9).repeat(2)
+    forward = jax.jit(make_model(tiny_config()).apply)
+    logits = np.asarray(
+        forward(tiny_checkpoint().variables, resized[index], resized[np.maximum(index - interval, 0)], words, word_mask)
+    )
+    for expected, mask, score in zip(logits, masks.reshape(18, 48, 64), scores.reshape(18), strict=True):
+        upsampled = resize_logits(expected, (48, 64))
+        clear = np.abs(upsampled) > 1e-4
+        np.testing.assert_array_equal(mask[clear], upsampled[clear] > 0)
+        probability = 1 / (1 + np.exp(-expected[expected > 0]))
+        assert score == pytest.approx(probability.mean() if probability.size else 0, abs=1e-4)
+    assert 0 < masks.mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("frames", "sentences", "message"),
+    [
+        (SMALL_FRAMES[..., 0], ["the dog"], "Frame 0 is uint8 of shape"),
+        (SMALL_FRAMES.astype(np.float32), ["the dog"], "Frame 0 is float32"),
+        ([SMALL_FRAMES[0], np.zeros((8, 9, 3), np.uint8)], ["the dog"], "Frame 1 has shape"),
+        (SMALL_FRAMES[:0], ["the dog"], "no frame"),
+        (SMALL_FRAMES, ["the dog", " "], "Sentence 2 is empty"),
+        (SMALL_FRAMES, [], "list of sentences"),
+        (SMALL_FRAMES, "the dog", "list of sentences"),
+    ],
+)
+def test_invalid_input_is_explained(frames: np.ndarray, sentences: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_segmenter().segment(frames, sentences)
+
+
+# -- words that the checkpoint does not hold
+
+
+def test_other_words_are_looked_up() -> None:
+    # The word vectors of the training, random:6, have a vector of every word; those of the checkpoint are kept.
+    segmenter = tiny_segmenter()
+    assert segmenter.unknown_words(["the purple dog"]) == []
+    words, word_mask = segmenter.encode(["the purple dog"])
+    assert word_mask.sum() == 3 and np.abs(words[0, :3]).min() > 0
+
+
+def test_each_word_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups = []
+    monkeypatch.setattr(
+        "lbdt_jax.inference.segmenter.extend",
+        lambda word_vectors, source, words: lookups.append(sorted(words)) or word_vectors,
+    )
+    monkeypatch.setattr("lbdt_jax.inference.segmenter.check_fits", lambda _: None)  # slow, and tested below
+    segmenter = lbdt_jax.load(word_vectors="glove.txt")
+    for _ in range(3):
+        segmenter.encode(["the circle, running"])
+    assert lookups == [[", ", "running"]]
+
+
+def test_unknown_words_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbdt_jax.inference.segmenter.check_fits", lambda _: None)  # slow, and tested below
+    checkpoint = with_config(tiny_checkpoint(), word_vectors="no/such/file")
+    segmenter = Segmenter(checkpoint)
+    assert segmenter.unknown_words(["the purple dog"]) == ["purple"]
+    with pytest.raises(UserError, match="knows no word of sentence 2, '一只狗'.*no/such/file: --word_vectors"):
+        segmenter.encode(["the dog", "一只狗"])
+    with pytest.raises(UserError, match="no/such/other: no such file"):
+        Segmenter(checkpoint, "no/such/other").encode(["the purple dog"])
+    with pytest.raises(UserError, match="other word vectors"):
+        Segmenter(checkpoint, "random:7").encode(["the purple dog"])
+
+
+def test_checkpoint_that_does_not_fit_its_configuration() -> None:
+    config = tiny_config()
+    config.model.transfer_layers = 2
+    with pytest.raises(CheckpointError, match="another version of lbdt_jax: .*bridges_1.* is missing"):
+        Segmenter(dataclasses.replace(tiny_checkpoint(), config=config))
