@@ -23,6 +23,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 #: The files that take longest, longest first: taken last, one of them would keep one process busy and the other idle.
 LONGEST = (
+    "test_kill",  # this one and the next two among the slow tests only
+    "test_processes",
+    "test_page",
     "test_text_features",
     "test_main",
     "test_forward",
