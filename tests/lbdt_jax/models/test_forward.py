@@ -11,6 +11,8 @@ from published import GOLDEN, inner_values, published_inputs, published_model
 from lbdt_jax.models import duplex_transfer
 from lbdt_jax.models.positions import pixel_positions
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CASES = [
     ("lbdt1_r50", "base"),
     ("lbdt1_r50", "rect"),
