@@ -1,5 +1,6 @@
-"""Shared by all tests: numbers of the published code, devices, and compiled programs kept between runs."""
+"""Shared by all tests: the golden numbers' modules, devices, and a cache of compiled programs."""
 
+import contextlib
 import ctypes
 import gc
 import sys
@@ -12,9 +13,37 @@ from paths import GOLDEN
 
 sys.path.insert(0, str(GOLDEN))
 
+# PyTorch's CUDA build brings triton, which crashes when it is imported after TensorFlow.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
+
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
 # For the tests of several devices; all others run on the first of them.
 jax.config.update("jax_num_cpu_devices", 8)
+
+#: The files that take longest, longest first: taken last, one of them would keep one process busy and the other idle.
+LONGEST = (
+    "test_kill",  # this one and the next two among the slow tests only
+    "test_processes",
+    "test_page",
+    "test_text_features",
+    "test_main",
+    "test_forward",
+    "test_training",
+    "test_parallel",
+    "test_predict",
+    "test_command",
+    "test_compatibility",
+    "test_export",
+    "test_explain",
+    "test_benchmark",
+    "test_records",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture

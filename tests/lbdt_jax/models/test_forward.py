@@ -10,6 +10,8 @@ from published import GOLDEN, intermediate_values, published_inputs, published_m
 from lbdt_jax.models import duplex_transfer, layers
 from lbdt_jax.models.positions import pixel_positions
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CASES = [
     ("lbdt1_r50", "base"),
     ("lbdt1_r50", "rect"),
