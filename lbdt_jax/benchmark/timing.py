@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from input_pipeline.workers import cores
-from lbdt_jax.parallel import DATA_AXIS
+from lbdt_jax.parallel import DATA_AXIS, shard_batch
 
 #: How long each row is timed after warming up, in seconds, and the least number of timings, of at least 0.1 s each.
 SECONDS, MIN_TIMINGS = 3.0, 5
