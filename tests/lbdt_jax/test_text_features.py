@@ -30,7 +30,7 @@ from input_pipeline.prepare import prepare
 from input_pipeline.text.encoders import PrecomputedFeatures
 from lbdt_jax import export
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from lbdt_jax.convert.__main__ import to_weights
+from lbdt_jax.convert.__main__ import extract_weights
 from lbdt_jax.convert.names import to_torch
 from lbdt_jax.demo.checks import unknown_words
 from lbdt_jax.evaluate import evaluate, sentence_encoder_for
@@ -333,7 +333,7 @@ def test_conversion_to_pytorch_is_refused_and_weights_alone_suffice(
 ) -> None:
     with pytest.raises(UserError, match="a transformer, which the published code does not have"):
         to_torch(checkpoint.variables)
-    to_weights(frozen, tmp_path / "weights")
+    extract_weights(frozen, tmp_path / "weights")
     weights = load_checkpoint(tmp_path / "weights")
     assert weights.sentence_encoder.text == checkpoint.sentence_encoder.text
     jax.tree.map(np.testing.assert_array_equal, weights.variables, checkpoint.variables)
