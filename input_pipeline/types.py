@@ -77,7 +77,7 @@ class Skipped:
 class Reader(Protocol):
     """Reads one raw data set. Plain Python; a reader never writes, moves or renames anything under `raw`.
 
-    Readers are frozen dataclasses and can be pickled, so that `records.py` can read videos in parallel.
+    Readers are frozen dataclasses and can be pickled, so that `record_writer.py` can read videos in parallel.
 
     Attributes:
       raw: folder of the unpacked data set.
