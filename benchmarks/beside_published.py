@@ -1,16 +1,19 @@
-"""The published PyTorch code and ours in turns, on the same cores, with the same weights and inputs.
+"""Compares the speed of the published PyTorch code and of this code: same device, same weights, same inputs.
 
     git clone https://github.com/dzh19990407/LBDT published
-    PYTHONPATH=.:tests/golden python tests/beside_published.py published forward|ask|train [--dtype=bfloat16]
+    PYTHONPATH=.:tests/helpers:tests/golden python benchmarks/beside_published.py published forward|sentences|train
 
-LBDT-4 at 320x320 in float32: the forward pass, the forward pass for several sentences about each frame pair, or a
-training step with AdamW; ours may compute in another dtype, and theirs with --best_effort by what PyTorch offers today:
-autocast to bfloat16, channels last, torch.compile. Needs requirements-torch.txt, and PyTorch for the GPU with
---device=cuda. Each lives in a process of its own with the environment of this one; GLIBC_TUNABLES, which README
-recommends to our users, reaches theirs only by --same_environment. A turn is several calls one after the other, as in
-training and evaluation; the first is not counted. Prints the median of every turn in seconds, on the clock and of all
-cores together, the medians of all turns, the quartiles of the ratio of neighbours, and how far the logits are apart, or
-the losses of the first step, for which each draws its own dropout.
+LBDT-4 at 320x320 in float32: the forward pass, the forward pass for several sentences per frame pair ("ask" is the
+former name of "sentences"), or a training step with AdamW. --dtype=bfloat16 is for this code only; --best_effort makes
+the published code as fast as PyTorch can without changes to it: autocast to bfloat16, channels last, torch.compile.
+Needs requirements-torch.txt, and PyTorch for the GPU with --device=cuda.
+
+Each code runs in its own process, with the environment of this one; but the published code gets GLIBC_TUNABLES, which
+the README recommends for this code, only with --same_environment. The two take turns: a turn is several consecutive
+calls, as in training and evaluation, of which the first is not counted. Printed are the median seconds of every turn,
+as wall-clock time and as CPU time of all cores, the medians over all turns, the quartiles of the ratio between
+consecutive turns, and the largest difference between the logits, or between the losses of the first step (for which
+each draws its own dropout).
 """
 
 from __future__ import annotations
@@ -34,17 +37,21 @@ from torch.nn import functional
 
 from configs import a2d
 from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
-from lbdt_jax.models.lbdt import normalise
+from lbdt_jax.models.lbdt import normalize
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.parallel import make_mesh, replicate, shard_batch
 from lbdt_jax.step import initial_state, make_model, make_train_step
 
 VARIANT = "lbdt4_r50"
 
 
+# -- the published code
+
+
 def published_network(folder: Path, device: str) -> torch.nn.Module:
-    """Their LBDT-4 with the weights of the golden files. It calls .cuda() on position encodings."""
-    torch.Tensor.cuda = lambda tensor, *arguments, **fields: tensor.to(device)
+    """The published LBDT-4 with the weights of the golden files."""
+    # The code calls .cuda() on its position encodings.
+    setattr(torch.Tensor, "cuda", lambda tensor, *arguments, **options: tensor.to(device))  # noqa: B010
     sys.path.insert(0, str(folder.absolute()))
     from models import LBDT_4
     from models.modeling.resnet import resnet50
@@ -54,8 +61,8 @@ def published_network(folder: Path, device: str) -> torch.nn.Module:
     return network.to(device)
 
 
-def best_effort(network: torch.nn.Module, device: str) -> Callable[..., torch.Tensor]:
-    """Their network as fast as PyTorch makes it without a change to its code."""
+def best_effort(network: Any, device: str) -> Callable[..., torch.Tensor]:
+    """The network as fast as PyTorch makes it without changes to its code."""
     torch.backends.cudnn.benchmark = True
     compiled = torch.compile(network.to(memory_format=torch.channels_last))
 
@@ -68,44 +75,45 @@ def best_effort(network: torch.nn.Module, device: str) -> Callable[..., torch.Te
 
 
 def published_inputs(batch: Batch, sentences: int, device: str) -> list[list[torch.Tensor]]:
-    """What their network reads of a batch, in as many parts as sentences: it looks at each sentence's own frames."""
-    frame, earlier_frame = (np.asarray(normalise(jnp.asarray(batch[name]))) for name in ("frame", "earlier_frame"))
-    pairs = np.repeat(np.stack([frame, np.abs(frame - earlier_frame)]), sentences, axis=1).transpose(0, 1, 4, 2, 3)
+    """The published network's inputs for a batch, one list per sentence: it encodes the frames for every sentence."""
+    frame, earlier_frame = (np.asarray(normalize(jnp.asarray(batch[name]))) for name in ("frame", "earlier_frame"))
+    images = np.repeat(np.stack([frame, np.abs(frame - earlier_frame)]), sentences, axis=1).transpose(0, 1, 4, 2, 3)
     image_mask = np.ones((len(batch["words"]), 100), np.int64)
-    arrays = (*pairs, batch["words"], batch["word_mask"].astype(np.int64), image_mask)
+    arrays = (*images, batch["words"], batch["word_mask"].astype(np.int64), image_mask)
     tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
     return [list(part) for part in zip(*(tensor.chunk(sentences) for tensor in tensors), strict=True)]
 
 
-def published_forward_pass(batch: Batch, asked: argparse.Namespace) -> Callable[[], np.ndarray]:
-    """A function that returns their logits (B, H, W)."""
-    network = published_network(asked.published, asked.device).eval()
-    apply = best_effort(network, asked.device) if asked.best_effort else network
-    parts = published_inputs(batch, asked.sentences, asked.device)
+def published_forward_pass(batch: Batch, options: argparse.Namespace) -> Callable[[], np.ndarray]:
+    """A function that returns the published network's logits (B, H, W)."""
+    network = published_network(options.published, options.device).eval()
+    apply = best_effort(network, options.device) if options.best_effort else network
+    inputs = published_inputs(batch, options.sentences, options.device)
 
     @torch.no_grad()
     def run() -> np.ndarray:
-        return torch.cat([apply(*part) for part in parts]).cpu().numpy()
+        logits = torch.cat([apply(*sentence_inputs) for sentence_inputs in inputs])
+        return logits.reshape(batch["target"].shape).cpu().numpy()  # the network squeezes a batch of one
 
     return run
 
 
-def published_training_step(batch: Batch, asked: argparse.Namespace) -> Callable[[], float]:
-    """A function that takes a step of theirs and returns its loss."""
-    network = published_network(asked.published, asked.device).train()
-    apply = best_effort(network, asked.device) if asked.best_effort else network
-    (inputs,) = published_inputs(batch, 1, asked.device)
-    target = torch.from_numpy(batch["target"].astype(np.float32)).to(asked.device)
-    weight = torch.tensor([1.5], device=asked.device)
-    fused = asked.best_effort or None
+def published_training_step(batch: Batch, options: argparse.Namespace) -> Callable[[], float]:
+    """A function that takes a training step of the published network and returns its loss."""
+    network = published_network(options.published, options.device).train()
+    apply = best_effort(network, options.device) if options.best_effort else network
+    (inputs,) = published_inputs(batch, 1, options.device)
+    target = torch.from_numpy(batch["target"].astype(np.float32)).to(options.device)
+    weight = torch.tensor([1.5], device=options.device)
+    fused = options.best_effort or None
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=5e-4, fused=fused)
 
     def run() -> float:
-        logits = apply(*inputs)
+        logits = apply(*inputs).reshape(target.shape)  # the network squeezes a batch of one
         bce = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
         probability = torch.clamp(torch.sigmoid(logits), 1e-4, 1 - 1e-4).flatten(1)
-        truth = target.flatten(1)
-        dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
+        mask = target.flatten(1)
+        dice = 1 - (2 * (probability * mask).sum(1) + 1) / (probability.sum(1) + mask.sum(1) + 1)
         loss = 0.5 * bce + 0.5 * dice.mean()
         optimizer.zero_grad()
         loss.backward()
@@ -115,99 +123,119 @@ def published_training_step(batch: Batch, asked: argparse.Namespace) -> Callable
     return run
 
 
-def our_forward_pass(batch: Batch, dtype: str) -> Callable[[], np.ndarray]:
-    """A function that returns our logits (B, H, W)."""
-    model, variables = published_model(VARIANT, dtype)
+# -- this code
+
+
+def jax_forward_pass(batch: Batch, options: argparse.Namespace) -> Callable[[], np.ndarray]:
+    """A function that returns this model's logits (B, H, W)."""
+    model, variables = published_model(VARIANT, options.dtype)
     apply, variables = jax.jit(model.apply), jax.device_put(variables)
     inputs = [jnp.asarray(batch[name]) for name in MODEL_FIELDS]
     return lambda: np.asarray(apply(variables, *inputs))
 
 
-def our_training_step(batch: Batch, dtype: str) -> Callable[[], float]:
-    """A function that takes a step of ours and returns its loss."""
+def jax_training_step(batch: Batch, options: argparse.Namespace) -> Callable[[], float]:
+    """A function that takes a training step of this model and returns its loss."""
     config, mesh = a2d.get_config(), make_mesh()
-    config.model.dtype = dtype
+    config.model.dtype = options.dtype
     optimizer = make_optimizer(config, steps_per_epoch=1000)
     _, variables = published_model(VARIANT, "float32")
     state = replicate(initial_state(variables, optimizer), mesh)
-    on_device = split({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
-    step = make_train_step(make_model(config), optimizer, config, mesh)
+    inputs = shard_batch({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
+    step: Any = make_train_step(make_model(config), optimizer, config, mesh)
 
     def run() -> float:
         nonlocal state
-        state, metrics = step(state, on_device)
+        state, metrics = step(state, inputs)
         return float(metrics["loss"])
 
     return run
 
 
+# -- timing
+
+
 def time_call(run: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of one call, on the clock and of all cores together."""
-    started = time.perf_counter(), time.process_time()
+    """Seconds of one call: wall-clock time, and CPU time of all cores."""
+    start = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - started[0], time.process_time() - started[1]
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
-def take_turns(connection: Connection, published: bool, asked: argparse.Namespace) -> None:
-    """In a process of its own: sends the first result, then at each True it gets the medians of a turn's seconds."""
-    batch = random_batch(asked.batch_size * asked.sentences, sentences_per_frame=asked.sentences)
-    training = asked.what == "train"
-    if published:
-        run = (published_training_step if training else published_forward_pass)(batch, asked)
+def serve_turns(connection: Connection, published: bool, options: argparse.Namespace) -> None:
+    """Runs in a process of its own: sends the first result, then a turn's median seconds for every True received."""
+    batch = random_batch(options.batch_size * options.sentences, sentences_per_frame=options.sentences)
+    make_run: Callable[[Batch, argparse.Namespace], Callable[[], Any]]
+    if options.what == "train":
+        make_run = published_training_step if published else jax_training_step
     else:
-        run = (our_training_step if training else our_forward_pass)(batch, asked.dtype)
+        make_run = published_forward_pass if published else jax_forward_pass
+    run = make_run(batch, options)
     connection.send(np.asarray(run()))
     while connection.recv():
-        connection.send(np.median([time_call(run) for _ in range(1 + asked.calls)][1:], axis=0))
+        connection.send(np.median([time_call(run) for _ in range(1 + options.calls)][1:], axis=0))
 
 
-def start(published: bool, asked: argparse.Namespace) -> Connection:
-    """Starts `take_turns` of one of the two and returns what speaks with it."""
+def start(published: bool, options: argparse.Namespace) -> Connection:
+    """Starts the process of one of the two codes and returns the connection to it."""
     tunables = os.environ.get("GLIBC_TUNABLES")
-    if published and not asked.same_environment:
+    if published and not options.same_environment:
         os.environ.pop("GLIBC_TUNABLES", None)
-    # JAX fails where it has no such device, and leaves a GPU its memory; theirs needs JAX on the CPU only.
-    os.environ["JAX_PLATFORMS"] = "cpu" if published else asked.device
+    # JAX then fails if the device is missing, and leaves memory of a GPU to PyTorch. The published code needs JAX for
+    # its inputs only.
+    os.environ["JAX_PLATFORMS"] = "cpu" if published else options.device
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    processes = multiprocessing.get_context("spawn")  # glibc reads its settings when a program starts
-    here, there = processes.Pipe()
-    processes.Process(target=take_turns, args=(there, published, asked), daemon=True).start()
-    there.close()
+    processes = multiprocessing.get_context("spawn")  # not "fork": glibc reads its tunables when a program starts
+    parent, child = processes.Pipe()
+    processes.Process(target=serve_turns, args=(child, published, options), daemon=True).start()
+    child.close()
     if tunables is not None:
         os.environ["GLIBC_TUNABLES"] = tunables
-    return here
+    return parent
+
+
+def take_turns(connections: list[Connection], rounds: int) -> np.ndarray:
+    """Median seconds, (rounds, 2, 2): by wall-clock and CPU time, and by published and this code."""
+    seconds = np.zeros((rounds, 2, 2))
+    for medians in seconds:
+        for index, connection in enumerate(connections):
+            connection.send(True)
+            medians[:, index] = connection.recv()
+        print("published {:.2f} s, ours {:.2f} s; of the cores {:.2f} and {:.2f} s".format(*medians.flat), flush=True)
+    for connection in connections:
+        connection.send(False)
+    return seconds
+
+
+def parse_options() -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("published", type=Path, help="folder of the published code")
+    parser.add_argument("what", choices=("forward", "sentences", "ask", "train"))
+    parser.add_argument("--batch_size", type=int, default=8, help="frame pairs")
+    parser.add_argument("--sentences", type=int, default=4, help='per frame pair, for "sentences"')
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each code")
+    parser.add_argument("--calls", type=int, default=3, help="per turn, not counting its first")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of this code")
+    parser.add_argument("--same_environment", action="store_true", help="keep GLIBC_TUNABLES for the published code")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both codes")
+    parser.add_argument("--best_effort", action="store_true", help="the published code as fast as PyTorch makes it")
+    options = parser.parse_args()
+    if options.what not in ("sentences", "ask"):
+        options.sentences = 1
+    return options
 
 
 def main() -> None:
     """Parses the command line, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("published", type=Path)
-    parser.add_argument("what", choices=("forward", "ask", "train"))
-    parser.add_argument("--batch_size", type=int, default=8, help="frame pairs")
-    parser.add_argument("--sentences", type=int, default=4, help="about each frame pair, for ask")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--calls", type=int, default=3, help="of a turn, besides its first")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our computation")
-    parser.add_argument("--same_environment", action="store_true", help="theirs has our GLIBC_TUNABLES, too")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both")
-    parser.add_argument("--best_effort", action="store_true", help="theirs as fast as PyTorch makes it")
-    asked = parser.parse_args()
-    if asked.what != "ask":
-        asked.sentences = 1
-    # One after the other, so that neither compiles while the other one works.
-    sides, first = [], []
+    options = parse_options()
+    # One after the other, so that neither compiles while the other one computes.
+    connections, results = [], []
     for published in (True, False):
-        sides.append(start(published, asked))
-        first.append(sides[-1].recv())
-    print(f"Apart by {np.abs(first[0] - first[1]).max():.2g}, of {np.abs(first[0]).max():.3g}.")
-    seconds = np.zeros((asked.rounds, 2, 2))  # on the clock and of the cores
-    for medians in seconds:
-        for index, side in enumerate(sides):
-            side.send(True)
-            medians[:, index] = side.recv()
-        print("published {:.2f} s, ours {:.2f} s; of the cores {:.2f} and {:.2f} s".format(*medians.flat), flush=True)
-    for side in sides:
-        side.send(False)
+        connections.append(start(published, options))
+        results.append(connections[-1].recv())
+    print(f"Apart by {np.abs(results[0] - results[1]).max():.2g}, of {np.abs(results[0]).max():.3g}.")
+    seconds = take_turns(connections, options.rounds)
     for clock, (published, ours) in zip(("on the clock", "of the cores"), seconds.transpose(1, 2, 0), strict=True):
         ratio = np.quantile(published / ours, (0.25, 0.5, 0.75))
         print(f"Seconds {clock}, medians: published {np.median(published):.2f}, ours {np.median(ours):.2f}.")

@@ -1,1 +1,1 @@
-"""What to run: one file per experiment, all built on base.py."""
+"""One file per experiment, all based on base.py."""

@@ -1,13 +1,13 @@
 """LBDT-4 on A2D-Sentences, as published.
 
-    python -m lbdt_jax.main --config=configs/a2d.py            LBDT-4; a2d.py:lbdt1 for the one-layer model
+    python -m lbdt_jax.main --config=configs/a2d.py            LBDT-4; a2d.py:lbdt1 for LBDT-1
 
-15 epochs of about 16,000 samples, 5.1e16 floating-point operations: 17 minutes at 50 TFLOP/s. Published, protocol
-"paper": mean precision 47.2, overall IoU 70.4, mean IoU 62.1 (LBDT-1: 46.1, 70.1, 61.2). The evaluation prints its
-scores above these; time and figures of our own: not measured.
+Cost: 15 epochs of about 16,000 samples, 5.1e16 floating-point operations: 17 minutes at 50 TFLOP/s. Not measured.
+Result: published, protocol "paper": mean precision 47.2, overall IoU 70.4, mean IoU 62.1 (LBDT-1: 46.1, 70.1, 61.2);
+the evaluation prints them below its own scores. Our own scores: not measured.
 
-It needs the data set in data/raw/a2d_sentences, GloVe 840B in data/glove.840B.300d.txt and torchvision's ResNet-50 in
-data/resnet50.pth, for which PyTorch is needed (requirements-torch.txt); the command tells what to download.
+Requires the data set in data/raw/a2d_sentences, GloVe 840B in data/glove.840B.300d.txt and torchvision's ResNet-50 in
+data/resnet50.pth, which needs PyTorch to load (requirements-torch.txt); the command says what to download.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs import base
 
 LAYERS = {"lbdt1": 1, "lbdt4": 4}
 MEASURES = (*(f"precision@0.{tenth}" for tenth in range(5, 10)), "mean_precision", "overall_iou", "mean_iou")
-#: Test split, protocol "paper" [R]
+#: Scores on the test split, protocol "paper" [R]; sources as in base.py.
 PUBLISHED = {
     "lbdt1": (0.711, 0.661, 0.578, 0.416, 0.120, 0.461, 0.701, 0.612),
     "lbdt4": (0.730, 0.674, 0.590, 0.421, 0.132, 0.472, 0.704, 0.621),
@@ -30,6 +30,6 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config = base.get_config()
     config.model.transfer_layers = LAYERS[model]
     config.published = tuple(("paper", *row) for row in zip(MEASURES, PUBLISHED[model], strict=True))
-    # ImageNet weights, IMAGENET1K_V1: https://download.pytorch.org/models/resnet50-0676ba61.pth [R]
+    # ImageNet weights (IMAGENET1K_V1): https://download.pytorch.org/models/resnet50-0676ba61.pth [R]
     config.initial_weights = "data/resnet50.pth"
     return config

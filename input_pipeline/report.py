@@ -1,58 +1,73 @@
-"""What is known of a data set's records without reading them: where they lie, and what was found when they were made.
-
-Knows no TensorFlow.
-"""
+"""The report on a data set's records: where they lie and what was found when they were made. Needs no TensorFlow."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from input_pipeline.errors import UserError
-from input_pipeline.readers.lbdt_layout import LBDTLayout
-from input_pipeline.types import Skipped
+from input_pipeline.types import Reader, Skipped
 
-#: Of the records' layout; a new one is written beside the old.
+#: Version of the record format. Records of a new version are written next to those of an old one.
 VERSION = "2.0.0"
 
-#: Of a split, in the report.
+#: What the report counts in each split.
 COUNTS = ("videos", "frame_pairs", "instances", "sentences", "without_truth")
 
-#: What `records.write_records` keeps of a shard.
-Shard = dict[str, Any]
+
+class ShardSummary(TypedDict):
+    """What is recorded about a shard when it is written.
+
+    Attributes:
+      counts: name in `COUNTS` -> number.
+      rules: rule that found the earlier frame -> frame pairs.
+      groups: group of sentences -> sentences.
+      lengths: sentences of a frame pair, as a string -> frame pairs.
+      skipped: [where, reason] of everything that was skipped.
+      tokens: of all sentences, sorted.
+      bytes: size of the file.
+    """
+
+    counts: dict[str, int]
+    rules: dict[str, int]
+    groups: dict[str, int]
+    lengths: dict[str, int]
+    skipped: list[list[str]]
+    tokens: list[str]
+    bytes: int
 
 
 def records_dir(data_dir: str | Path, dataset: str) -> Path:
-    """Where the records of a data set lie."""
+    """Returns the folder of a data set's records."""
     return Path(data_dir) / dataset / VERSION
 
 
-def is_prepared(data_dir: str | Path, dataset: str) -> bool:
-    """Whether the records are there and whole."""
+def records_exist(data_dir: str | Path, dataset: str) -> bool:
+    """Returns whether a data set has complete records."""
     return (records_dir(data_dir, dataset) / "dataset_info.json").exists()
 
 
 def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
-    """What was found when the records were made.
+    """Loads the report that was written with the records.
 
     Returns:
       {"dataset", "raw", "interval",
-       "layout": "raw", or "prepared" as LBDT's released code has it
-       "skipped_lines": {reason: [where, ...]}        of the annotation files
+       "layout": "raw", or "prepared" for the layout of LBDT's released code,
+       "skipped_lines": {reason: [where, ...]}        of annotation files
        "splits": {split: {"videos", "frame_pairs", "instances", "sentences",
                           "without_truth": sentences whose instance is not published,
                           "earlier_frames": {rule: frame pairs}, "groups": {group: sentences},
-                          "sentences_per_frame_pair": {number: frame pairs},
+                          "sentences_per_frame_pair": {number of sentences: frame pairs},
                           "skipped": {reason: [where, ...]}}},
        "tokens": [...]}                               of all sentences, sorted
 
     Raises:
       UserError: there are no records yet, or the report can't be read.
     """
-    if not is_prepared(data_dir, dataset):
+    if not records_exist(data_dir, dataset):
         raise UserError(
             f"No records of {dataset} in {records_dir(data_dir, dataset)}. Make them with\n"
             f"  python -m input_pipeline.prepare --dataset={dataset} --raw=RAW_DATA --data_dir={data_dir}"
@@ -61,38 +76,37 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}). Delete {path.parent} and prepare the data again.") from error
+        raise UserError(f"{path} can't be read ({error}). Delete {path.parent} and make the records again.") from error
 
 
-def make_report(dataset: str, reader: Any, shards: dict[str, list[Shard]]) -> dict[str, Any]:
-    """The report that `load_report` reads, of the shards that `records.write_records` has written."""
+def make_report(dataset: str, reader: Reader, layout: str, summaries: dict[str, list[ShardSummary]]) -> dict[str, Any]:
+    """Combines the summaries of the shards of each split to the report that `load_report` describes."""
     splits = {}
-    for split, of_split in shards.items():
-        total = {
-            name: sum((Counter(shard[name]) for shard in of_split), Counter())
-            for name in ("counts", "rules", "groups", "lengths")
-        }
-        skipped = [Skipped(*item) for shard in of_split for item in shard["skipped"]]
+    for split, shards in summaries.items():
+        counts = _total(shard["counts"] for shard in shards)
+        rules = _total(shard["rules"] for shard in shards)
+        groups = _total(shard["groups"] for shard in shards)
+        lengths = _total(shard["lengths"] for shard in shards)
         splits[split] = {
-            **{name: total["counts"][name] for name in COUNTS},
-            "earlier_frames": dict(sorted(total["rules"].items())),
-            "sentences_per_frame_pair": dict(sorted(total["lengths"].items(), key=lambda entry: int(entry[0]))),
-            "groups": dict(sorted(total["groups"].items())),
-            "skipped": by_reason(skipped),
+            **{name: counts[name] for name in COUNTS},
+            "earlier_frames": dict(sorted(rules.items())),
+            "sentences_per_frame_pair": dict(sorted(lengths.items(), key=lambda entry: int(entry[0]))),
+            "groups": dict(sorted(groups.items())),
+            "skipped": group_by_reason(Skipped(*item) for shard in shards for item in shard["skipped"]),
         }
     return {
         "dataset": dataset,
         "raw": str(reader.raw),
         "interval": reader.interval,
-        "layout": "prepared" if isinstance(reader, LBDTLayout) else "raw",
-        "skipped_lines": by_reason(reader.skipped()),
+        "layout": layout,
+        "skipped_lines": group_by_reason(reader.skipped()),
         "splits": splits,
-        "tokens": sorted({token for of_split in shards.values() for shard in of_split for token in shard["tokens"]}),
+        "tokens": sorted({token for shards in summaries.values() for shard in shards for token in shard["tokens"]}),
     }
 
 
-def describe(report: dict[str, Any], examples: int = 20) -> str:
-    """The counts of a report, and what was left out, or kept as its reason says: each with its first examples."""
+def format_report(report: dict[str, Any], max_examples: int = 20) -> str:
+    """Formats the counts of a report, and for each reason to skip something, how often it applied and where first."""
     lines = []
     for split, counts in report["splits"].items():
         lines.append(
@@ -105,23 +119,28 @@ def describe(report: dict[str, Any], examples: int = 20) -> str:
     sources = [("annotation lines", report["skipped_lines"])]
     sources += [(split, counts["skipped"]) for split, counts in report["splits"].items()]
     if any(skipped for _, skipped in sources):
-        lines.append("  Left out, or kept as it says (all places are in report.json beside the records):")
+        lines.append("  Skipped, unless the reason says otherwise (all cases are in report.json next to the records):")
     for source, skipped in sources:
-        for reason, places in skipped.items():
-            lines.append(f"    {source}: {len(places)} x {reason}")
-            lines += [f"      {place}" for place in places[:examples]]
+        for reason, locations in skipped.items():
+            lines.append(f"    {source}: {len(locations)} x {reason}")
+            lines += [f"      {location}" for location in locations[:max_examples]]
     return "\n".join(lines)
 
 
-def by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
-    """Reason -> where, the most frequent reason first."""
+def format_skipped(skipped: Iterable[Skipped]) -> str:
+    """Formats what was skipped for an error message: each reason, how often it applied, and where first."""
+    reasons = group_by_reason(skipped)
+    return "\n".join(f"  {len(locations)} x {reason}, first {locations[0]}" for reason, locations in reasons.items())
+
+
+def group_by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    """Returns reason -> locations, the most frequent reason first."""
     reasons: dict[str, list[str]] = {}
     for item in skipped:
         reasons.setdefault(item.reason, []).append(item.where)
     return dict(sorted(reasons.items(), key=lambda entry: -len(entry[1])))
 
 
-def summarise(skipped: Iterable[Skipped]) -> str:
-    """What was left out, for a message: each reason, how often, and the first place."""
-    reasons = by_reason(skipped)
-    return "\n".join(f"  {len(places)} x {reason}, first {places[0]}" for reason, places in reasons.items())
+def _total(counters: Iterable[Mapping[str, int]]) -> Counter[str]:
+    """Adds counters."""
+    return sum((Counter(counter) for counter in counters), Counter())

@@ -1,6 +1,6 @@
-"""What a reader of a raw data set returns, and what it must offer.
+"""The interface of the data set readers: what a reader provides, and the frame pairs that it yields.
 
-A new data set is one class with the methods of `Reader` and one line in `prepare.READERS`.
+To add a data set, write a class with the methods of `Reader` and add it to `prepare.READERS`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Sentence:
     """A sentence and the object it refers to.
 
     Attributes:
-      text: as annotated, surrounding blanks removed.
-      instance: id of the object among the frame pair's masks; None where the truth is not published.
+      text: as annotated, without surrounding whitespace.
+      instance: id of the object in the frame pair's masks; None if its ground truth is not published.
       group: a label under which scores are reported separately (Moving Shapes: the tier; Ref-DAVIS17: the annotator);
         "" for none.
-      expression: the data set's own name of the sentence within its video, where it has one, a plain file name: a
-        sentence that is about many frames of a video has the same in all of them.
+      expression: the data set's id of the sentence within its video, a valid file name; the same in all frames that
+        the sentence describes. "" if the data set has none.
     """
 
     text: str
@@ -34,20 +34,20 @@ class Sentence:
 
 @dataclasses.dataclass(frozen=True)
 class FramePair:
-    """An annotated frame, an earlier frame of the same video, and everything that is said about it.
+    """An annotated frame, an earlier frame of the same video, and the frame's masks and sentences.
 
     Attributes:
-      video: the data set's name of the video.
+      video: the video's name in the data set.
       frame_index: as the data set counts (A2D-Sentences: from 1).
       frame: (H, W, 3) uint8 RGB.
       earlier_frame: (H, W, 3) uint8 RGB.
-      earlier_rule: which rule found the earlier frame, for the report ("interval", "index - 6", "first frame").
+      earlier_rule: the rule that selected the earlier frame, for the report ("interval", "index - 6", "first frame").
       masks: instance id -> (H, W) bool.
-      sentences: at least one; their instances are among the masks, or None.
-      labels: (H, W) uint8, the object of every pixel, 0 for none and 255 for void, where a benchmark scores on objects
-        that are numbered otherwise than those that the sentences name (Ref-DAVIS17).
-      files: the JPEG or PNG files of frame and earlier frame, which are stored as they are; None where both come from a
-        clip.
+      sentences: at least one; each instance is a key of `masks`, or None.
+      labels: (H, W) uint8, the object id of every pixel, 0 for background and 255 for void, if a benchmark is scored
+        on other object ids than those of the sentences (Ref-DAVIS17); else None.
+      files: the contents of the JPEG or PNG files of frame and earlier frame, stored unchanged; None if both were
+        decoded from a video clip.
     """
 
     video: str
@@ -63,11 +63,11 @@ class FramePair:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """One thing that was left out, and why.
+    """Something that was left out of the records, and why.
 
     Attributes:
       where: file and line, or video, frame and instance.
-      reason: the same words for the same cause, so that reasons can be counted.
+      reason: always worded alike for the same cause, so that reasons can be counted.
     """
 
     where: str
@@ -75,13 +75,13 @@ class Skipped:
 
 
 class Reader(Protocol):
-    """Reads one raw data set. Plain Python; nothing under `raw` is ever written, moved or renamed.
+    """Reads one raw data set. Plain Python; a reader never writes, moves or renames anything under `raw`.
 
-    Readers are frozen dataclasses, hence picklable, so that `records.py` can read videos in parallel.
+    Readers are frozen dataclasses and can be pickled, so that `records.py` can read videos in parallel.
 
     Attributes:
       raw: folder of the unpacked data set.
-      interval: frames from the earlier frame to the frame; its default is the published one.
+      interval: frames from the earlier frame to the frame; defaults to the published value.
     """
 
     @property
@@ -95,11 +95,15 @@ class Reader(Protocol):
         ...
 
     def videos(self, split: str) -> list[str]:
-        """The videos of a split, sorted. Checks the folder first; raises UserError if it is not complete."""
+        """The videos of a split, sorted.
+
+        Raises:
+          UserError: the data set's folder is incomplete.
+        """
         ...
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
-        """Every annotated frame of a video, and what had to be left out."""
+        """Yields every annotated frame of a video, and what had to be left out."""
         ...
 
     def skipped(self) -> tuple[Skipped, ...]:
@@ -107,5 +111,5 @@ class Reader(Protocol):
         ...
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
-        """Item -> (number found, number in the full data set or None if unknown)."""
+        """Item -> (count found, count in the full data set or None if unknown)."""
         ...

@@ -1,4 +1,4 @@
-"""Worker processes that are safe beside TensorFlow, and that end when their parent does, however it ends."""
+"""A pool of worker processes that is safe next to TensorFlow and never outlives its parent process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def cores() -> int:
-    """The cores this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -21,18 +21,18 @@ def cores() -> int:
 def worker_pool(
     workers: int | None = None, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes; an exception inside the block cancels what has not begun.
+    """A pool of worker processes. An exception inside the `with` block cancels all tasks that have not started.
 
-    They come from a fork server: TensorFlow's and JAX's threads don't survive a plain fork.
+    The workers are forked from a fork server, since the threads of TensorFlow and JAX do not survive a plain fork.
 
     Args:
-      workers: how many; None for one per core.
-      initializer: called with `initargs` once in each process, before its first task.
-      initargs: sent once to each process.
+      workers: number of processes; None for one per core.
+      initializer: called as `initializer(*initargs)` once in each worker, before its first task.
+      initargs: pickled and sent to each worker once.
     """
     context = multiprocessing.get_context("forkserver")
-    start = (initializer, initargs)
-    with ProcessPoolExecutor(workers or cores(), context, initializer=_start_worker, initargs=start) as pool:
+    start_args = (initializer, initargs)
+    with ProcessPoolExecutor(workers or cores(), context, initializer=_start_worker, initargs=start_args) as pool:
         try:
             yield pool
         except BaseException:
@@ -41,13 +41,15 @@ def worker_pool(
 
 
 def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     if initializer is not None:
         initializer(*initargs)
 
 
-def _end_with_parent() -> None:
-    """Without it a worker whose parent was killed waits for its next task for ever."""
-    multiprocessing.parent_process().join()
+def _exit_with_parent() -> None:
+    """Ends this worker when its parent dies; otherwise it would wait for its next task forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # runs in workers only
+    parent.join()
     os._exit(1)

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Kubernetes with JobSet (https://jobset.sigs.k8s.io): one pod on each machine, which uses all its GPUs.
+# Kubernetes with JobSet (https://jobset.sigs.k8s.io): one pod per node, which uses all of the node's GPUs.
 #
 #   IMAGE=registry/lbdt:1 CLAIM=shared-disk [NAME=lbdt NODES=2 GPUS=8] \
 #       launch/kubernetes.sh [--dry-run] --config=configs/a2d.py --workdir=/shared/DIR
 #
-# IMAGE holds this repository as its working directory, and jax[cuda13]; CLAIM is a volume that many nodes may write
-# (ReadWriteMany), mounted as /shared: for WORKDIR, --config.data_dir and --config.word_vectors. Prepare the data
-# before, in one pod. A pod that is evicted saves and ends with 143; the set is then made anew, which goes on from the
-# newest checkpoint. So it is after other ends, but not after status 2, which says that there is something to mend.
-# That needs a JobSet whose failurePolicy has rules. --dry-run prints what would be submitted.
+# IMAGE contains jax[cuda13] and this repository as its working directory. CLAIM is a ReadWriteMany volume claim; it is
+# mounted at /shared, for WORKDIR, --config.data_dir and --config.word_vectors. Prepare the data first, in a single pod.
+#
+# An evicted pod saves a checkpoint and exits with status 143; JobSet then restarts all pods, which resume from the
+# newest checkpoint. It does so after any failure except status 2, a user error. This needs a JobSet version whose
+# failurePolicy supports rules. --dry-run prints the manifest without submitting it.
 #
 # Not run on a cluster; only the dry run is tested.
 set -euo pipefail
@@ -22,7 +23,7 @@ if [[ -z ${IMAGE:-} || -z ${CLAIM:-} || " $*" != *" --config="* || " $*" != *" -
   exit 2
 fi
 name=${NAME:-lbdt} nodes=${NODES:-2} gpus=${GPUS:-8}
-quoted() { # as a YAML string
+quoted() { # a YAML string
   local text=${1//\\/\\\\}
   printf '"%s"' "${text//\"/\\\"}"
 }
@@ -63,7 +64,7 @@ spec:
         template:
           spec:
             restartPolicy: Never
-            shareProcessNamespace: true # else Python were process 1, on which SIGTERM has no effect by itself
+            shareProcessNamespace: true # otherwise Python is PID 1, which by default ignores SIGTERM
             terminationGracePeriodSeconds: 120
             containers:
             - name: worker

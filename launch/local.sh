@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# One machine. All of its devices work for one process, which is what to use:
+# One machine. One process uses all of its devices; this is the normal way to train:
 #
 #   launch/local.sh [--dry-run] --config=configs/a2d.py --workdir=DIR [--config.FIELD=VALUE ...]
 #
-# With --processes=N first, N processes share the work as those of several machines would, to see that it works before
-# machines are paid for; on a CPU each has --config.cpu_devices devices:
+# With --processes=N as first argument, N processes share the work as on N machines, to test a distributed run before
+# renting machines. On a CPU each process has --config.cpu_devices devices:
 #
 #   launch/local.sh --processes=2 --config=configs/shapes.py --config.cpu_devices=4 --workdir=DIR
 #
-# SIGTERM, Ctrl-C and the end of the terminal have them save and end with 143. When one fails the others are ended, and
-# its status is given back. --dry-run prints what would be run. Run on a CPU, with 1 and 2 processes.
+# On SIGTERM, Ctrl-C or a closed terminal the processes save a checkpoint and exit with status 143. If one fails, the
+# others are killed and its status is returned. --dry-run prints the commands. Tested on a CPU with 1 and 2 processes.
 set -euo pipefail
 dry_run=false processes=1
 while [[ ${1:-} =~ ^--(dry-run|processes=[1-9][0-9]*)$ ]]; do
@@ -36,7 +36,7 @@ if ((processes == 1)); then
 fi
 export JAX_COORDINATOR_ADDRESS=$address JAX_NUM_PROCESSES=$processes
 children=() stopping=false
-# Of Ctrl-C and the end of the terminal, which reach them, too, they are told in this way alone: else they would not save.
+# The terminal sends SIGINT and SIGHUP to the children too. They ignore those and get SIGTERM, on which they save.
 trap 'stopping=true; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT HUP
 for ((process = 0; process < processes; process++)); do
   (
@@ -46,15 +46,16 @@ for ((process = 0; process < processes; process++)); do
   children+=($!)
 done
 while [[ -n $(jobs -rp) ]]; do
-  if ! wait -n && ! $stopping; then # a failure, for the others to see and tell; they can't go on
-    sleep 5 || true
+  if ! wait -n && ! $stopping; then # one failed, so the others can't continue
+    sleep 5 || true # time for them to report the failure
     kill -KILL "${children[@]}" 2>/dev/null || true
   fi
 done
 status=0
 for child in "${children[@]}"; do
-  ended=0
-  wait "$child" || ended=$?
-  if ((status == 0 || status == 137)) && ((ended != 0)); then status=$ended; fi
+  child_status=0
+  wait "$child" || child_status=$?
+  # 137 is our own SIGKILL; report the failure that caused it.
+  if ((status == 0 || status == 137)) && ((child_status != 0)); then status=$child_status; fi
 done
 exit "$status"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A row of the paper's tables from a released checkpoint: converts it, evaluates it in both protocols and prints the
-# scores above the published ones, with the difference.
+# Reproduces a row of the paper's tables from a released checkpoint: converts it, evaluates it in both protocols and
+# prints the scores, the published ones and the difference.
 #
 #   launch/published.sh a2d|jhmdb lbdt1|lbdt4 released.ckpt [--config.FIELD=VALUE ...]
 #
 #   A2D-Sentences      launch/published.sh a2d lbdt1 lbdt1.ckpt       launch/published.sh a2d lbdt4 lbdt4.ckpt
 #   J-HMDB-Sentences   launch/published.sh jhmdb lbdt1 lbdt1.ckpt     launch/published.sh jhmdb lbdt4 lbdt4.ckpt
 #
-# It needs requirements-torch.txt, the data set in data/raw and GloVe 840B, see the README. Everything is written to
-# runs/published-<model>-<checksum of the file>; a second table with the same file does not convert it again.
+# Needs requirements-torch.txt, the data set in data/raw and GloVe 840B, see the README. The output is in
+# runs/published-<model>-<checksum of the file>; the same file is converted only once for both tables.
 set -euo pipefail
 if [[ $# -lt 3 || ! $1 =~ ^(a2d|jhmdb)$ || ! $2 =~ ^lbdt[14]$ ]]; then
   echo "usage: launch/published.sh a2d|jhmdb lbdt1|lbdt4 released.ckpt [--config.FIELD=VALUE ...]" >&2

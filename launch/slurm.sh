@@ -8,15 +8,15 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@120
-# SLURM, several nodes: one process on each, which uses all its GPUs and shares its input pipeline among them.
+# SLURM, several nodes: one process per node, which feeds all of the node's GPUs from one input pipeline.
 #
 #   sbatch [--nodes=N --gpus-per-node=N ...] launch/slurm.sh --config=configs/a2d.py --workdir=/shared/DIR
-#   launch/slurm.sh --dry-run --config=... --workdir=...      prints what would be run on the nodes
+#   launch/slurm.sh --dry-run --config=... --workdir=...      prints the command of the nodes
 #
-# Submit from the repository, with its environment active; repository, WORKDIR, data and word vectors lie on file
-# systems that all nodes share. Prepare the data before, on one machine: python -m input_pipeline.prepare. A job that is
-# preempted or about to reach its time limit saves, and is queued again: it goes on from there until it is done. Options
-# above are examples; those of the command line replace them.
+# Submit from the repository with its environment activated. The repository, WORKDIR, data and word vectors must be on
+# file systems that all nodes share. Prepare the data first, on one machine: python -m input_pipeline.prepare. A job
+# that is preempted or near its time limit saves a checkpoint and is requeued, and resumes from there until training is
+# finished. The #SBATCH options above are examples; options on the command line override them.
 #
 # Not run on a cluster; only the dry run is tested.
 set -euo pipefail
@@ -29,9 +29,9 @@ if [[ " $*" != *" --config="* || " $*" != *" --workdir="* ]]; then
   echo "usage: sbatch launch/slurm.sh [--dry-run] --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]" >&2
   exit 2
 fi
-# Else JAX would give each task the one GPU of its own number.
+# By default JAX would give each task only the GPU of its local rank.
 export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-8} - 1)))
-# srun does not take it from sbatch.
+# srun does not inherit --cpus-per-task from sbatch.
 command=(srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
 command+=(python -m lbdt_jax.main "$@")
 if $dry_run; then
@@ -39,15 +39,15 @@ if $dry_run; then
   printf "%q " "${command[@]}" && echo
   exit
 fi
-# --signal sends it to this script alone. scancel passes it on to every task, and not to this script; srun, if it were
-# told, would end them.
+# --signal=B: sends SIGTERM to this script only. scancel forwards it to every task but not to this script; sent to srun,
+# it would kill the tasks.
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 "${command[@]}" &
-steps=$!
+srun_pid=$!
 while :; do
   status=0
-  wait "$steps" || status=$?
-  kill -0 "$steps" 2>/dev/null || break # else that was SIGTERM's arrival
+  wait "$srun_pid" || status=$?
+  kill -0 "$srun_pid" 2>/dev/null || break # still running: SIGTERM interrupted the wait
 done
 if ((status == 143)); then
   scontrol requeue "$SLURM_JOB_ID"

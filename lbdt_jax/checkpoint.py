@@ -1,10 +1,9 @@
-"""Checkpoints that describe themselves. The only file that knows orbax.
+"""Self-describing checkpoints. The only file that imports orbax.
 
-A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the word vectors of every
-known word and, as json, the words and the configuration; of a transformer its tokenizer in the place of words and
-vectors. Prediction needs nothing else. orbax writes arrays and json, no pickles; a checkpoint that was not finished is
-never listed. SHA256SUMS, in the format of the program sha256sum, is checked before anything is read: orbax alone would
-not notice a flipped byte.
+A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the configuration and what
+encodes sentences: the data set's words with their vectors, or a transformer's tokenizer. Prediction needs nothing else.
+orbax writes arrays and json, no pickles, and never lists an unfinished checkpoint. Before reading, the files are
+compared with SHA256SUMS (in the format of sha256sum), since orbax doesn't notice corrupted bytes.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ from configs import base
 from input_pipeline.errors import UserError
 from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors
-from lbdt_jax.parallel import put
+from lbdt_jax.parallel import is_first_process, put_on_devices
 from lbdt_jax.step import TrainState
 
-#: Bytes of bare weights that are in the hands of the disk at once; a little more than the largest array.
-WRITTEN_AT_ONCE = 16 << 20
+#: Bytes that `save_weights` writes concurrently; a little more than the largest array.
+WRITE_CONCURRENT_BYTES = 16 << 20
 
 CHECKSUMS = "SHA256SUMS"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, broken or does not fit. The message names the folder and says what to do."""
+    """A checkpoint is missing, broken or incompatible. The message names the folder and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +48,10 @@ class Checkpoint:
 
     Attributes:
       variables: {"params", "batch_stats"}, float32, on the first device.
-      config: the configuration that it was trained with.
-      sentence_encoder: the word vectors of every word of the data set, or the transformer's tokenizer.
-      step: training steps taken.
-      path: the folder it came from.
+      config: the configuration of the training run.
+      sentence_encoder: the word vectors of the data set's words, or the transformer's tokenizer.
+      step: number of training steps taken.
+      path: the folder of the checkpoint.
     """
 
     variables: dict[str, Any]
@@ -62,14 +61,17 @@ class Checkpoint:
     path: Path
 
 
-class CheckpointWriter:
-    """Writes checkpoints while training goes on, and keeps the newest few; a context manager.
+# -- Training: save, restore
 
-    All processes of a run make the same calls; the first of them writes.
+
+class CheckpointWriter:
+    """Writes checkpoints in the background during training and keeps the newest ones; a context manager.
+
+    All processes of a run make the same calls; the first one writes.
 
     Args:
-      folder: WORKDIR/checkpoints; made if it is not there.
-      keep: how many are kept.
+      folder: WORKDIR/checkpoints; created if missing.
+      keep: how many checkpoints to keep.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -77,26 +79,26 @@ class CheckpointWriter:
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
         )
-        self._background = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
+        self._executor = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
 
     def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Waits for the save in progress, so that leaving never loses one.
+        # Waits for the save in progress, so that none is lost.
         try:
             self._wait()
         finally:
-            self._background.shutdown()
-            with contextlib.suppress(Exception):  # what a save has raised, once more
+            self._executor.shutdown()
+            with contextlib.suppress(Exception):  # the error of a failed save, a second time
                 self._checkpointer.close()
 
     def save(self, state: TrainState, config: ConfigDict, sentence_encoder: SentenceEncoder) -> None:
-        """Saves a state under its step, in the background; does nothing if that step is there already.
+        """Starts to save a state under its step; does nothing if that step is the newest checkpoint already.
 
         Raises:
-          CheckpointError: the save before, or the beginning of this one, has failed.
+          CheckpointError: the previous save, or the start of this one, has failed.
         """
         step = int(state.step)
         latest = self._checkpointer.latest
@@ -104,64 +106,98 @@ class CheckpointWriter:
             return
         self._wait()
         context = ocp.Context()
-        # Else every array is cut into a piece per device, which for hundreds of small ones takes longer than writing.
+        # The default writes every array in one piece per device: too slow for hundreds of small arrays.
         context.array.saving.use_replica_parallel = False
-        folder = Path(self._checkpointer.directory) / str(step)
-        with context, _explained(folder):
-            saving = self._checkpointer.save_checkpointables_async(
+        folder = self._folder(step)
+        with context, _save_errors(folder):
+            response = self._checkpointer.save_checkpointables_async(
                 step,
                 {
                     "variables": state.variables,
                     "optimizer_state": state.optimizer_state,
-                    **put(_stored(sentence_encoder), state.step.sharding),
+                    **put_on_devices(_text_arrays(sentence_encoder), state.step.sharding),
                 },
-                custom_metadata=_described(config, sentence_encoder),
+                custom_metadata=_metadata(config, sentence_encoder),
                 force=True,
             )
 
         def finish() -> None:
-            with _explained(folder):
-                saving.result()
-                if jax.process_index() == 0:
+            with _save_errors(folder):
+                response.result()
+                if is_first_process():
                     _write_checksums(folder)
 
-        self._last = self._background.submit(finish)
+        self._pending = self._executor.submit(finish)
 
-    def raise_what_failed(self) -> None:
-        """Raises the CheckpointError of a save that has failed in the background, without waiting for one under way."""
-        if self._last is not None and self._last.done():
+    def raise_if_failed(self) -> None:
+        """Raises the CheckpointError of a save that has failed; doesn't wait for a save in progress."""
+        if self._pending is not None and self._pending.done():
             self._wait()
 
-    def _wait(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
     def restore(self, state: TrainState) -> TrainState:
-        """The newest state, on the devices of `state`; `state` itself if there is none.
+        """The newest saved state, sharded like `state`; `state` itself if there is none.
 
         Raises:
-          CheckpointError: the checkpoint is broken or of another model, or was converted and can't be gone on from.
+          CheckpointError: the checkpoint is broken, belongs to another model, or has weights only.
         """
         latest = self._checkpointer.latest
         if latest is None:
             return state
-        wanted = {"variables": state.variables, "optimizer_state": state.optimizer_state}
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
-        folder = Path(self._checkpointer.directory) / str(latest.step)
-        _check(folder)
+        folder = self._folder(latest.step)
+        _verify_checksums(folder)
         if (folder / "variables").is_dir() and not (folder / "optimizer_state").is_dir():
             raise CheckpointError(
-                f"{folder} holds weights only, no optimizer's state to go on from. Train in another --workdir, from "
-                f"these weights with --config.initial_weights={folder}."
+                f"{folder} holds weights but no optimizer state, so training can't resume from it. Train in another "
+                f"--workdir, starting from these weights with --config.initial_weights={folder}."
             )
+        template = {"variables": state.variables, "optimizer_state": state.optimizer_state}
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
         restored = _load(folder, abstract)
         return TrainState(
-            put(np.asarray(latest.step, np.int32), state.step.sharding),
+            put_on_devices(np.asarray(latest.step, np.int32), state.step.sharding),
             restored["variables"]["params"],
             restored["variables"]["batch_stats"],
             restored["optimizer_state"],
         )
+
+    def _folder(self, step: int) -> Path:
+        return Path(self._checkpointer.directory) / str(step)
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+@contextlib.contextmanager
+def _save_errors(folder: Path) -> Iterator[None]:
+    """Turns any error of a save into a CheckpointError."""
+    try:
+        yield
+    except Exception as error:  # orbax passes on whatever its storage layers raise
+        raise CheckpointError(
+            f"The checkpoint {folder} could not be written: {_first_line(error)}\n"
+            "Earlier checkpoints are intact. Once there is space, the same command resumes from the newest of them."
+        ) from error
+
+
+def hide_abandoned_writes() -> None:
+    """Silences the tracebacks that orbax leaves behind when a save fails; its CheckpointError remains.
+
+    orbax gives up at the first failed write. The event loop of the pending writes is then gone, and each of them would
+    print a traceback.
+    """
+    previous_hook = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            previous_hook(unraisable)
+
+    sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+# -- Weights without an optimizer's state: conversion
 
 
 def save_weights(
@@ -172,94 +208,86 @@ def save_weights(
     unused: dict[str, np.ndarray],
     step: int = 0,
 ) -> None:
-    """Saves weights alone as WORKDIR/checkpoints/STEP, with `unused`, which comes back from `load_unused` only."""
+    """Saves weights as WORKDIR/checkpoints/STEP, together with `unused` arrays that only `load_unused` returns."""
     context = ocp.Context()
-    # Nothing changes while it is written, so neither copies nor much of it at once are needed.
-    context.array.saving.use_compression = False  # weights shrink by a tenth, and it takes memory
-    context.memory.deepcopy_host_arrays = False
-    context.memory.write_concurrent_bytes = WRITTEN_AT_ONCE
-    saved = {"variables": variables, **_stored(sentence_encoder)}
+    context.array.saving.use_compression = False  # it saves a tenth of the space and takes memory
+    context.memory.deepcopy_host_arrays = False  # nothing changes during the write
+    context.memory.write_concurrent_bytes = WRITE_CONCURRENT_BYTES
+    arrays = {"variables": variables, **_text_arrays(sentence_encoder), **({"unused": unused} if unused else {})}
     folder = (workdir / "checkpoints" / str(step)).absolute()
     with context:
-        ocp.save_checkpointables(
-            folder,
-            {**saved, "unused": unused} if unused else saved,
-            custom_metadata=_described(config, sentence_encoder),
-        )
+        ocp.save_checkpointables(folder, arrays, custom_metadata=_metadata(config, sentence_encoder))
     _write_checksums(folder)
 
 
 def load_unused(path: str | Path) -> dict[str, np.ndarray]:
-    """What a converted checkpoint keeps of the published state dict beside our variables: torch's name -> array.
+    """The arrays of the published state dict that a converted checkpoint keeps beside our variables, by torch's names.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is broken.
     """
     folder = find_checkpoint(Path(path))
-    _check(folder, without="optimizer_state")
+    _verify_checksums(folder, ignore="optimizer_state")
     if not (folder / "unused").is_dir():
         return {}
     return _load(folder, {"unused": ocp.checkpointables_metadata(folder).metadata["unused"]})["unused"]
 
 
+# -- Evaluation and prediction: load
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Loads what evaluation and prediction need, onto the first device.
+    """Loads what evaluation and prediction need onto the first device.
 
     Args:
-      path: a checkpoint's folder, or WORKDIR/checkpoints or WORKDIR for the newest one in it.
+      path: a checkpoint's folder; or WORKDIR or WORKDIR/checkpoints for its newest checkpoint.
 
     Raises:
-      CheckpointError: there is none, or it is broken.
+      CheckpointError: there is no checkpoint, or it is broken.
     """
     folder = find_checkpoint(Path(path))
-    _check(folder, without="optimizer_state")
+    _verify_checksums(folder, ignore="optimizer_state")
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
-        metadata = ocp.checkpointables_metadata(folder)
-        described = metadata.custom_metadata
-        config = ConfigDict(with_defaults(described["config"]))
-        words, tokenizer = tuple(described["words"]), described.get("tokenizer")
+        stored = ocp.checkpointables_metadata(folder)
+        metadata = stored.custom_metadata
+        config = ConfigDict(with_defaults(metadata["config"]))
+        words, tokenizer = tuple(metadata["words"]), metadata.get("tokenizer")
         abstract = {
             name: jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata.metadata[name]
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), stored.metadata[name]
             )
             for name in ("variables", *(() if tokenizer else ("word_vectors",)))
         }
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{folder} was not written by lbdt_jax, or its description is broken: {error}") from error
-    restored = _load(folder, abstract)
-    reader: SentenceEncoder
+        raise CheckpointError(f"{folder} was not written by lbdt_jax, or its metadata is broken: {error}") from error
+    arrays = _load(folder, abstract)
+    sentence_encoder: SentenceEncoder
     if tokenizer:
         try:
-            reader = TransformerTokenizer(tokenizer, config.model.transformer.padding_id)
+            sentence_encoder = TransformerTokenizer(tokenizer, config.model.transformer.padding_id)
         except (UserError, AttributeError) as error:
             raise CheckpointError(f"{folder}: {error}") from error
     else:
-        reader = WordVectors(words, np.asarray(restored["word_vectors"]["vectors"])[: len(words)])
-    return Checkpoint(restored["variables"], config, reader, int(folder.name), folder)
-
-
-def with_defaults(described: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that was written as json; fields that came later have their usual values."""
-    usual = json.loads(base.get_config().to_json())
-    return {**usual, **described, "model": {**usual["model"], **described.get("model", {})}}
+        sentence_encoder = WordVectors(words, np.asarray(arrays["word_vectors"]["vectors"])[: len(words)])
+    return Checkpoint(arrays["variables"], config, sentence_encoder, int(folder.name), folder)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The folder of the checkpoint that `path` means. Raises CheckpointError if there is none."""
+    """The folder of the checkpoint at `path` (see `load_checkpoint`). Raises CheckpointError if there is none."""
     if path.name.isdecimal() and path.is_dir() and not (path / "checkpoints").is_dir():
         return path.absolute()
     for folder in (path / "checkpoints", path):
         if folder.is_dir():
-            # A finished checkpoint's folder is named by its step alone.
+            # Only the folder of a finished checkpoint has a bare step as its name.
             steps = [entry for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir()]
             if steps:
                 return max(steps, key=lambda entry: int(entry.name)).absolute()
-    raise CheckpointError(f"No checkpoint in {path}. Train first, or point to a folder that holds one.")
+    raise CheckpointError(f"No checkpoint in {path}. Train first, or pass a folder that holds one.")
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether training goes on from a checkpoint in WORKDIR."""
+    """Whether WORKDIR holds a checkpoint from which training resumes."""
     try:
         find_checkpoint(workdir / "checkpoints")
     except CheckpointError:
@@ -267,74 +295,51 @@ def has_checkpoint(workdir: Path) -> bool:
     return True
 
 
-def _stored(sentence_encoder: SentenceEncoder) -> dict[str, dict[str, jax.Array]]:
-    """The arrays that belong to it, as a part of a checkpoint."""
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration read from json, with the defaults of fields that were added since it was written."""
+    defaults = json.loads(base.get_config().to_json())
+    return {**defaults, **config, "model": {**defaults["model"], **config.get("model", {})}}
+
+
+def shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every array, by its name such as "params/head/project/bias"."""
+    # By name, since orbax describes optax's named tuples as dictionaries.
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+
+# -- The content of a checkpoint
+
+
+def _text_arrays(sentence_encoder: SentenceEncoder) -> dict[str, dict[str, jax.Array]]:
+    """The word vectors to save, if there are any."""
     if not isinstance(sentence_encoder, WordVectors):
         return {}
-    # orbax can't write an array without elements: where there are no words, a row that reading cuts off.
+    # orbax can't write an empty array: without words, save one row, which `load_checkpoint` cuts off.
     vectors = sentence_encoder.vectors if sentence_encoder.words else np.zeros((1, sentence_encoder.size), np.float32)
     return {"word_vectors": {"vectors": jnp.asarray(vectors)}}
 
 
-def _described(config: ConfigDict, sentence_encoder: SentenceEncoder) -> dict[str, Any]:
-    described = {"config": json.loads(config.to_json()), "words": []}
+def _metadata(config: ConfigDict, sentence_encoder: SentenceEncoder) -> dict[str, Any]:
+    """The json of a checkpoint: {"config", "words"}, and "tokenizer" of a transformer."""
+    metadata: dict[str, Any] = {"config": json.loads(config.to_json()), "words": []}
     if isinstance(sentence_encoder, TransformerTokenizer):
-        return {**described, "tokenizer": sentence_encoder.text}
-    return {**described, "words": list(sentence_encoder.words)}
+        metadata["tokenizer"] = sentence_encoder.text
+    elif isinstance(sentence_encoder, WordVectors):
+        metadata["words"] = list(sentence_encoder.words)
+    return metadata
 
 
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Loads the arrays that `abstract` describes. Raises CheckpointError if their shapes differ, or reading fails."""
     try:
         stored = shapes(dict(ocp.checkpointables_metadata(folder).metadata))
-        wanted = shapes(abstract)
-        for name, shape in wanted.items():
+        for name, shape in shapes(abstract).items():
             if stored.get(name) != shape:
-                raise ValueError(f"{name}: {shape} is wanted, {stored.get(name, 'nothing')} is there")
+                raise ValueError(f"{name}: expected shape {shape}, found {stored.get(name, 'nothing')}")
         return ocp.load_checkpointables(folder, abstract)
     except Exception as error:  # orbax passes on whatever its storage layers raise
-        raise CheckpointError(_broken(folder, _first_line(error))) from error
-
-
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turns whatever stops a save into a CheckpointError."""
-    try:
-        yield
-    except Exception as error:  # orbax passes on whatever its storage layers raise
-        raise CheckpointError(
-            f"The checkpoint {folder} could not be written: {_first_line(error)}\n"
-            "Earlier ones are whole. When there is room again, the same command goes on from the newest of them."
-        ) from error
-
-
-def hide_abandoned_writes() -> None:
-    """Has a save that fails print nothing but its CheckpointError.
-
-    orbax gives up at the first write that fails. Those under way would each print a traceback, since their event loop
-    is gone.
-    """
-    others = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
-            others(unraisable)
-
-    sys.unraisablehook = hook
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-
-
-def _broken(folder: Path, reason: str) -> str:
-    return (
-        f"The checkpoint {folder} is broken or of another model. Use an earlier one, or delete that folder to go on "
-        f"from the one before.\n{reason}"
-    )
-
-
-def shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every array by its name, "params/head/project/bias"."""
-    # Names alone: orbax describes optax's named tuples as dictionaries.
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        raise CheckpointError(_broken_message(folder, _first_line(error))) from error
 
 
 def _write_checksums(folder: Path) -> None:
@@ -345,10 +350,10 @@ def _write_checksums(folder: Path) -> None:
     unfinished.replace(folder / CHECKSUMS)
 
 
-def _check(folder: Path, without: str | None = None) -> None:
-    """Compares the files with their checksums, those of the part `without` left out.
+def _verify_checksums(folder: Path, ignore: str | None = None) -> None:
+    """Compares the files of a checkpoint with their checksums, except those in its subfolder `ignore`.
 
-    A run that was killed may have left no checksums for its newest checkpoint, which is whole nevertheless.
+    If a run was killed just after a save, its newest checkpoint may be complete and have no checksums yet.
 
     Raises:
       CheckpointError: a file is missing or was changed.
@@ -357,12 +362,12 @@ def _check(folder: Path, without: str | None = None) -> None:
         return
     for line in (folder / CHECKSUMS).read_text(errors="replace").splitlines():
         expected, _, name = line.partition("  ")
-        if name.split("/")[0] == without:
+        if name.split("/")[0] == ignore:
             continue
         if not (folder / name).is_file():
-            raise CheckpointError(_broken(folder, f"{name} is missing."))
+            raise CheckpointError(_broken_message(folder, f"{name} is missing."))
         if _checksum(folder / name) != expected:
-            raise CheckpointError(_broken(folder, f"{name} was changed since it was written."))
+            raise CheckpointError(_broken_message(folder, f"{name} was changed since it was written."))
 
 
 def _checksum(path: Path) -> str:
@@ -370,7 +375,15 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _broken_message(folder: Path, reason: str) -> str:
+    return (
+        f"The checkpoint {folder} is broken or of another model. Use an earlier one, or delete that folder to resume "
+        f"from the one before.\n{reason}"
+    )
+
+
 def _first_line(error: BaseException) -> str:
+    """Type and first line of the error's root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

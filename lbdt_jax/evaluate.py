@@ -1,18 +1,17 @@
-"""Scores a model on a split, in both protocols, every sample once; writes the numbers and pictures of what it found."""
+"""Evaluation: scores a model on every sample of a split, in both protocols; writes the scores and contact sheets."""
 
 from __future__ import annotations
 
 import copy
 import heapq
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 from tqdm import tqdm
 
 from input_pipeline.batch import MODEL_FIELDS
@@ -20,22 +19,23 @@ from input_pipeline.errors import UserError
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
 from input_pipeline.prepare import prepare
 from input_pipeline.report import load_report
-from input_pipeline.text.encoders import SentenceEncoder
+from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors, extend
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.cli import write_json
 from lbdt_jax.inference.explain import explain
 from lbdt_jax.inference.predictor import BatchedPredictor
-from lbdt_jax.metrics import StandardScores, foreground_score, format_table, resize_logits
-from lbdt_jax.models.lbdt import LBDT
-from lbdt_jax.parallel import gather, run_sequentially
-from lbdt_jax.scoring import SCORING, Scoring
+from lbdt_jax.metrics import format_table, region_similarity, resize_logits
+from lbdt_jax.parallel import all_gather_object, run_sequentially
+from lbdt_jax.scoring import SCORERS, Scorer
 from lbdt_jax.step import is_frozen, make_model
 from lbdt_jax.text_features import precomputed_features
-from lbdt_jax.visualization import render
+from lbdt_jax.visualization.attention import attention_sheet
+from lbdt_jax.visualization.contact_sheet import Example, contact_sheet
+from lbdt_jax.visualization.sheet import save_image
 
-#: Fields that a checkpoint decides, and not the configuration that it is evaluated with.
-OF_THE_MODEL = ("model", "image_size", "max_words", "text_encoder", "text_encoder_learning_rate", "tokenizer")
+#: Configuration fields that are taken from the checkpoint.
+CHECKPOINT_FIELDS = ("model", "image_size", "max_words", "text_encoder", "text_encoder_learning_rate", "tokenizer")
 
 model_inputs = operator.attrgetter(*MODEL_FIELDS)  # of an EvaluationExample
 
@@ -43,147 +43,160 @@ model_inputs = operator.attrgetter(*MODEL_FIELDS)  # of an EvaluationExample
 def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Scores a checkpoint on config.evaluation_split of config.dataset.
 
-    All processes of a run call it together and share the samples; the first of them writes and prints. Where the
-    benchmark's own scorer reads files, it also does all the samples.
+    All processes of a run call this and share the samples; the first one writes and prints. If the benchmark's own
+    scorer needs files, the first process handles all samples.
 
-    Writes WORKDIR/evaluation/<dataset>-<split>.json, three contact sheets beside it (best, worst and random samples),
-    the attention of the first random samples, and what the benchmark's own scorer reads; prints the scores as a table.
+    Writes WORKDIR/evaluation/<dataset>-<split>.json, contact sheets of the best, worst and random samples, attention
+    maps of the first random samples, and the files for the benchmark's own scorer; prints a table of the scores.
 
     Args:
-      checkpoint: the model. Its own configuration tells the network and the preparation of its input.
-      config: the data to use, how many samples at once, and the dtype of the computation.
-      workdir: where the results go; results of the same name are replaced.
+      checkpoint: the model. Its own configuration determines the network and the preprocessing.
+      config: the data set, batch sizes, and the dtype of the computation.
+      workdir: where the results go; earlier results of the same name are replaced.
 
     Returns:
-      What the json holds: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups"}, scores
-      as fractions; "groups" has the samples, "paper" and "standard" of each group of sentences (Moving Shapes: tiers).
-      Scores are left out where the truth is not published; "without_truth" counts such answers. "notes" counts what
-      the records lack of the data set, or have otherwise, by its reason. See `lbdt_jax.scoring` for what data sets add.
-      Nothing in processes other than the first.
+      The content of the json: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups",
+      "without_truth", "notes"}, scores as fractions. "groups" has the samples and scores of each group of sentences
+      (Moving Shapes: tiers); "without_truth" counts predictions without public ground truth, which have no scores;
+      "notes" counts, by reason, what is missing or changed in the records. See `lbdt_jax.scoring` for what data sets
+      add. Empty in processes other than the first.
 
     Raises:
-      UserError: the data set is not there, has no such split, or words of it have no fitting vectors; or the published
-        scores to compare with are those of another network.
+      UserError: the data set is missing, has no such split or words without suitable vectors; or config.published has
+        the scores of another network.
     """
     run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
-    config, split = config.copy_and_resolve_references(), config.evaluation_split
-    layers = checkpoint.config.model.transfer_layers
-    if config.published and layers != config.model.transfer_layers:
-        raise UserError(
-            f"{checkpoint.path} is an LBDT-{layers}, but the published scores to stand beside it would be those of "
-            f"LBDT-{config.model.transfer_layers}. Choose another --config, such as configs/a2d.py:lbdt{layers}."
-        )
-    dtype = config.model.dtype
-    for name in OF_THE_MODEL:
-        config[name] = copy.deepcopy(checkpoint.config[name])
-    config.model.dtype = dtype
-    reader = reader_for(checkpoint, config)
-    model = make_model(config)
-    predictor = BatchedPredictor(model, checkpoint.variables, config.evaluation_frames, config.evaluation_sentences)
-    report = load_report(config.data_dir, config.dataset)
-    scoring_kind = SCORING.get(config.dataset, Scoring)
-    process, processes = jax.process_index(), jax.process_count()
-    if scoring_kind is Scoring:
-        examples = evaluation_examples(config, split, reader, process, processes)
-        samples = samples_per_epoch(config, split) // processes
-    elif process == 0:
-        examples = evaluation_examples(config, split, reader)
-        samples = samples_per_epoch(config, split)
-    else:  # one process writes the files, so it does it all
-        scoring_kind, examples, samples = Scoring, iter(()), 0
-
-    name, folder = f"{config.dataset}-{split}", workdir / "evaluation"
+    config = with_checkpoint_fields(config, checkpoint)
+    sentence_encoder = sentence_encoder_for(checkpoint, config)
+    predictor = BatchedPredictor(
+        make_model(config), checkpoint.variables, config.evaluation_frames, config.evaluation_sentences
+    )
+    scorer_class, examples, samples = share_of_this_process(config, sentence_encoder)
+    split, folder = config.evaluation_split, workdir / "evaluation"
+    name = f"{config.dataset}-{split}"
     folder.mkdir(parents=True, exist_ok=True)
-    sheets = SampleSelector(config.contact_sheet_samples, config.seed, process)
+    selector = SampleSelector(config.contact_sheet_samples, config.seed, jax.process_index())
+    report = load_report(config.data_dir, config.dataset)
     with (
-        scoring_kind(folder / name, report["layout"]) as scoring,
+        scorer_class(folder / name, report["layout"]) as scorer,
         tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress,
     ):
         for example, logits in predictor.segment(examples, model_inputs):
-            for index, (prediction, iou) in enumerate(scoring.add(example, logits)):
-                sheets.add(Sample(example, index, prediction, iou))
+            for index, (prediction, iou) in enumerate(scorer.add(example, logits)):
+                selector.add(Sample(example, index, prediction, iou))
                 progress.update()
-        parts, all_sheets = zip(*gather((scoring.part(), sheets)), strict=True)
-        if process:
+        states, selectors = zip(*all_gather_object((scorer.state(), selector)), strict=True)
+        if jax.process_index():
             return {}
-        scoring.join(parts)
-        result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **scoring.compute()}
-    result["without_truth"] = scoring.unscored
+        scorer.merge(states)
+        scores = scorer.compute()
+
+    result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **scores}
+    result["without_truth"] = scorer.unscored
     notes = [*report["skipped_lines"].items(), *report["splits"][split]["skipped"].items()]
     result["notes"] = {reason: len(places) for reason, places in notes}
-
-    chosen = sheets.joined(all_sheets)
-    title = f"{config.dataset} {split}"
     write_json(result, folder / f"{name}.json")
-    for kind, some in chosen.items():
-        rows = [to_picture(*sample) for sample in some]
-        sheet = render.contact_sheet(rows, f"{title}: {kind} samples, step {checkpoint.step}")
-        render.save(sheet, folder / f"{name}-{kind}.png")
-    for number, sample in enumerate(chosen["random"][: config.evaluation_attention_sheets], start=1):
-        sheet = attention_sheet(
-            model, checkpoint.variables, reader, sample, f"{title}: attention, step {checkpoint.step}"
-        )
-        render.save(sheet, folder / f"{name}-attention-{number}.png")
-    published = config.published if split != "train" else ()  # they are those of what is evaluated
-    print(format_table({"all": result, **result["groups"]}, published))
-    if scoring.unscored:
-        print(f"{scoring.unscored} answers are not scored: their truth is not published, or can't be read.")
-    if notes:
-        print("The data are not complete, or not as the data set's source has them (report.json beside the records):")
-    for reason, number in result["notes"].items():
-        print(f"  {number} x {reason}")
-    if scoring.files:
-        print(f"For the benchmark's own scorer: {', '.join(f'{folder}/{file}' for file in scoring.files)}.")
-    print(f"Scores: {folder}/{name}.json; pictures: {name}-*.png beside it.")
+    save_contact_sheets(config, checkpoint, sentence_encoder, selector.merge(selectors), folder / name)
+    print_result(config, result, scorer, folder / name)
     return result
 
 
-def reader_for(checkpoint: Checkpoint, config: ConfigDict) -> SentenceEncoder:
-    """What reads the sentences of a data set.
+# -- Before the loop
 
-    The checkpoint's own words, or those of config.word_vectors too for a data set that it was not trained on; the
-    stored features of a frozen transformer; else the tokens of one.
+
+def with_checkpoint_fields(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
+    """A copy of the configuration with the checkpoint's network and preprocessing, and its own dtype.
 
     Raises:
-      UserError: the source is missing, or its vectors are not those that the model was trained with.
+      UserError: config.published has the scores of another network.
     """
-    own, tokens = checkpoint.sentence_encoder, load_report(config.data_dir, config.dataset)["tokens"]
-    if isinstance(own, WordVectors) and (not own.words or checkpoint.config.dataset != config.dataset):
-        return extend(own, config.word_vectors, tokens)
-    _, unknown = own.coverage(tokens)
+    layers = checkpoint.config.model.transfer_layers
+    if config.published and layers != config.model.transfer_layers:
+        raise UserError(
+            f"{checkpoint.path} is an LBDT-{layers}, but the published scores to compare with are those of "
+            f"LBDT-{config.model.transfer_layers}. Choose another --config, such as configs/a2d.py:lbdt{layers}."
+        )
+    config, dtype = config.copy_and_resolve_references(), config.model.dtype
+    for name in CHECKPOINT_FIELDS:
+        config[name] = copy.deepcopy(checkpoint.config[name])
+    config.model.dtype = dtype
+    return config
+
+
+def sentence_encoder_for(checkpoint: Checkpoint, config: ConfigDict) -> SentenceEncoder:
+    """What encodes the sentences of the data set as the checkpoint's model expects.
+
+    For word vectors: those of the checkpoint, extended by config.word_vectors on another data set. For a transformer:
+    its tokenizer or, if it is frozen, its precomputed features.
+
+    Raises:
+      UserError: the word vectors are missing, or are not those of the training run.
+    """
+    sentence_encoder = checkpoint.sentence_encoder
+    vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
+    if isinstance(sentence_encoder, WordVectors) and (
+        not sentence_encoder.words or checkpoint.config.dataset != config.dataset
+    ):
+        return extend(sentence_encoder, config.word_vectors, vocabulary)
+    _, unknown = sentence_encoder.coverage(vocabulary)
     if unknown:
-        first = " ".join(map(repr, unknown[:10]))
-        print(f"{len(unknown)} of {len(tokens)} words are not known to the checkpoint, read as blanks: {first}")
-    if not is_frozen(config):
-        return own
-    return run_sequentially(lambda: precomputed_features(config, checkpoint.variables, own))
+        examples = " ".join(map(repr, unknown[:10]))
+        print(f"{len(unknown)} of {len(vocabulary)} words are unknown to the model and read as blanks: {examples}")
+    return with_precomputed_features(config, checkpoint.variables, sentence_encoder)
+
+
+def with_precomputed_features(
+    config: ConfigDict, variables: dict[str, Any], sentence_encoder: SentenceEncoder
+) -> SentenceEncoder:
+    """The precomputed features of a frozen transformer; `sentence_encoder` itself if there is no such transformer."""
+    if not (is_frozen(config) and isinstance(sentence_encoder, TransformerTokenizer)):
+        return sentence_encoder
+    # One process computes them, the others find them on disk.
+    return run_sequentially(lambda: precomputed_features(config, variables, sentence_encoder))
+
+
+def share_of_this_process(
+    config: ConfigDict, sentence_encoder: SentenceEncoder
+) -> tuple[type[Scorer], Iterator[EvaluationExample], int]:
+    """The scorer of this process, its examples, and how many samples they have."""
+    split, process_index, process_count = config.evaluation_split, jax.process_index(), jax.process_count()
+    scorer_class = SCORERS.get(config.dataset, Scorer)
+    if scorer_class is Scorer:
+        examples = evaluation_examples(config, split, sentence_encoder, process_index, process_count)
+        return scorer_class, examples, samples_per_epoch(config, split) // process_count
+    if process_index == 0:  # one process writes the files, so it needs all examples
+        return scorer_class, evaluation_examples(config, split, sentence_encoder), samples_per_epoch(config, split)
+    return Scorer, iter(()), 0
+
+
+# -- In the loop
 
 
 class Sample(NamedTuple):
-    """Sentence `index` of an example, its prediction (h, w) bool, and the IoU of that, None without truth."""
+    """A sentence of an example, its prediction (h, w) bool, and the IoU; None without ground truth."""
 
     example: EvaluationExample
-    index: int
+    sentence_index: int
     prediction: np.ndarray
     iou: float | None
 
 
 class SampleSelector:
-    """Keeps the best, the worst and some random samples: as many as the sheets hold, however many there are.
+    """Keeps the best, the worst and some random samples of all that are added.
 
     Args:
-      size: samples on each sheet.
+      size: number of samples of each kind.
       seed: of the random choice.
-      process: which part of the samples it sees.
+      process_index: of the process whose samples are added.
     """
 
-    def __init__(self, size: int, seed: int, process: int = 0) -> None:
-        self._size, self._process, self._count = size, process, 0
-        self._rng = np.random.default_rng((seed, process))
-        self._heaps: dict[str, list] = {"best": [], "worst": [], "random": []}
+    def __init__(self, size: int, seed: int, process_index: int = 0) -> None:
+        self._size, self._process_index, self._count = size, process_index, 0
+        self._rng = np.random.default_rng((seed, process_index))
+        self._heaps: dict[str, list[tuple[float, int, int, Sample]]] = {"best": [], "worst": [], "random": []}
 
     def add(self, sample: Sample) -> None:
-        """Considers a sample."""
+        """Keeps the sample if it is among the most extreme of its kind."""
         self._count += 1
         keys = {"random": self._rng.random()}
         if sample.iou is not None:
@@ -191,51 +204,82 @@ class SampleSelector:
         for kind, key in keys.items():
             heap = self._heaps[kind]
             if len(heap) < self._size or key > heap[0][0]:
-                # Process and count break ties, since pictures can't be compared.
-                entry = (key, -self._process, -self._count, sample)
+                # Process index and count break ties, since samples can't be compared.
+                entry = (key, -self._process_index, -self._count, sample)
                 (heapq.heappush if len(heap) < self._size else heapq.heapreplace)(heap, entry)
 
-    def joined(self, all_sheets: Sequence[SampleSelector]) -> dict[str, list[Sample]]:
-        """Kind of sheet -> its samples, the most extreme first, of what all processes kept, this one among them."""
+    def merge(self, selectors: Sequence[SampleSelector]) -> dict[str, list[Sample]]:
+        """Kind -> the samples to show, the most extreme first, of all processes' selectors (this one included)."""
         chosen = {}
         for kind in self._heaps:
-            entries = heapq.nlargest(self._size, (entry for sheets in all_sheets for entry in sheets._heaps[kind]))
+            entries = heapq.nlargest(self._size, (entry for selector in selectors for entry in selector._heaps[kind]))
             if entries:
                 chosen[kind] = [sample for *_, sample in entries]
         return chosen
 
 
-def to_picture(example: EvaluationExample, index: int, prediction: np.ndarray, iou: float | None) -> render.Example:
+# -- After the loop
+
+
+def save_contact_sheets(
+    config: ConfigDict,
+    checkpoint: Checkpoint,
+    sentence_encoder: SentenceEncoder,
+    samples: dict[str, list[Sample]],
+    path: Path,
+) -> None:
+    """Draws contact sheets, PATH-<kind>.png, and attention maps of random samples, PATH-attention-<number>.png."""
+    title, step = f"{config.dataset} {config.evaluation_split}", f"step {checkpoint.step}"
+    for kind, chosen in samples.items():
+        rows = [contact_sheet_row(sample) for sample in chosen]
+        sheet = contact_sheet(rows, f"{title}: {kind} samples, {step}")
+        save_image(sheet, path.with_name(f"{path.name}-{kind}.png"))
+    model = make_model(config)
+    for number, sample in enumerate(samples["random"][: config.evaluation_attention_sheets], start=1):
+        example, index = sample.example, sample.sentence_index
+        words, word_mask = example.words[index], example.word_mask[index]
+        explanation = explain(model, checkpoint.variables, example.frame, example.earlier_frame, words, word_mask)
+        tokens = sentence_encoder.tokens(example.sentences[index].text, len(words))
+        row = contact_sheet_row(sample)
+        sheet = attention_sheet(row, tokens, explanation, f"{title}: attention, {step}")
+        save_image(sheet, path.with_name(f"{path.name}-attention-{number}.png"))
+
+
+def contact_sheet_row(sample: Sample) -> Example:
     """A sample as a row of a contact sheet."""
-    sentence = example.sentences[index]
+    example, sentence = sample.example, sample.example.sentences[sample.sentence_index]
     group = f" {sentence.group}" if sentence.group else ""
-    return render.Example(
+    return Example(
         frame=example.original_frame,
         earlier_frame=example.original_earlier_frame,
-        mask=example.masks[index],
-        prediction=prediction,
+        mask=example.masks[sample.sentence_index],
+        prediction=sample.prediction,
         sentence=sentence.text,
-        iou=iou,
+        iou=sample.iou,
         name=f"{example.video}/{example.frame_index}/{sentence.instance}{group}",
     )
 
 
-def attention_sheet(
-    model: LBDT, variables: dict[str, Any], reader: SentenceEncoder, sample: Sample, title: str
-) -> Image.Image:
-    """What the network attended to when it answered a sample, see render.attention_sheet."""
-    asked, index = sample.example, sample.index
-    words, word_mask = asked.words[index], asked.word_mask[index]
-    explanation = explain(model, variables, asked.frame, asked.earlier_frame, words, word_mask)
-    tokens = reader.tokens(asked.sentences[index].text, len(words))
-    return render.attention_sheet(to_picture(*sample), tokens, explanation, title)
-
-
-def pictures(predictor: BatchedPredictor, examples: Iterable[EvaluationExample]) -> list[render.Example]:
-    """The first sentence of every example, as rows of a contact sheet."""
+def contact_sheet_rows(predictor: BatchedPredictor, examples: Iterable[EvaluationExample]) -> list[Example]:
+    """Predicts the first sentence of every example and returns the rows of a contact sheet."""
     rows = []
     for example, logits in predictor.segment(examples, model_inputs):
-        prediction = resize_logits(logits[0], example.masks[0].shape) > 0
-        iou = StandardScores().add(prediction, example.masks[0], foreground_score(logits[0]))
-        rows.append(to_picture(example, 0, prediction, iou))
+        prediction, mask = resize_logits(logits[0], example.original_frame.shape[:2]) > 0, example.masks[0]
+        iou = None if mask is None else region_similarity(prediction, mask)
+        rows.append(contact_sheet_row(Sample(example, 0, prediction, iou)))
     return rows
+
+
+def print_result(config: ConfigDict, result: dict[str, Any], scorer: Scorer, path: Path) -> None:
+    """Prints the table of scores, notes on the data, and where the files are."""
+    published = config.published if config.evaluation_split != "train" else ()  # they belong to the evaluation split
+    print(format_table({"all": result, **result["groups"]}, published))
+    if scorer.unscored:
+        print(f"{scorer.unscored} predictions are not scored: their ground truth is not public, or can't be read.")
+    if result["notes"]:
+        print("The data are incomplete, or differ from their source (see report.json beside the records):")
+    for reason, count in result["notes"].items():
+        print(f"  {count} x {reason}")
+    if scorer.files:
+        print(f"For the benchmark's own scorer: {', '.join(f'{path.parent}/{file}' for file in scorer.files)}.")
+    print(f"Scores: {path}.json; pictures: {path.name}-*.png beside it.")

@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint's folder, or WORKDIR for its newest one")
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     args = parser.parse_args()
-    os.environ.pop(onednn.ASKED, None)  # the programs have to run on other machines, too
+    os.environ.pop(onednn.ENVIRONMENT_VARIABLE, None)  # the programs have to run on other machines, too
     with exit_on_error("\nStopped; nothing was exported.", lambda error: f"{args.output} can't be written: {error}"):
         write(load_checkpoint(args.checkpoint), args.output)
     size = sum(path.stat().st_size for path in args.output.iterdir())

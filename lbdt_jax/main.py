@@ -2,11 +2,11 @@
 
     python -m lbdt_jax.main --config=configs/shapes.py [--workdir=DIR] [--mode=train|evaluate] [--config.FIELD=VALUE]
 
-Training ends with an evaluation. A run that was stopped goes on where its newest checkpoint stands: the same command,
-as often as it takes. Started in several processes (see launch/), they train and evaluate together.
+Training ends with an evaluation. To resume a run that was stopped, give the same command again: it continues from the
+newest checkpoint. With several processes (see launch/), they train and evaluate together.
 
-Exit status: 0 when all is done, 2 for what the user must mend, 130 after Ctrl-C, 143 after SIGTERM, by which schedulers
-take a machine back: 128 + 15 is what they read as "ended by that signal, start it again", and not as failed or done.
+Exit status: 0 on success, 2 for an error that the user must fix, 130 after Ctrl-C, 143 (128 + 15) after SIGTERM, which
+tells a scheduler that the job was interrupted by its signal and should be restarted.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from ml_collections import ConfigDict, config_flags
 from input_pipeline.errors import exit_on_error, fail
 from lbdt_jax.cli import explain_flags
 
-#: No room for more: the disk's, the user's, the process's. The system names no file then.
+#: No room left: on the disk, in the user's quota, or under the process's file size limit. These errors name no file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 USAGE = __doc__.splitlines()[2].strip()
-CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a file of configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; default: runs/<name of the config>.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; default: runs/<name of the config>.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and then evaluate, or evaluate only.")
 
 
 def run(config: ConfigDict, workdir: Path, mode: str) -> None:
-    """Does what the command line asks for."""
+    """Trains if `mode` is "train", then evaluates."""
     from lbdt_jax.checkpoint import load_checkpoint
     from lbdt_jax.evaluate import evaluate
-    from lbdt_jax.parallel import end_on_sigterm
+    from lbdt_jax.parallel import exit_on_sigterm
     from lbdt_jax.train import train
 
     if mode == "train":
         train(config, workdir)
-    end_on_sigterm()  # an evaluation has nothing to save
+    exit_on_sigterm()  # an evaluation has nothing to save
     evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)
 
 
 def start_jax(config: ConfigDict, workdir: Path) -> None:
-    """Prepares JAX, with the other processes of this run if there are any; only the first of them prints."""
+    """Configures JAX and connects the processes of this run; all but the first one are silenced."""
     import jax
 
     from lbdt_jax.cpu import onednn
-    from lbdt_jax.parallel import connect, is_first_process, set_cpu_devices, warm_up_collectives
+    from lbdt_jax.parallel import initialize_distributed, is_first_process, set_cpu_devices, warm_up_collectives
 
-    if onednn.asked_for():  # XLA fails to write such programs down
+    if onednn.enabled():  # XLA can't serialize such programs
         jax.config.update("jax_enable_compilation_cache", False)
-    elif not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR: one for many runs
+    elif not jax.config.values["jax_compilation_cache_dir"]:  # set JAX_COMPILATION_CACHE_DIR to share one
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    connect()
+    initialize_distributed()
     set_cpu_devices(config.cpu_devices)
     if not is_first_process():
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # sys.stdout alone would leave what gloo prints
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm, not imported yet, reads it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # gloo doesn't print through sys.stdout
     warm_up_collectives()
 
 
@@ -70,12 +70,12 @@ def main(arguments: list[str]) -> None:
         flags.FLAGS(arguments)
         if CONFIG.value is None:
             raise flags.Error("--config is missing. Begin with --config=configs/shapes.py.")
-        CONFIG.value.to_dict()  # errors of the config file are raised here, not when the flags are parsed
+        CONFIG.value.to_dict()  # errors of the config file come up here, not in FLAGS()
     except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
         fail(explain_flags(error, USAGE))
     config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     workdir = Path(WORKDIR.value or Path("runs") / config_file.name.replace(".py", "").replace(":", "-"))
-    logging.set_verbosity(logging.FATAL)  # orbax also logs a traceback of every error that it raises
+    logging.set_verbosity(logging.FATAL)  # orbax also logs tracebacks of errors that it raises
 
     def describe_os_error(error: OSError) -> str | None:
         if error.filename is None and error.errno not in FULL:

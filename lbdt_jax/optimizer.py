@@ -13,9 +13,9 @@ from lbdt_jax.models.types import Array
 
 
 def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Step (from 0) -> learning rate.
+    """Learning rate as a function of the step, which counts from 0.
 
-    Halved at each of config.learning_rate_drops (in epochs, from 0), linear over the first config.warmup_steps.
+    It rises linearly over the first config.warmup_steps, and halves at each of config.learning_rate_drops (epochs).
     """
     drops = jnp.asarray([round(epoch * steps_per_epoch) for epoch in config.learning_rate_drops], jnp.int32)
 
@@ -27,24 +27,24 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
 
 
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
-    """AdamW with torch's constants; decay on every parameter, norms and biases too, as published.
+    """AdamW with PyTorch's defaults; weight decay applies to all parameters, norms and biases included, as published.
 
-    A transformer that is fine-tuned has config.text_encoder_learning_rate as its peak, and the same course over time.
+    A fine-tuned transformer follows the same schedule, scaled to the peak config.text_encoder_learning_rate.
 
-    optax adds the decay to the update before the learning rate multiplies it and torch shrinks the parameter first:
-    the same number.
+    optax adds the weight decay to the update before scaling by the learning rate, PyTorch shrinks the parameter first:
+    the result is the same.
     """
     adamw = optax.adamw(
         learning_rate_schedule(config, steps_per_epoch), b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
     )
     if not (config.model.transformer and config.text_encoder_learning_rate):
         return adamw
-    # AdamW's step, its decay too, is proportional to the learning rate.
+    # The whole update of AdamW, weight decay included, is proportional to the learning rate.
     ratio = config.text_encoder_learning_rate / config.learning_rate
     return optax.chain(adamw, optax.masked(optax.scale(ratio), _in_transformer))
 
 
 def _in_transformer(params: Any) -> Any:
-    """For every parameter, whether it is one of the text encoder's transformer."""
+    """For every parameter, whether it belongs to the text encoder's transformer."""
     names = ("text_encoder", "transformer")
     return jax.tree_util.tree_map_with_path(lambda path, _: tuple(key.key for key in path[:2]) == names, params)

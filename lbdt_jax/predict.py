@@ -42,7 +42,10 @@ from lbdt_jax.inference.segmenter import Segmentation, Segmenter, TimedFramePair
 from lbdt_jax.inference.stopwatch import Stopwatch
 from lbdt_jax.inference.video import Clip, ClipWriter, open_clip
 from lbdt_jax.metrics import resize_logits
-from lbdt_jax.visualization import render, video_strip
+from lbdt_jax.visualization.attention import attention_sheet
+from lbdt_jax.visualization.contact_sheet import Example
+from lbdt_jax.visualization.sheet import save_image
+from lbdt_jax.visualization.video_strip import FrameSampler, draw_segmentation
 
 SHEET_FRAMES = 12  # at most, on the contact sheet
 
@@ -228,7 +231,7 @@ def draw_segmentations(
     Returns:
       The number of frames, and the mean confidence (S,) of each sentence.
     """
-    sampler = video_strip.FrameSampler(SHEET_FRAMES, float(clip.pixel_aspect))
+    sampler = FrameSampler(SHEET_FRAMES, float(clip.pixel_aspect))
     frames, scores = 0, np.zeros(len(settings.text))
     height, width, _ = first.frame.original.shape
     with (
@@ -238,14 +241,14 @@ def draw_segmentations(
         for segmentation in segmentations:
             with stopwatch.measure("drawing"):
                 frame_pair = segmentation.frame_pair
-                image = video_strip.draw_segmentation(frame_pair.frame.original, segmentation.masks, settings.text)
+                image = draw_segmentation(frame_pair.frame.original, segmentation.masks, settings.text)
                 overlay.write(round(frame_pair.time / clip.time_base), image)
                 sampler.add(image, f"frame {frame_pair.index}, {frame_pair.time:.2f} s")
                 write_masks(segmentation, output / "masks")
             frames += 1
             scores += segmentation.scores
             progress.update()
-    render.save(sampler.sheet(settings.text), output / "contact_sheet.png")
+    save_image(sampler.sheet(settings.text), output / "contact_sheet.png")
     return frames, scores / frames
 
 
@@ -281,7 +284,7 @@ def draw_explanation(segmenter: Segmenter, frame_pair: TimedFramePair, sentence:
     """Draws the attention for one sentence in one frame; `name` is written above the frame."""
     explanation = segmenter.explain(frame_pair, sentence)
     frame = frame_pair.frame.original
-    example = render.Example(
+    example = Example(
         frame=frame,
         earlier_frame=frame_pair.earlier_frame.original,
         mask=None,
@@ -290,8 +293,8 @@ def draw_explanation(segmenter: Segmenter, frame_pair: TimedFramePair, sentence:
         iou=None,
         name=name,
     )
-    sheet = render.attention_sheet(example, segmenter.tokens(sentence), explanation, "What the model attends to")
-    render.save(sheet, path)
+    sheet = attention_sheet(example, segmenter.tokens(sentence), explanation, "What the model attends to")
+    save_image(sheet, path)
 
 
 # -- the command

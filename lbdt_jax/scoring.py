@@ -1,9 +1,9 @@
-"""What evaluation does with each answer, by data set: scores, and files for the benchmarks' own scorers.
+"""Scoring of predictions, by data set, and the files that the benchmarks' own scorers read.
 
 a2d_sentences, jhmdb_sentences, moving_shapes    scores over samples
-refer_youtube_vos    the same, J and F over expressions, and two zips for the server:
-                     Annotations/<video>/<expression>/<%05d>.png, 0 and 255; truth is not needed to write them
-ref_davis17          the same per expression, and for each of the four annotators one palette picture per frame,
+refer_youtube_vos    the same, with J and F over expressions, and two zips for the evaluation server (no ground truth
+                     needed): Annotations/<video>/<expression>/<%05d>.png, 0 and 255
+ref_davis17          the same per expression, and for each of the four annotators one palette image per frame,
                      <folder>/anno_<0..3>/<video>/<%05d>.png, as davis2017-evaluation reads them (task unsupervised)
 """
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -31,199 +32,221 @@ from lbdt_jax.metrics import (
     MatchedScores,
     PaperScores,
     StandardScores,
-    enlarge_as_published,
     foreground_score,
     merge_objects,
+    resize_as_published,
     resize_logits,
 )
 
 REGION_AND_BOUNDARY = ("j", "f", "j_and_f")
 
+#: The scores of both protocols.
+ScorePair = tuple[PaperScores, StandardScores]
 
-class Scoring:
-    """Scores in both protocols; a context, since some data sets write files meanwhile.
+#: `Scorer.unscored`, and the scores of every group of sentences.
+ScorerState = tuple[int, dict[str, ScorePair]]
+
+
+class Scorer:
+    """Scores in both protocols. A context manager, since the scorers of some data sets write files meanwhile.
 
     Args:
-      path: of the files, without an ending: FOLDER/<dataset>-<split>.
-      layout: of the raw data, see `report.load_report`. What LBDT's released code prepares is a choice of samples,
-        with names of expressions that are ours: enough for scores, and nothing for a benchmark's own scorer.
+      path: of the files to write, without suffix: FOLDER/<dataset>-<split>.
+      layout: of the raw data, see `report.load_report`. The layout that LBDT's released code prepares has some of the
+        samples and no official expression names: good for scores, but not for a benchmark's own scorer.
 
     Attributes:
-      files: what was written, for the result.
+      files: names of the files and folders written.
+      unscored: number of predictions without ground truth.
     """
 
     def __init__(self, path: Path, layout: str = "raw") -> None:
         self.path, self.layout = path, layout
         self.files: list[str] = []
         self.unscored = 0
-        self._states = collections.defaultdict(lambda: (PaperScores(), StandardScores()))
-        self._open = contextlib.ExitStack()
+        self._scores: dict[str, ScorePair] = collections.defaultdict(lambda: (PaperScores(), StandardScores()))
+        self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Scoring:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
 
     def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:
-        """Scores the answers to all sentences of a frame pair.
+        """Scores the predictions for all S sentences of a frame pair.
 
         Args:
-          example: S sentences about a frame of (h, w) pixels.
+          example: its frame has (h, w) pixels.
           logits: (S, H, W) float32.
 
         Returns:
-          For each sentence the prediction (h, w) bool, and its IoU, None where the truth is not published.
+          For each sentence the prediction (h, w) bool, and its IoU; None where the ground truth is not public.
         """
         size = example.original_frame.shape[:2]
-        answers = []
-        for index, sentence in enumerate(example.sentences):
-            prediction = resize_logits(logits[index], size) > 0
-            if example.masks[index] is None:
+        results: list[tuple[np.ndarray, float | None]] = []
+        for sentence, logit, mask, target in zip(
+            example.sentences, logits, example.masks, example.targets, strict=True
+        ):
+            prediction = resize_logits(logit, size) > 0
+            if mask is None or target is None:
                 self.unscored += 1
-                answers.append((prediction, None))
+                results.append((prediction, None))
                 continue
-            paper, standard = self._states[sentence.group]
-            paper.add(expit(logits[index]), example.targets[index], size)
+            paper, standard = self._scores[sentence.group]
+            paper.add(expit(logit), target, size)
             key = (example.video, sentence.expression) if sentence.expression else None
-            iou = standard.add(prediction, example.masks[index], foreground_score(logits[index]), key)
-            answers.append((prediction, iou))
-        return answers
+            results.append((prediction, standard.add(prediction, mask, foreground_score(logit), key)))
+        return results
 
-    def part(self) -> Any:
-        """What the other processes want to know of this one's samples."""
-        return self.unscored, dict(self._states)
+    def state(self) -> ScorerState:
+        """The scores so far, for `merge`: can be pickled."""
+        return self.unscored, dict(self._scores)
 
-    def join(self, parts: Sequence[Any]) -> None:
-        """Goes on with the samples of all processes: their parts, in order, this one's among them."""
-        self.unscored = sum(unscored for unscored, _ in parts)
-        self._states.clear()
-        for _, states in parts:
-            for group, (paper, standard) in states.items():
-                known_paper, known_standard = self._states[group]
-                self._states[group] = known_paper.merge(paper), known_standard.merge(standard)
+    def merge(self, states: Sequence[ScorerState]) -> None:
+        """Replaces the scores by those of all processes: their states, in order, this one's included."""
+        self.unscored = sum(unscored for unscored, _ in states)
+        self._scores.clear()
+        for _, scores in states:
+            for group, pair in scores.items():
+                self._scores[group] = _merge_pairs(self._scores[group], pair)
 
     def compute(self) -> dict[str, Any]:
-        """{"samples", "paper", "standard"}, and "groups" with the same of every group of sentences.
+        """{"samples", "paper", "standard", "groups"}, the latter with the first three of every group of sentences.
 
-        Without any truth only {"samples": how many were answered, "groups": {}}.
+        Without any ground truth {"samples": number of predictions, "groups": {}}.
         """
-        groups = {name: self._compute(*self._states[name]) for name in sorted(self._states)}
+        groups = {name: _compute_pair(self._scores[name]) for name in sorted(self._scores)}
         if not groups:
             return {"samples": self.unscored, "groups": {}}
-        whole = PaperScores(), StandardScores()
-        for paper, standard in self._states.values():
-            whole = whole[0].merge(paper), whole[1].merge(standard)
-        return {**self._compute(*whole), "groups": groups if len(groups) > 1 else {}}
-
-    def _compute(self, paper: PaperScores, standard: StandardScores) -> dict[str, Any]:
-        return {"samples": len(standard.samples), "paper": paper.compute(), "standard": standard.compute()}
+        overall = functools.reduce(_merge_pairs, self._scores.values())
+        return {**_compute_pair(overall), "groups": groups if len(groups) > 1 else {}}
 
 
-class ReferYouTubeVOSScoring(Scoring):
+def _merge_pairs(first: ScorePair, second: ScorePair) -> ScorePair:
+    return first[0].merge(second[0]), first[1].merge(second[1])
+
+
+def _compute_pair(scores: ScorePair) -> dict[str, Any]:
+    paper, standard = scores
+    return {"samples": len(standard.samples), "paper": paper.compute(), "standard": standard.compute()}
+
+
+class ReferYouTubeVOSScorer(Scorer):
     """Refer-YouTube-VOS: "paper" also has J and F of the masks that the published code sent to the server."""
 
-    def __enter__(self) -> ReferYouTubeVOSScoring:
-        self._zips = {}
+    def __enter__(self) -> Self:
+        self._zips: dict[str, zipfile.ZipFile] = {}
         for protocol in ("paper", "standard") if self.layout == "raw" else ():
             path = self.path.with_name(f"{self.path.name}-{protocol}.zip")
-            unfinished = self._open.enter_context(atomic_write(path))
-            self._zips[protocol] = self._open.enter_context(zipfile.ZipFile(unfinished, "w"))  # PNGs don't shrink
+            unfinished = self._stack.enter_context(atomic_write(path))
+            # Without compression, since PNGs are compressed already.
+            self._zips[protocol] = self._stack.enter_context(zipfile.ZipFile(unfinished, "w"))
             self.files.append(path.name)
-        self._sent = StandardScores()
+        self._submitted_scores = StandardScores()
         return self
 
     def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:
-        answers = super().add(example, logits)
-        for index, sentence in enumerate(example.sentences):
-            prediction, iou = answers[index]
-            published = enlarge_as_published(expit(logits[index]) > 0.5, prediction.shape)
-            masks = {"paper": published, "standard": prediction}
+        """See `Scorer.add`; also writes the predictions to the zips."""
+        results = super().add(example, logits)
+        for sentence, logit, mask, (prediction, _) in zip(
+            example.sentences, logits, example.masks, results, strict=True
+        ):
+            submitted = resize_as_published(expit(logit) > 0.5, prediction.shape)
+            predictions = {"paper": submitted, "standard": prediction}
             for protocol, file in self._zips.items():
                 name = f"Annotations/{example.video}/{sentence.expression}/{example.frame_index:05d}.png"
-                file.writestr(name, _png(Image.fromarray(255 * masks[protocol].astype(np.uint8))))
-            if iou is not None:
-                key = (example.video, sentence.expression)
-                self._sent.add(published, example.masks[index], foreground_score(logits[index]), key)
-        return answers
+                file.writestr(name, _encode_png(Image.fromarray(255 * predictions[protocol].astype(np.uint8))))
+            if mask is not None:
+                self._submitted_scores.add(
+                    submitted, mask, foreground_score(logit), (example.video, sentence.expression)
+                )
+        return results
 
     def compute(self) -> dict[str, Any]:
+        """See `Scorer.compute`."""
         result = super().compute()
         if "paper" in result:
-            sent = self._sent.compute()
-            result["paper"] |= {measure: sent[measure] for measure in REGION_AND_BOUNDARY}
+            submitted = self._submitted_scores.compute()
+            result["paper"] |= {measure: submitted[measure] for measure in REGION_AND_BOUNDARY}
         return result
 
 
-class RefDAVIS17Scoring(Scoring):
-    """Ref-DAVIS17: J and F of "standard" are means of the four annotators, whose objects are matched to the true ones.
+class RefDAVIS17Scorer(Scorer):
+    """Ref-DAVIS17: J and F of "standard" are means over the four annotators, of predicted objects matched to true ones.
 
     "per_expression" has J and F of every sentence by itself.
     """
 
-    def __enter__(self) -> RefDAVIS17Scoring:
+    def __enter__(self) -> Self:
         folder = self.path.with_name(f"{self.path.name}-annotators")
         self.files.append(folder.name)
-        self._folder = self._open.enter_context(atomic_write(folder))
+        self._folder = self._stack.enter_context(atomic_write(folder))
         self._matched = {annotator: MatchedScores() for annotator in ANNOTATORS}
         return self
 
     def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:
+        """See `Scorer.add`; also writes each annotator's label map."""
         if example.labels is None:
             raise UserError(
                 f"{example.video}, frame {example.frame_index}: the records have no objects to score on. Only split "
                 f"val has them: put {MASKS_FOR_SCORES} beside the other folders of the raw data, delete the records "
                 "and prepare again."
             )
-        size = example.labels.shape
-        for number, (annotator, matched) in enumerate(self._matched.items()):
-            asked = [index for index, sentence in enumerate(example.sentences) if sentence.group == annotator]
-            labels = np.zeros(size, np.uint8)
-            if asked:
-                objects = object_numbers([example.sentences[index] for index in asked])
-                if max(objects) >= MAX_PROPOSALS:
-                    raise UserError(f"{example.video} has sentences about more than {MAX_PROPOSALS} objects.")
-                probabilities = np.zeros((max(objects) + 1, *size), np.float32)
-                for place, index in zip(objects, asked, strict=True):
-                    probabilities[place] = expit(resize_logits(logits[index], size))
-                labels = merge_objects(probabilities)
-            path = self._folder / f"anno_{number}" / example.video / f"{example.frame_index:05d}.png"
+        for annotator_index, (annotator, matched) in enumerate(self._matched.items()):
+            labels = self._merge_predictions(example, logits, annotator)
+            path = self._folder / f"anno_{annotator_index}" / example.video / f"{example.frame_index:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(labels)
-            picture.putpalette(PALETTE)
-            path.write_bytes(_png(picture))
+            image = Image.fromarray(labels)
+            image.putpalette(PALETTE)
+            path.write_bytes(_encode_png(image))
             matched.add(example.video, example.frame_index, labels, example.labels)
         return super().add(example, logits)
 
+    def _merge_predictions(self, example: EvaluationExample, logits: np.ndarray, annotator: str) -> np.ndarray:
+        """The label map (h, w) uint8 of the predictions for one annotator's sentences; see `merge_objects`."""
+        indices = [index for index, sentence in enumerate(example.sentences) if sentence.group == annotator]
+        size = example.original_frame.shape[:2]
+        if not indices:
+            return np.zeros(size, np.uint8)
+        objects = [object_index(example.sentences[index]) for index in indices]
+        if max(objects) >= MAX_PROPOSALS:
+            raise UserError(f"{example.video} has sentences about more than {MAX_PROPOSALS} objects.")
+        probabilities = np.zeros((max(objects) + 1, *size), np.float32)
+        for index, object_ in zip(indices, objects, strict=True):
+            probabilities[object_] = expit(resize_logits(logits[index], size))
+        return merge_objects(probabilities)
+
     def compute(self) -> dict[str, Any]:
+        """See `Scorer.compute`."""
         result = super().compute()
         by_annotator = {annotator: matched.compute() for annotator, matched in self._matched.items()}
         mean = {m: float(np.mean([scores[m] for scores in by_annotator.values()])) for m in REGION_AND_BOUNDARY}
-        for name, scores in {None: result, **result["groups"]}.items():
+        for annotator, scores in {None: result, **result["groups"]}.items():
             standard = scores.setdefault("standard", {})
             scores["per_expression"] = {m: standard[m] for m in REGION_AND_BOUNDARY if m in standard}
-            standard |= by_annotator.get(name, mean)
+            standard |= by_annotator.get(annotator, mean)
         return result
 
 
-def object_numbers(sentences: Sequence[Sentence]) -> list[int]:
-    """Which object of its video each sentence is about, from 0: expression = 4 * object + annotator."""
-    return [int(sentence.expression) // len(ANNOTATORS) for sentence in sentences]
+def object_index(sentence: Sentence) -> int:
+    """The index of the sentence's object in its video, from 0: expression = 4 * object + annotator."""
+    return int(sentence.expression) // len(ANNOTATORS)
 
 
-def _palette(number: int) -> tuple[int, int, int]:
-    """The color of a label in PASCAL VOC's palette, which DAVIS uses: its bits dealt to red, green and blue."""
-    return tuple(sum(((number >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
+def _palette_color(label: int) -> list[int]:
+    """RGB of a label in the palette of PASCAL VOC and DAVIS: bits 3k, 3k + 1 and 3k + 2 go to red, green and blue."""
+    return [sum(((label >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
 
 
-PALETTE = [value for number in range(256) for value in _palette(number)]
+PALETTE = [value for label in range(256) for value in _palette_color(label)]
 
 
-def _png(picture: Image.Image) -> bytes:
+def _encode_png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()
 
 
-#: Data set -> its scoring, where that is not `Scoring`.
-SCORING = {"ref_davis17": RefDAVIS17Scoring, "refer_youtube_vos": ReferYouTubeVOSScoring}
+#: Data set -> its scorer, where that is not `Scorer`.
+SCORERS: dict[str, type[Scorer]] = {"ref_davis17": RefDAVIS17Scorer, "refer_youtube_vos": ReferYouTubeVOSScorer}

@@ -1,20 +1,19 @@
-"""One training step, as pure functions: loss, gradients, update, on every device the same."""
+"""One training step as pure functions: loss, gradients and update, the same on every device."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from flax.typing import FrozenVariableDict
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
+from input_pipeline.batch import MODEL_FIELDS, random_batch
 from input_pipeline.errors import UserError
 from lbdt_jax import losses
 from lbdt_jax.models.lbdt import LBDT
@@ -23,38 +22,42 @@ from lbdt_jax.models.transformer import TransformerConfig
 from lbdt_jax.models.types import Array
 from lbdt_jax.parallel import DATA_AXIS
 
+#: Parameters or statistics, nested by module.
+Variables = Mapping[str, Any]
+#: A batch (input_pipeline/batch.py) on the devices.
+DeviceBatch = Mapping[str, Array]
 Metrics = dict[str, Array]
 
 
 class NotFinite(UserError):
-    """The loss became infinite or not a number. The message names the step and the samples of its batch."""
+    """The loss or the gradient is infinite or NaN. The message names the step and the samples of its batch."""
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a training step updates.
 
     Attributes:
-      step: () int32, steps taken.
+      step: () int32, the number of steps taken.
       params: float32 parameters.
       batch_stats: running mean and variance of every BatchNorm, float32.
-      optimizer_state: AdamW's moments, of the parameters that are trained.
+      optimizer_state: AdamW's moments of the trainable parameters.
     """
 
     step: Array
-    params: FrozenVariableDict
-    batch_stats: FrozenVariableDict
+    params: Variables
+    batch_stats: Variables
     optimizer_state: optax.OptState
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What LBDT.apply takes."""
+        """The variables for `LBDT.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def make_model(config: ConfigDict) -> LBDT:
-    """The network that a configuration describes. Raises UserError for sizes that no network can have."""
-    if len(config.image_size) != 2 or any(side < 32 or side % 32 for side in config.image_size):
+    """Builds the network of a configuration. Raises UserError for invalid sizes."""
+    if len(config.image_size) != 2 or any(size < 32 or size % 32 for size in config.image_size):
         raise UserError(f"config.image_size is {config.image_size}; height and width must be multiples of 32.")
     if config.model.resnet_depth not in DEPTHS:
         raise UserError(f"config.model.resnet_depth is {config.model.resnet_depth}; choose one of {[*DEPTHS]}.")
@@ -66,7 +69,7 @@ def make_model(config: ConfigDict) -> LBDT:
     fields = config.model.to_dict()
     transformer = fields.pop("transformer")
     if not transformer and config.text_encoder != "glove_lstm":
-        raise UserError("config.model.transformer is empty; lbdt_jax.text.open_text_encoder fills it in.")
+        raise UserError("config.model.transformer is empty; call lbdt_jax.text_features.open_text_encoder first.")
     return LBDT(
         **fields,
         transformer=TransformerConfig(**transformer) if transformer else None,
@@ -75,18 +78,18 @@ def make_model(config: ConfigDict) -> LBDT:
 
 
 def is_frozen(config: ConfigDict) -> bool:
-    """Whether the text encoder is a transformer that is not trained. Its features are then computed once."""
+    """Whether the text encoder is a frozen transformer. Its features are then computed only once per sentence."""
     return bool(config.model.transformer) and not config.text_encoder_learning_rate
 
 
 def initial_variables(model: LBDT, config: ConfigDict, word_vector_size: int) -> dict[str, Any]:
-    """Fresh parameters and statistics, drawn from config.seed; with a transformer, word vectors play no part."""
-    # The smallest picture will do: no parameter depends on its size.
+    """Random parameters and fresh statistics, from config.seed. With a transformer, `word_vector_size` is not used."""
+    # No parameter depends on the image size, so the smallest one will do.
     vocabulary = model.transformer.vocabulary if model.transformer else 0
     batch = random_batch(1, (32, 32), config.max_words, word_vector_size, vocabulary_size=vocabulary)
-    # "rbg" compiles in a fraction of the time that the default generator takes.
+    # The "rbg" generator compiles much faster than the default one.
     key = jax.random.fold_in(jax.random.key(config.seed, impl="rbg"), 0)
-    # Without the attention that the model also reports, nothing of the forward pass is left to compile.
+    # Only these collections: without the attention weights that the model sows, XLA drops the whole forward pass.
     init = jax.jit(functools.partial(model.init, mutable=("params", "batch_stats")))
     return dict(init(key, *(batch[name] for name in MODEL_FIELDS)))
 
@@ -100,46 +103,48 @@ def initial_state(
     return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(trained))
 
 
-def split_params(params: FrozenVariableDict, frozen: bool) -> tuple[FrozenVariableDict, FrozenVariableDict]:
-    """What is trained, and what stays as it is: if `frozen`, the transformer of the text encoder, else nothing."""
+def split_params(params: Variables, frozen: bool) -> tuple[Variables, Variables]:
+    """Splits parameters into (trainable, frozen): if `frozen`, the text encoder's transformer is, else nothing."""
     if not frozen:
         return params, {}
     text_encoder = dict(params["text_encoder"])
-    kept = text_encoder.pop("transformer")
-    return {**params, "text_encoder": text_encoder}, kept
+    transformer = text_encoder.pop("transformer")
+    return {**params, "text_encoder": text_encoder}, transformer
 
 
-def join_params(trained: FrozenVariableDict, kept: FrozenVariableDict) -> FrozenVariableDict:
+def merge_params(trainable: Variables, frozen: Variables) -> Variables:
     """The inverse of `split_params`."""
-    return {**trained, "text_encoder": {**trained["text_encoder"], "transformer": kept}} if kept else trained
+    if not frozen:
+        return trainable
+    return {**trainable, "text_encoder": {**trainable["text_encoder"], "transformer": frozen}}
 
 
 def loss_function(
-    params: FrozenVariableDict,
-    batch_stats: FrozenVariableDict,
-    batch: Batch,
+    params: Variables,
+    batch_stats: Variables,
+    batch: DeviceBatch,
     key: Array,
     model: LBDT,
     config: ConfigDict,
-    kept: FrozenVariableDict | None = None,
-) -> tuple[Array, tuple[FrozenVariableDict, Metrics]]:
-    """The loss of a batch (see input_pipeline/batch.py), the new running statistics and what to report.
+    frozen_params: Variables | None = None,
+) -> tuple[Array, tuple[Variables, Metrics]]:
+    """The loss of a batch, the new running statistics and the metrics to log.
 
-    `params` and `kept` are the two parts of `split_params`; without `kept`, everything is trained.
+    `params` and `frozen_params` are the two parts of `split_params`; without the latter, all parameters are trainable.
     """
-    logits, changed = model.apply(
-        {"params": join_params(params, kept or {}), "batch_stats": batch_stats},
+    logits, updated = model.apply(
+        {"params": merge_params(params, frozen_params or {}), "batch_stats": batch_stats},
         *(batch[name] for name in MODEL_FIELDS),
         train=True,
         rngs={"dropout": key},
         mutable=["batch_stats"],
     )
-    metrics = score(logits, batch["target"], config)
-    return metrics["loss"], (changed["batch_stats"], metrics)
+    metrics = compute_metrics(logits, batch["target"], config)
+    return metrics["loss"], (updated["batch_stats"], metrics)
 
 
-def score(logits: Array, target: Array, config: ConfigDict) -> Metrics:
-    """What to minimise ("loss") and to report of logits (B, H, W) against targets (B, H, W) of 0 and 1."""
+def compute_metrics(logits: Array, target: Array, config: ConfigDict) -> Metrics:
+    """The "loss" to minimize and the metrics to log; logits (B, H, W), target (B, H, W) of 0 and 1."""
     target = target.astype(logits.dtype)
     bce = losses.binary_cross_entropy(logits, target, config.bce_positive_weight)
     dice = losses.dice(logits, target)
@@ -153,29 +158,29 @@ def score(logits: Array, target: Array, config: ConfigDict) -> Metrics:
 
 def make_train_step(
     model: LBDT, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The compiled step (state, batch) -> (state, metrics); the old state's memory is reused.
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
+    """Returns the jitted training step (state, batch) -> (state, metrics). It donates the old state's memory.
 
-    Every device works on its part of the batch with its own batch statistics (published: per GPU) and its own
-    dropout; gradients, running statistics and metrics are averaged over the axis `data`. This is what jax.pmap
-    has become: since JAX 0.8 it is a wrapper of the same jit(shard_map).
+    Every device processes its shard of the batch with its own batch statistics (published: per GPU) and its own
+    dropout; gradients, running statistics and metrics are averaged over the axis `data`. Since JAX 0.8, jax.pmap is a
+    wrapper of the same jit(shard_map).
     """
 
-    def step_on_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        # Folded from seed, step and device: resuming needs nothing saved.
+    def step_on_device(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+        # Folded from seed, step and device, so that no generator state must be saved.
         key = jax.random.fold_in(jax.random.key(config.seed, impl="rbg"), 1)
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(DATA_AXIS))
-        gradient = jax.grad(loss_function, has_aux=True)
-        params, kept = split_params(state.params, is_frozen(config))
-        gradients, (batch_stats, metrics) = gradient(params, state.batch_stats, batch, key, model, config, kept)
-        gradients, batch_stats, metrics = jax.lax.pmean((gradients, batch_stats, metrics), DATA_AXIS)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, params)
-        params = join_params(optax.apply_updates(params, updates), kept)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        grad_function = jax.grad(loss_function, has_aux=True)
+        params, frozen = split_params(state.params, is_frozen(config))
+        grads, (batch_stats, metrics) = grad_function(params, state.batch_stats, batch, key, model, config, frozen)
+        grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), DATA_AXIS)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer_state, params)
+        params = merge_params(optax.apply_updates(params, updates), frozen)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, batch_stats, optimizer_state), metrics
 
     replicated, per_device = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    # check_vma=True would insert its own sum over devices: the averaged gradients come out N times too large.
+    # check_vma=True would insert a second sum over devices and make the averaged gradients N times too large.
     step = jax.shard_map(
         step_on_device,
         mesh=mesh,

@@ -1,132 +1,158 @@
-"""The text side of a run: what reads its sentences, and the features of a transformer that is not trained."""
+"""The text encoder of a run: how its sentences are encoded, and the precomputed features of a frozen transformer."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
+from input_pipeline.report import records_dir
 from input_pipeline.text.encoders import PrecomputedFeatures, SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax.cli import atomic_write
-from lbdt_jax.models.transformer import Transformer
-from lbdt_jax.step import make_model
+from lbdt_jax.models.transformer import Transformer, TransformerConfig
 
-#: Sentences that a transformer reads at once.
-AT_ONCE = 64
+#: Sentences per batch when features are computed.
+BATCH_SIZE = 64
 
 
 def open_text_encoder(
     config: ConfigDict, vocabulary: list[str]
 ) -> tuple[ConfigDict, SentenceEncoder, dict[str, Any] | None]:
-    """Finds the text encoder that a configuration names.
+    """Loads the text encoder that a configuration names.
 
     Args:
-      config: its fields text_encoder, text_encoder_learning_rate, word_vectors and max_words are read.
+      config: uses the fields text_encoder, text_encoder_learning_rate, word_vectors and max_words.
       vocabulary: the words of the data set.
 
     Returns:
-      The configuration, with the sizes of the transformer and what tells its tokenizer from others filled in; what
-      reads sentences; and the parameters of a transformer, float32, or None for the published encoder.
+      config: with model.transformer and tokenizer (a hash that identifies it) filled in for a transformer.
+      sentence_encoder: word vectors, or the tokenizer of a transformer.
+      params: parameters of the pretrained transformer, float32; None for the published encoder, "glove_lstm".
 
     Raises:
-      UserError: the encoder or the word vectors are not there, or can't be used.
+      UserError: the text encoder or the word vectors are missing or don't fit the configuration.
     """
     if config.text_encoder_learning_rate < 0:
-        raise UserError(f"config.text_encoder_learning_rate is {config.text_encoder_learning_rate}; 0.0 is frozen.")
+        raise UserError(
+            f"config.text_encoder_learning_rate is {config.text_encoder_learning_rate}; use 0.0 for a frozen encoder."
+        )
     if config.text_encoder == "glove_lstm":
         if config.text_encoder_learning_rate:
-            raise UserError('config.text_encoder_learning_rate is that of a transformer, and there is "glove_lstm".')
+            raise UserError(
+                'config.text_encoder_learning_rate applies to a transformer only, not to text_encoder "glove_lstm".'
+            )
         return config, load_word_vectors(config.word_vectors, vocabulary), None
-    from lbdt_jax.convert.transformer import load_pretrained  # only here: the library behind it is slow to load
+    from lbdt_jax.convert.transformer import load_pretrained  # imports transformers, which is slow
 
     pretrained = load_pretrained(config.text_encoder)
-    fewest, most = pretrained.reader.special_tokens + 1, pretrained.sizes.longest
-    if not fewest <= config.max_words <= most:
+    tokenizer = pretrained.tokenizer
+    min_words, max_words = tokenizer.special_tokens + 1, pretrained.config.max_length
+    if not min_words <= config.max_words <= max_words:
         raise UserError(
-            f"config.max_words is {config.max_words}; {config.text_encoder} reads {fewest} to {most} tokens."
+            f"config.max_words is {config.max_words}; {config.text_encoder} reads {min_words} to {max_words} tokens."
         )
     config = config.copy_and_resolve_references()
-    config.model.transformer = ConfigDict(dataclasses.asdict(pretrained.sizes))
-    config.tokenizer = hashlib.sha256(pretrained.reader.text.encode()).hexdigest()
-    return config, pretrained.reader, pretrained.params
+    config.model.transformer = ConfigDict(dataclasses.asdict(pretrained.config))
+    config.tokenizer = hashlib.sha256(tokenizer.text.encode()).hexdigest()
+    return config, tokenizer, pretrained.params
 
 
 def with_transformer(variables: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-    """A network's variables with the transformer's parameters in the place of the random ones."""
+    """Returns the variables of a model with the parameters of its transformer replaced by pretrained ones."""
     text_encoder = {**variables["params"]["text_encoder"], "transformer": params}
     return {**variables, "params": {**variables["params"], "text_encoder": text_encoder}}
 
 
 def precomputed_features(
-    config: ConfigDict, variables: dict[str, Any], reader: TransformerTokenizer
+    config: ConfigDict, variables: dict[str, Any], tokenizer: TransformerTokenizer
 ) -> PrecomputedFeatures:
-    """What the frozen transformer of a network gives for every sentence of a data set.
+    """Returns the features of a frozen transformer for all sentences of a data set.
 
-    They are computed once and lie beside the records, under a name that depends on all that they depend on.
+    They are computed once and stored next to the records, in a folder whose name is a hash of everything they depend
+    on.
 
     Args:
-      config: its fields data_dir, dataset, max_words and model are read.
-      variables: of the network, on this process's first device or on the host.
-      reader: of the transformer's tokens.
+      config: uses the fields data_dir, dataset, max_words and model.
+      variables: of the model, on this process's first device or on the host.
+      tokenizer: of the transformer.
 
     Raises:
-      UserError: there are no records, or a file of them or of the features is broken.
+      UserError: there are no records, or a file of records or features is broken.
       OSError: the features can't be written.
     """
-    from input_pipeline.report import records_dir  # only here: predicting needs no readers of data sets
-
     params = jax.device_get(variables["params"]["text_encoder"]["transformer"])
-    name = _digest(config, params, reader)
+    name = _features_name(config, params, tokenizer)
     folder = records_dir(config.data_dir, config.dataset) / "text_features" / name
     if not folder.is_dir():
         with atomic_write(folder) as unfinished:
-            _compute_features(config, params, reader, unfinished)
-    return PrecomputedFeatures(folder, reader)
+            _write_features(config, params, tokenizer, unfinished)
+    return PrecomputedFeatures(folder, tokenizer)
 
 
-def _compute_features(config: ConfigDict, params: dict[str, Any], reader: TransformerTokenizer, folder: Path) -> None:
-    """Writes what `PrecomputedFeatures` reads."""
-    from input_pipeline.pipeline import distinct_sentences
-
-    sentences = distinct_sentences(config)
-    transformer = Transformer(make_model(config).transformer, dtype=config.model.dtype)
-    words, masks = map(np.stack, zip(*(reader.encode(each, config.max_words) for each in sentences), strict=True))
-    lengths = masks.sum(axis=1)
-    folder.mkdir()
-    (folder / "sentences.json").write_text(json.dumps({"sentences": sentences, "lengths": lengths.tolist()}), "utf-8")
-    shape = (int(lengths.sum()), transformer.sizes.width)
-    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, shape)
-    params = jax.device_put(params, jax.local_devices()[0])
-    run = jax.jit(lambda params, ids, mask: transformer.apply({"params": params}, ids, mask).astype(np.float32))
-    written = 0
-    with tqdm(total=len(sentences), desc=f"features by {config.text_encoder}", unit="sentence") as progress:
-        for start in range(0, len(sentences), AT_ONCE):
-            ids, mask = words[start : start + AT_ONCE], masks[start : start + AT_ONCE]
-            missing = ((0, AT_ONCE - len(ids)), (0, 0))  # every batch is of one size, so that one program does all
-            found = np.asarray(run(params, np.pad(ids, missing, "edge"), np.pad(mask, missing, "edge")))
-            found = found[: len(ids)][mask]
-            features[written : written + len(found)] = found
-            written += len(found)
-            progress.update(len(ids))
-    features.flush()
-
-
-def _digest(config: ConfigDict, params: dict[str, Any], reader: TransformerTokenizer) -> str:
-    """A name for features that differs wherever they may differ."""
+def _features_name(config: ConfigDict, params: dict[str, Any], tokenizer: TransformerTokenizer) -> str:
+    """Returns a hash of the transformer, its tokenizer and the settings that the features depend on."""
     digest = hashlib.sha256()
-    settings = (config.model.transformer.to_json(), config.model.dtype, config.max_words, reader.text)
+    settings = (config.model.transformer.to_json(), config.model.dtype, config.max_words, tokenizer.text)
     digest.update(repr(settings).encode())
     for path, array in sorted(flatten_dict(params).items()):
         digest.update(repr((path, array.shape)).encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
+
+
+def _write_features(config: ConfigDict, params: dict[str, Any], tokenizer: TransformerTokenizer, folder: Path) -> None:
+    """Computes features and writes the files that `PrecomputedFeatures` reads."""
+    from input_pipeline.pipeline import distinct_sentences  # imports TensorFlow
+
+    sentences = distinct_sentences(config)
+    encoded = [tokenizer.encode(sentence, config.max_words) for sentence in sentences]
+    ids, masks = np.stack([ids for ids, _ in encoded]), np.stack([mask for _, mask in encoded])
+    lengths = masks.sum(axis=1)
+    folder.mkdir()
+    (folder / "sentences.json").write_text(json.dumps({"sentences": sentences, "lengths": lengths.tolist()}), "utf-8")
+    shape = (int(lengths.sum()), config.model.transformer.width)
+    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, shape)
+    row = 0
+    with tqdm(total=len(sentences), desc=f"features by {config.text_encoder}", unit="sentence") as progress:
+        for batch_features in _batch_features(config, params, ids, masks):
+            features[row : row + len(batch_features)] = batch_features
+            row += len(batch_features)
+            progress.update(min(BATCH_SIZE, len(sentences) - progress.n))
+    features.flush()
+
+
+def _batch_features(
+    config: ConfigDict, params: dict[str, Any], ids: np.ndarray, masks: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yields the features (number of tokens, D) float32 of the tokens of `BATCH_SIZE` sentences at a time.
+
+    Args:
+      config: uses its field model.
+      params: of the transformer.
+      ids: (S, N) int32.
+      masks: (S, N) bool.
+    """
+    transformer = Transformer(TransformerConfig(**config.model.transformer), dtype=config.model.dtype)
+    params = jax.device_put(params, jax.local_devices()[0])
+
+    @jax.jit
+    def forward(params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.asarray(transformer.apply({"params": params}, ids, mask), jnp.float32)
+
+    for start in range(0, len(ids), BATCH_SIZE):
+        batch_ids, batch_masks = ids[start : start + BATCH_SIZE], masks[start : start + BATCH_SIZE]
+        padding = ((0, BATCH_SIZE - len(batch_ids)), (0, 0))  # one batch size, hence one compilation
+        features = forward(params, np.pad(batch_ids, padding, "edge"), np.pad(batch_masks, padding, "edge"))
+        yield np.asarray(features)[: len(batch_ids)][batch_masks]

@@ -1,4 +1,4 @@
-"""launch/: the rows of the paper's tables on a made-up miniature of the data; what other machines would be told."""
+"""The scripts in launch/: rows of the paper's tables on a made-up data set, and the commands for other machines."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fabricate import fabricate_jhmdb, write_a2d
+from fake_datasets import write_a2d, write_jhmdb
 from paths import ROOT
 from published import torch_state
 
 from lbdt_jax.parallel import PROCESS_VARIABLES
 
 
-def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs launch/published.sh in an empty folder, with this project's packages."""
+def run_published(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs launch/published.sh in a folder outside the repository, with this project's packages."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
     }
-    (folder / "configs").symlink_to(ROOT / "configs") if not (folder / "configs").exists() else None
+    if not (folder / "configs").exists():
+        (folder / "configs").symlink_to(ROOT / "configs")
     command = [str(ROOT / "launch" / "published.sh"), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
@@ -44,8 +45,8 @@ def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["a2d", "lbdt4", "missing.ckpt"], "no file missing.ckpt"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = launch(tmp_path, *arguments)
+def test_published_refuses_invalid_arguments(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run_published(tmp_path, *arguments)
     assert done.returncode == 2 and message in done.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -58,28 +59,32 @@ def test_both_tables_from_one_released_checkpoint(tmp_path: Path) -> None:
     torch.save({f"module.{name}": array for name, array in state.items()}, tmp_path / "lbdt1.ckpt")
     raw = tmp_path / "data" / "raw"
     write_a2d(raw / "a2d_sentences")
-    fabricate_jhmdb(raw / "jhmdb_sentences")
+    write_jhmdb(raw / "jhmdb_sentences")
     numbers = " ".join(["0.25", "-0.5"] * 150)
     words = ["the", "man", "in", "red", "cat", "is", "jumping", "black", "a", "woman", "running", "clapping"]
     (tmp_path / "data" / "glove.840B.300d.txt").write_text("".join(f"{word} {numbers}\n" for word in words))
 
-    # A few frames at once: the miniature holds no more.
-    few = ("--config.evaluation_frames=1", "--config.evaluation_sentences=1", "--config.evaluation_attention_sheets=0")
+    # Small batches: the miniature data set has only a few frames.
+    small_batches = (
+        "--config.evaluation_frames=1",
+        "--config.evaluation_sentences=1",
+        "--config.evaluation_attention_sheets=0",
+    )
     for table, dataset in (("a2d", "a2d_sentences"), ("jhmdb", "jhmdb_sentences")):
-        done = launch(tmp_path, table, "lbdt1", "lbdt1.ckpt", *few)
+        done = run_published(tmp_path, table, "lbdt1", "lbdt1.ckpt", *small_batches)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert ("LBDT-1 with ResNet-50" in done.stdout) == (table == "a2d")  # converted once
+        assert ("LBDT-1 with ResNet-50" in done.stdout) == (table == "a2d")  # converted for the first table only
         (workdir,) = (tmp_path / "runs").iterdir()
         scores = json.loads((workdir / "evaluation" / f"{dataset}-test.json").read_text())
         rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
         assert rows["published"][-1] == {"a2d": "61.2", "jhmdb": "65.2"}[table]
         assert rows["difference"][-1] == f"{100 * scores['paper']['mean_iou'] - float(rows['published'][-1]):+.1f}"
 
-    done = launch(tmp_path, "a2d", "lbdt4", "lbdt1.ckpt")
+    done = run_published(tmp_path, "a2d", "lbdt4", "lbdt1.ckpt")
     assert done.returncode == 2 and "is an LBDT-1" in done.stderr and "Traceback" not in done.stderr
 
 
-# -- machines: what would be run, since there are none here
+# Machines other than this one: the commands that would run there.
 
 ARGUMENTS = ("--config=configs/a2d.py", "--workdir=/shared/runs/a 2", '--config.raw="x"')
 
@@ -116,7 +121,7 @@ def test_slurm_dry_run(tmp_path: Path) -> None:
 
 
 def write_programs(folder: Path, **programs: str) -> dict[str, str]:
-    """Stand-ins, in bash, for what is not here; returns the environment in which they are found."""
+    """Writes bash scripts that replace programs, and returns an environment with them on the PATH."""
     for name, text in programs.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{text}")
         (folder / name).chmod(0o755)
@@ -124,13 +129,13 @@ def write_programs(folder: Path, **programs: str) -> dict[str, str]:
 
 
 def wait_for(*files: Path) -> None:
-    end = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while not all(file.exists() for file in files):
-        assert time.monotonic() < end, files
+        assert time.monotonic() < deadline, files
         time.sleep(0.05)
 
 
-def test_slurm_passes_sigterm_on_and_is_queued_again(tmp_path: Path) -> None:
+def test_slurm_forwards_sigterm_and_requeues(tmp_path: Path) -> None:
     environment = write_programs(
         tmp_path,
         srun='trap "sleep 1; echo saved >> calls; exit 143" TERM\necho $$ > step\nwhile :; do sleep 0.05; done\n',
@@ -150,7 +155,7 @@ def test_slurm_passes_sigterm_on_and_is_queued_again(tmp_path: Path) -> None:
 
 def test_tpu_vm_dry_run(tmp_path: Path) -> None:
     printed = dry_run("tpu_vm.sh", tmp_path, *ARGUMENTS, TPU="pod", ZONE="us-central2-b", PROJECT="mine")
-    # The command for the machines has lines of its own, inside quotes that only bash writes and reads.
+    # The command for the hosts spans several lines in bash quoting, which shlex can't parse.
     words = subprocess.run(
         ["bash", "-c", f"for word in {printed.replace(chr(10), ' ')}; do printf '%s\\0' \"$word\"; done"],
         capture_output=True,
@@ -184,7 +189,7 @@ def test_kubernetes_dry_run(tmp_path: Path) -> None:
     assert set(variables) == set(PROCESS_VARIABLES)
     assert variables["JAX_COORDINATOR_ADDRESS"] == f"a2d-{workers['name']}-0-0.a2d:12355"
     assert variables["JAX_NUM_PROCESSES"] == "4"
-    # What the user must mend is not tried again.
+    # User errors are not retried.
     assert manifest["spec"]["failurePolicy"]["rules"] == [
         {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     ]
@@ -194,19 +199,20 @@ def test_kubernetes_dry_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["local.sh", "slurm.sh", "tpu_vm.sh", "kubernetes.sh"])
-def test_what_is_missing_is_told(script: str, tmp_path: Path) -> None:
+def test_missing_arguments_print_the_usage(script: str, tmp_path: Path) -> None:
     for arguments in ([], ["--dry-run", "--config=configs/a2d.py"]):
         done = subprocess.run([str(ROOT / "launch" / script), *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith("usage: ")
 
 
-def test_local_runs_both_processes_and_gives_back_what_fails(tmp_path: Path) -> None:
-    """With a program in the place of Python that says who it is, or waits to be ended."""
+def test_local_runs_both_processes_and_returns_the_status_of_a_failure(tmp_path: Path) -> None:
+    """A script replaces Python: it prints its process id and arguments, waits for SIGTERM, or fails."""
     environment = write_programs(
         tmp_path,
         python='echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"\n'
         'if [[ $* == *wait* ]]; then trap "exit 143" TERM; touch "$JAX_PROCESS_ID"; while :; do sleep 0.05; done; fi\n'
         "if [[ $* == *fail* && $JAX_PROCESS_ID == 1 ]]; then exit 2; fi\n",
+        sleep="exec /bin/sleep 0.05\n",  # the script gives the other process seconds to report a failure
     )
     command = [str(ROOT / "launch" / "local.sh"), "--processes=2", "--config=a", "--workdir=b"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -216,9 +222,9 @@ def test_local_runs_both_processes_and_gives_back_what_fails(tmp_path: Path) -> 
     ]
     done = subprocess.run([*command, "--fail"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = subprocess.Popen(
-            # What is ignored when bash starts it can't trap, and behind "&" Ctrl-C is.
+            # bash can't trap signals that are ignored when it starts, as SIGINT is in background jobs.
             ["env", "--default-signal=INT", *command, "--wait"],
             cwd=tmp_path,
             env=environment,
@@ -227,7 +233,7 @@ def test_local_runs_both_processes_and_gives_back_what_fails(tmp_path: Path) -> 
         )
         try:
             wait_for(tmp_path / "0", tmp_path / "1")
-            os.killpg(process.pid, asked)  # as a terminal does
+            os.killpg(process.pid, signal_number)  # as a terminal does
             assert process.wait(timeout=10) == 143
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -1,1 +1,1 @@
-"""Moving Shapes, the data set that draws itself, in the raw layout of A2D-Sentences."""
+"""Moving Shapes: a synthetic data set that is generated on first use, in the raw layout of A2D-Sentences."""

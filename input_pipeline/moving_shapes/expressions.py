@@ -1,50 +1,52 @@
-"""The referring expressions of Moving Shapes, before they are put in words: which are true of exactly one shape.
+"""The referring expressions of Moving Shapes, before they become sentences: which are true of exactly one shape.
 
-Four tiers, scored separately:
+There are four tiers, which are scored separately:
 
     attribute    "the green square"
     motion       "the red circle moving left", "the square standing still"
     comparison   "the largest circle", "the fastest shape"
     relation     "the circle left of the yellow square", "the triangle moving like the blue circle"
 
-What is said of motion and relation is found with nouns that fit several shapes, so that only the predicate decides,
-and with nouns that would do alone; comparisons only with the former. Everything said holds in every annotated frame,
-by a clear margin.
+Motions and relations occur with nouns that fit several shapes, so that only the predicate decides, and with nouns that
+identify the shape by themselves; comparisons only with the former. Every expression holds in all annotated frames, by a
+clear margin.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from input_pipeline.moving_shapes.scenes import Shape
+from input_pipeline.moving_shapes.shapes import Shape
 
 TIERS = ("attribute", "motion", "comparison", "relation")
 
-SIZE_RATIO = 1.25  # of square roots of areas: below this, nothing is called larger
-SPEED_RATIO = 1.5  # below this, nothing is called faster
-POSITION_MARGIN = 10.0  # pixels between middles: more than half extents differ by, so that edges are ordered alike
-OTHER_SIDE_MARGIN = 4.0  # pixels by which the other candidates of a relation lie on the other side of the landmark
+SIZE_RATIO = 1.25  # least ratio of the square roots of two areas for one shape to be called larger
+SPEED_RATIO = 1.5  # least ratio of two speeds for one shape to be called faster
+POSITION_MARGIN = 10.0  # pixels between centers: more than half extents differ by, so that edges have the same order
+OPPOSITE_MARGIN = 4.0  # pixels by which the other candidates of a relation are on the opposite side of the landmark
 
-Noun = tuple[str, str]  # color and kind; "" where it is left open
+#: Spatial relation -> its axis (0 is x, 1 is y), and the sign of the offset from the landmark.
+SPATIAL_RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+
+#: Color and kind; "" if left open.
+Noun = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Expression:
-    """What a sentence says, before it is put in words.
+    """The meaning of a sentence.
 
     Attributes:
       tier: one of TIERS.
-      target: instance id of the one shape it is true of.
+      target: instance id of the one shape that it is true of.
       noun: what the shape is called.
-      predicate: the deciding words, plainly ("left", "largest", "like", ...); "" in the attribute tier.
+      predicate: the deciding words in plain form ("left", "largest", "like", ...); "" in the attribute tier.
       landmark: what the other shape of a relation is called, or None.
-      ambiguous: whether the noun alone fits other shapes as well (in relations the landmark not counted), so that
-        only the predicate tells which one is meant.
+      ambiguous: whether the noun alone also fits other shapes (in a relation: other than the landmark), so that only
+        the predicate identifies the shape.
     """
 
     tier: str
@@ -57,62 +59,73 @@ class Expression:
 
 def true_expressions(shapes: Sequence[Shape], frames: Sequence[int]) -> list[Expression]:
     """Every expression that is true of exactly one shape in all the frames, in a fixed order."""
-    names = sorted({(color, kind) for s in shapes for color in ("", s.color) for kind in ("", s.kind)})
-    called = {name: [i for i, shape in enumerate(shapes) if _fits(shape, name)] for name in names}
-    landmarks = {name: ids[0] for name, ids in called.items() if len(ids) == 1}
+    nouns = sorted({(color, kind) for s in shapes for color in ("", s.color) for kind in ("", s.kind)})
+    matches = {noun: [i for i, shape in enumerate(shapes) if _fits(shape, noun)] for noun in nouns}
+    landmarks = {noun: ids[0] for noun, ids in matches.items() if len(ids) == 1}
     directions = [shape.direction for shape in shapes]
-    middles = np.array([[shape.position(frame) for frame in frames] for shape in shapes])  # (shapes, frames, 2)
-    measures = _measures(shapes, middles)
-    found = []
-    for noun, ids in called.items():
-        ambiguous = len(ids) > 1
-        if not ambiguous:
+    centers = np.stack([shape.centers(frames).T for shape in shapes])  # (shapes, frames, 2)
+    measures = _measures(shapes, centers)
+    found: list[Expression] = []
+    for noun, ids in matches.items():
+        if len(ids) == 1:
             found.append(Expression("attribute", ids[0], noun, ""))
-        for direction in ("left", "right", "up", "down", "still"):
-            meant = [i for i in ids if directions[i] == direction]
-            if len(meant) == 1:
-                found.append(Expression("motion", meant[0], noun, direction, ambiguous=ambiguous))
-        meant = [i for i in ids if directions[i] != "still"]
-        if len(meant) == 1:
-            found.append(Expression("motion", meant[0], noun, "moving", ambiguous=ambiguous))
-        for predicate, (values, margin) in measures.items() if ambiguous else ():
-            first = ids[int(np.argmax(values[ids, 0]))]
-            others = [i for i in ids if i != first]
-            if np.all(values[first] - values[others] >= margin):
-                found.append(Expression("comparison", first, noun, predicate, ambiguous=True))
-        for landmark, other in landmarks.items():
-            candidates = [i for i in ids if i != other]
-            if not candidates:
-                continue
-            several = len(candidates) > 1
-            for predicate, (axis, sign) in _PLACES.items():
-                offsets = sign * (middles[candidates, :, axis] - middles[other, :, axis])
-                there = np.all(offsets >= POSITION_MARGIN, axis=1)
-                elsewhere = np.all(offsets <= -OTHER_SIDE_MARGIN, axis=1)
-                if there.sum() == 1 and elsewhere.sum() == len(candidates) - 1:
-                    target = candidates[int(np.argmax(there))]
-                    found.append(Expression("relation", target, noun, predicate, landmark, several))
-            meant = [i for i in candidates if directions[i] == directions[other] != "still"]
-            if len(meant) == 1:
-                found.append(Expression("relation", meant[0], noun, "like", landmark, several))
+        found += _motions(noun, ids, directions)
+        if len(ids) > 1:
+            found += _comparisons(noun, ids, measures)
+        for landmark, landmark_id in landmarks.items():
+            found += _relations(noun, ids, landmark, landmark_id, directions, centers)
     return found
-
-
-#: Relation -> the axis it is about (0 is x, 1 is y), and on which side of the landmark the shape lies.
-_PLACES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
 def _fits(shape: Shape, noun: Noun) -> bool:
     return noun[0] in ("", shape.color) and noun[1] in ("", shape.kind)
 
 
-def _measures(shapes: Sequence[Shape], middles: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
-    """Superlative -> (shapes, frames) what it is the greatest of, and by how much it must be greater than the next."""
-    frames = middles.shape[1]
+def _motions(noun: Noun, ids: list[int], directions: list[str]) -> Iterator[Expression]:
+    """The motions that single out one of the shapes `ids`, which the noun fits."""
+    matches = {way: [i for i in ids if directions[i] == way] for way in ("left", "right", "up", "down", "still")}
+    matches["moving"] = [i for i in ids if directions[i] != "still"]
+    for predicate, targets in matches.items():
+        if len(targets) == 1:
+            yield Expression("motion", targets[0], noun, predicate, ambiguous=len(ids) > 1)
+
+
+def _comparisons(noun: Noun, ids: list[int], measures: dict[str, tuple[np.ndarray, float]]) -> Iterator[Expression]:
+    """The superlatives of one of the shapes `ids`, which the noun fits."""
+    for predicate, (values, margin) in measures.items():
+        first = ids[int(np.argmax(values[ids, 0]))]
+        rest = [i for i in ids if i != first]
+        if np.all(values[first] - values[rest] >= margin):
+            yield Expression("comparison", first, noun, predicate, ambiguous=True)
+
+
+def _relations(
+    noun: Noun, ids: list[int], landmark: Noun, landmark_id: int, directions: list[str], centers: np.ndarray
+) -> Iterator[Expression]:
+    """The relations to a landmark that single out one of the shapes `ids`, which the noun fits."""
+    candidates = [i for i in ids if i != landmark_id]
+    if not candidates:
+        return
+    ambiguous = len(candidates) > 1
+    for predicate, (axis, sign) in SPATIAL_RELATIONS.items():
+        offsets = sign * (centers[candidates, :, axis] - centers[landmark_id, :, axis])
+        related = np.all(offsets >= POSITION_MARGIN, axis=1)
+        opposite = np.all(offsets <= -OPPOSITE_MARGIN, axis=1)
+        if related.sum() == 1 and opposite.sum() == len(candidates) - 1:
+            target = candidates[int(np.argmax(related))]
+            yield Expression("relation", target, noun, predicate, landmark, ambiguous)
+    targets = [i for i in candidates if directions[i] == directions[landmark_id] != "still"]
+    if len(targets) == 1:
+        yield Expression("relation", targets[0], noun, "like", landmark, ambiguous)
+
+
+def _measures(shapes: Sequence[Shape], centers: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
+    """Superlative -> the values to maximize, (shapes, frames), and the least margin to the second largest."""
+    frames = centers.shape[1]
     size = np.log([[shape.size] * frames for shape in shapes])
-    # NaN for a shape that stands still fails every comparison with it: is it the slowest, or has it no speed?
+    # NaN makes every comparison with a still shape false: it is unclear whether that is the slowest or has no speed.
     speed = np.log([[shape.speed or np.nan] * frames for shape in shapes])
-    x, y = middles[..., 0], middles[..., 1]
+    x, y = centers[..., 0], centers[..., 1]
     return {
         "largest": (size, np.log(SIZE_RATIO)),
         "smallest": (-size, np.log(SIZE_RATIO)),

@@ -1,7 +1,7 @@
-"""Writes Moving Shapes to disk in the raw layout of A2D-Sentences, so that its reader, and not a shortcut, reads it.
+"""Writes Moving Shapes to disk in the raw layout of A2D-Sentences, so that the real reader reads it.
 
-The layout is that of `input_pipeline.readers.a2d_sentences`. Ours are three more subsets in videoset.csv, and one more
-file, text_annotations/moving_shapes_groups.csv: for every sentence the group under which it is scored.
+The layout, see `input_pipeline.readers.a2d_sentences`, is extended by three subsets in videoset.csv and by the file
+text_annotations/moving_shapes_groups.csv, with the group under which every sentence is scored.
 """
 
 from __future__ import annotations
@@ -18,40 +18,41 @@ from tqdm import tqdm
 
 from input_pipeline.errors import UserError
 from input_pipeline.moving_shapes.reader import GROUPS, HEADER, MovingShapes
-from input_pipeline.moving_shapes.scenes import ANNOTATED, FRAMES, HEIGHT, SPLITS, WIDTH, make_scene
+from input_pipeline.moving_shapes.scenes import SPLITS, make_scene
+from input_pipeline.moving_shapes.shapes import ANNOTATED_FRAMES, HEIGHT, NUM_FRAMES, WIDTH
 from input_pipeline.readers.a2d_sentences import CLIPS, INSTANCES, MISSED_VIDEOS, SENTENCES, VIDEOSET
 from input_pipeline.workers import worker_pool
 
-#: Scenes per split. With them the whole first run fits in minutes on two cores.
+#: Scenes per split: few enough for a first run within minutes on two cores.
 SCENES = {"train": 1500, "validation": 100, "test": 200, "unseen_words": 150, "unseen_wordings": 100}
-FRAME_RATE = 12  # frames per second: the slowest shapes move, the fastest do not blur
-QUALITY = "14"  # x264's constant rate factor; above about 18 the colors of small shapes run
-LABEL = 0  # of actor and action, which A2D gives each clip and nobody reads
+FRAME_RATE = 12  # frames per second: the slowest shapes visibly move, the fastest don't jump
+CONSTANT_RATE_FACTOR = "14"  # x264's quality; above about 18 the colors of small shapes bleed
+LABEL = 0  # of actor and action: a column of A2D's videoset.csv that no reader uses
 
-# What one scene adds to videoset.csv, the sentences and their groups.
-_Rows = tuple[str, list[str], list[str]]
+# The lines that one scene adds to videoset.csv, to the sentences, and to their groups.
+_Lines = tuple[str, list[str], list[str]]
 
 
 def write_raw(raw: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES, workers: int | None = None) -> None:
-    """Draws the data set into the folder `raw`, or says that it is there already.
+    """Generates the data set in the folder `raw`, unless it exists already.
 
-    Everything is drawn into a sibling folder which gets its name at the end, so an interrupted run leaves nothing that
-    could be taken for whole. The files do not depend on the number of workers.
+    Everything is written to a sibling folder that is renamed at the end, so that an interrupted run leaves nothing that
+    looks complete. The files do not depend on the number of workers.
 
     Args:
       raw: a folder that does not exist yet.
       seed: of all scenes.
       scenes: split -> number of scenes.
-      workers: processes; None for one per core.
+      workers: number of processes; None for one per core.
 
     Raises:
-      UserError: `raw` exists and is not a whole Moving Shapes, or a split is unknown.
+      UserError: `raw` exists and is not Moving Shapes, or a split is unknown.
     """
     raw = Path(raw)
     if unknown := set(scenes) - set(SPLITS):
-        raise UserError(f"Unknown splits of Moving Shapes: {sorted(unknown)}; known are {', '.join(SPLITS)}.")
-    if (raw / GROUPS).exists():  # the folder got its name when it was whole
-        print(f"Moving Shapes is drawn already: {raw}")
+        raise UserError(f"Unknown splits of Moving Shapes: {sorted(unknown)}; choose from {', '.join(SPLITS)}.")
+    if (raw / GROUPS).exists():  # complete, since the folder was renamed at the end
+        print(f"Moving Shapes exists already: {raw}")
         return
     if raw.exists():
         raise UserError(f"{raw} exists and is not Moving Shapes. Name another folder, or move it away.")
@@ -63,8 +64,8 @@ def write_raw(raw: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES
         unfinished.rename(raw)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    for left in sorted(raw.parent.glob(f"{raw.name}.incomplete*")):
-        print(f"Left by a run that was killed, delete it unless another run is under way: {left}")
+    for leftover in sorted(raw.parent.glob(f"{raw.name}.incomplete*")):
+        print(f"An interrupted run left {leftover}. Delete it unless another run is still writing it.")
 
 
 def _write_all(root: Path, seed: int, scenes: Mapping[str, int], workers: int | None) -> None:
@@ -73,17 +74,17 @@ def _write_all(root: Path, seed: int, scenes: Mapping[str, int], workers: int | 
     jobs = [(root, seed, split, number) for split, count in scenes.items() for number in range(count)]
     with worker_pool(workers) as pool:
         results = pool.map(_write_scene, jobs, chunksize=8)
-        rows: list[_Rows] = list(tqdm(results, "Drawing Moving Shapes", len(jobs), unit="scene"))
-    (root / VIDEOSET).write_text("".join(f"{videoset}\n" for videoset, _, _ in rows))
-    sentences = [line for _, lines, _ in rows for line in lines]
+        written: list[_Lines] = list(tqdm(results, "Generating Moving Shapes", len(jobs), unit="scene"))
+    (root / VIDEOSET).write_text("".join(f"{videoset}\n" for videoset, _, _ in written))
+    sentences = [line for _, lines, _ in written for line in lines]
     (root / SENTENCES).write_text("\n".join(["video_id,instance_id,query", *sentences]) + "\n")
-    groups = [line for _, _, lines in rows for line in lines]
+    groups = [line for _, _, lines in written for line in lines]
     (root / GROUPS).write_text("\n".join([HEADER, *groups]) + "\n")
     (root / MISSED_VIDEOS).write_text("")
 
 
-def _write_scene(job: tuple[Path, int, str, int]) -> _Rows:
-    """Draws one scene and writes its clip and its masks."""
+def _write_scene(job: tuple[Path, int, str, int]) -> _Lines:
+    """Makes one scene and writes its clip and its masks."""
     root, seed, split, number = job
     scene = make_scene(seed, split, number)
     video = f"{split}_{number:05d}"
@@ -93,16 +94,17 @@ def _write_scene(job: tuple[Path, int, str, int]) -> _Rows:
     for frame, masks in scene.masks.items():
         _write_masks(folder / f"{frame:05d}.h5", masks)
     subset = MovingShapes.SUBSETS[split]
-    videoset = f"{video},{LABEL},0,{FRAMES / FRAME_RATE:.2f},{HEIGHT},{WIDTH},{FRAMES},{len(ANNOTATED)},{subset}"
+    seconds = f"{NUM_FRAMES / FRAME_RATE:.2f}"
+    videoset = f"{video},{LABEL},0,{seconds},{HEIGHT},{WIDTH},{NUM_FRAMES},{len(ANNOTATED_FRAMES)},{subset}"
     sentences = [f"{video},{sentence.instance},{sentence.text}" for sentence in scene.sentences]
     groups = [f"{video},{sentence.instance},{sentence.group},{sentence.text}" for sentence in scene.sentences]
     return videoset, sentences, groups
 
 
 def _write_clip(path: Path, frames: np.ndarray) -> None:
-    """(T, H, W, 3) uint8 RGB -> H.264, with its colors at half resolution as A2D's."""
+    """Writes frames, (T, H, W, 3) uint8 RGB, as H.264 with subsampled colors, like A2D's clips."""
     with av.open(str(path), "w") as container:
-        options = {"crf": QUALITY, "preset": "superfast", "threads": "1"}
+        options = {"crf": CONSTANT_RATE_FACTOR, "preset": "superfast", "threads": "1"}
         stream = container.add_stream("libx264", rate=FRAME_RATE, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -112,16 +114,16 @@ def _write_clip(path: Path, frames: np.ndarray) -> None:
 
 
 def _write_masks(path: Path, masks: np.ndarray) -> None:
-    """(n, H, W) bool -> the h5 file MATLAB would have written: axes reversed, and no first axis where n is 1."""
+    """Writes masks, (n, H, W) bool, to an h5 file as MATLAB does: axes reversed, and no first axis if n is 1."""
     planes = masks.transpose(0, 2, 1).astype(np.uint8)
     planes = planes[0] if len(masks) == 1 else planes
     with h5py.File(path, "w") as file:
         file["instance"] = np.arange(len(masks), dtype=np.uint8)
         file.create_dataset("reMask", data=planes, compression="gzip", compression_opts=1)
-        file["reBBox"] = np.array([_box(mask) for mask in masks], np.float64).T
+        file["reBBox"] = np.array([_bounding_box(mask) for mask in masks], np.float64).T
 
 
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 of the pixels that are set, counted from 1 as MATLAB counts."""
+def _bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 of the pixels of a mask, counted from 1 as in MATLAB."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return columns[0] + 1, rows[0] + 1, columns[-1] + 1, rows[-1] + 1

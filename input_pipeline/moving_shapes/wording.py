@@ -1,8 +1,10 @@
-"""The words of Moving Shapes: referring expressions -> sentences, in many wordings and with synonyms.
+"""The sentences of Moving Shapes: referring expressions in many wordings and with synonyms.
 
-A pattern is a wording with concepts in braces, "the {red} {circle} {moving} {left}"; each becomes one of its words.
-Some words are held out for the split "unseen_words": whoever has learnt from word vectors may know them all the same.
-Some wordings are held out for the split "unseen_wordings": whoever understands sentences may understand them.
+A wording is a template, such as "the NOUN {moving} {PREDICATE}". Filled in, it has concepts in braces, "the {red}
+{circle} {moving} {left}", each of which is replaced by one of its words.
+
+Some words are held out for the split "unseen_words": a model with pretrained word vectors may still understand them.
+Some wordings are held out for the split "unseen_wordings": a model with a pretrained language model may.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import numpy as np
 from input_pipeline.moving_shapes.expressions import TIERS, Expression, Noun
 from input_pipeline.types import Sentence
 
-# Concept -> the words for it in every split but "unseen_words" and "unseen_wordings"; the first is the plain one.
+#: Predicates -> their wordings.
+Wordings = Mapping[tuple[str, ...], tuple[str, ...]]
+
+# Concept -> its words in all splits but "unseen_words" and "unseen_wordings"; the first is the most common.
 LEXICON = {
     "red": ("red", "scarlet", "ruby"),
     "green": ("green", "lime", "jade"),
@@ -50,8 +55,8 @@ LEXICON = {
     "below": ("below", "under", "underneath"),
 }
 
-# Word that only "unseen_words" uses -> the concept it stands for.
-HELD_OUT = {
+# Word that only "unseen_words" uses -> its concept.
+HELD_OUT_WORDS = {
     "crimson": "red",
     "emerald": "green",
     "azure": "blue",
@@ -66,8 +71,8 @@ HELD_OUT = {
     "beneath": "below",
 }
 
-# Predicates -> their wordings, in which PREDICATE stands for any one of them, NOUN and LANDMARK for noun phrases.
-WORDINGS = {
+# Predicates -> their wordings, in which PREDICATE stands for one of them, NOUN and LANDMARK for noun phrases.
+WORDINGS: Wordings = {
     ("",): ("the NOUN", "NOUN", "the only NOUN"),
     ("left", "right", "up", "down"): (
         "the NOUN {moving} {PREDICATE}",
@@ -104,9 +109,9 @@ WORDINGS = {
     ),
 }
 
-# The same for wordings that only "unseen_wordings" uses. All words for concepts are plain ones; others, such as "which"
-# and "find", are new as well.
-HELD_OUT_WORDINGS = {
+# The wordings that only "unseen_wordings" uses. Their concepts use the most common words; the other words, such as
+# "which" and "find", are new as well.
+HELD_OUT_WORDINGS: Wordings = {
     ("",): ("find the NOUN", "where is the NOUN", "there is a NOUN somewhere"),
     ("left", "right", "up", "down"): (
         "which NOUN {moves} {PREDICATE}",
@@ -133,94 +138,93 @@ HELD_OUT_WORDINGS = {
 }
 
 
-def refer(expressions: Sequence[Expression], rng: np.random.Generator, split: str) -> tuple[Sentence, ...]:
-    """Sentences for one scene; their group is the tier. Two of every tier, but up to four attributes in training.
+def make_sentences(expressions: Sequence[Expression], rng: np.random.Generator, split: str) -> tuple[Sentence, ...]:
+    """The sentences of one scene; their group is the tier.
 
-    Half of them, where there are such, could do with their noun alone: from these, and from the attributes, the nouns
-    are learnt.
+    Two of every tier, but up to four attributes in training. If the expressions allow it, half of the sentences are
+    unambiguous by their nouns alone: from these, and from the attributes, a model learns the nouns.
     """
     sentences = []
     for tier in TIERS:
         per_tier = 4 if (split, tier) == ("train", "attribute") else 2
-        of_tier = [e for e in expressions if e.tier == tier]
-        decided_by_noun = _pick([e for e in of_tier if not e.ambiguous], rng, per_tier)
-        chosen = _pick([e for e in of_tier if e.ambiguous], rng, per_tier - len(decided_by_noun) // 2) + decided_by_noun
-        for expression in chosen[:per_tier]:
-            pattern = _pattern(expression, rng)
-            words = {concept: _word(concept, rng) for concept in _concepts(pattern)}
-            sentences.append(Sentence(pattern.format_map(words), expression.target, tier))
+        in_tier = [e for e in expressions if e.tier == tier]
+        unambiguous = _pick([e for e in in_tier if not e.ambiguous], rng, per_tier)
+        ambiguous = _pick([e for e in in_tier if e.ambiguous], rng, per_tier - len(unambiguous) // 2)
+        for expression in (ambiguous + unambiguous)[:per_tier]:
+            template = _fill_wording(expression, rng)
+            words = {concept: _choose_word(concept, rng) for concept in _concepts(template)}
+            sentences.append(Sentence(template.format_map(words), expression.target, tier))
     return tuple(sentences)
 
 
-def refer_in_pairs(expressions: Sequence[Expression], rng: np.random.Generator, pairs: int = 4) -> tuple[Sentence, ...]:
-    """Pairs of sentences about the same shape which differ in one word, for one scene.
+def make_word_pairs(
+    expressions: Sequence[Expression], rng: np.random.Generator, pairs: int = 4
+) -> tuple[Sentence, ...]:
+    """Pairs of sentences about the same shape that differ in one word, for one scene.
 
-    The first is in words of the other splits (group "seen words"); in the second, one of them is replaced by a word
-    of HELD_OUT (group such as "crimson for red").
+    The first sentence uses words of the other splits (group "seen words"); in the second, one of them is replaced by a
+    word of HELD_OUT_WORDS (group such as "crimson for red").
     """
     sentences: list[Sentence] = []
-    for word in rng.permutation(list(HELD_OUT)):
-        concept = HELD_OUT[word]
-        fitting = []
+    for word in rng.permutation(list(HELD_OUT_WORDS)):
+        concept = HELD_OUT_WORDS[word]
+        candidates = []
         for expression in expressions:
-            pattern = _pattern(expression, rng)
-            if _concepts(pattern).count(concept) == 1:
-                fitting.append((expression.target, pattern))
-        if not fitting:
+            template = _fill_wording(expression, rng)
+            if _concepts(template).count(concept) == 1:
+                candidates.append((expression.target, template))
+        if not candidates:
             continue
-        target, pattern = fitting[rng.integers(len(fitting))]
-        words = {concept: LEXICON[concept][0] for concept in _concepts(pattern)}
-        sentences.append(Sentence(pattern.format_map(words), target, "seen words"))
-        text = pattern.format_map(words | {concept: str(word)})
+        target, template = candidates[rng.integers(len(candidates))]
+        words = {concept: LEXICON[concept][0] for concept in _concepts(template)}
+        sentences.append(Sentence(template.format_map(words), target, "seen words"))
+        text = template.format_map(words | {concept: str(word)})
         sentences.append(Sentence(text, target, f"{word} for {LEXICON[concept][0]}"))
         if len(sentences) == 2 * pairs:
             break
     return tuple(sentences)
 
 
-def reword_in_pairs(expressions: Sequence[Expression], rng: np.random.Generator) -> tuple[Sentence, ...]:
-    """Pairs of sentences that say the same of the same shape in plain words, for one scene; a pair of every tier.
+def make_wording_pairs(expressions: Sequence[Expression], rng: np.random.Generator) -> tuple[Sentence, ...]:
+    """Pairs of sentences with the same meaning in common words, for one scene; a pair of every tier.
 
-    The first is in a wording of the other splits (group "seen wordings"), the second in one of HELD_OUT_WORDINGS (group
-    such as "reworded motion"). Except for attributes, the noun alone would not do.
+    The first sentence has a wording of the other splits (group "seen wordings"), the second one of HELD_OUT_WORDINGS
+    (group such as "reworded motion"). Except for attributes, the noun alone is ambiguous.
     """
     sentences = []
     for tier in TIERS:
-        fitting = [e for e in expressions if e.tier == tier and e.ambiguous == (tier != "attribute")]
-        for expression in _pick(fitting, rng, 1):
+        candidates = [e for e in expressions if e.tier == tier and e.ambiguous == (tier != "attribute")]
+        for expression in _pick(candidates, rng, 1):
             for group, wordings in (("seen wordings", WORDINGS), (f"reworded {tier}", HELD_OUT_WORDINGS)):
-                pattern = _pattern(expression, rng, wordings).rstrip(".")
-                words = {concept: LEXICON[concept][0] for concept in _concepts(pattern)}
-                sentences.append(Sentence(pattern.format_map(words), expression.target, group))
+                template = _fill_wording(expression, rng, wordings).rstrip(".")
+                words = {concept: LEXICON[concept][0] for concept in _concepts(template)}
+                sentences.append(Sentence(template.format_map(words), expression.target, group))
     return tuple(sentences)
 
 
 def _pick(expressions: list[Expression], rng: np.random.Generator, count: int) -> list[Expression]:
-    """Some of the expressions, with as many predicates as there are; each is as likely, however many nouns it has.
+    """Picks random expressions with as many different predicates as possible.
 
-    A kind without a color ("the circle") is a third as likely as other nouns: small networks tell colors within
-    some hundred steps, but circles from squares within some thousands.
+    All predicates are equally likely, however many nouns they occur with. A kind without a color ("the circle") is a
+    third as likely as other nouns: small networks learn colors within some hundred steps, but to tell circles from
+    squares only within some thousands.
     """
     rarity = [3.0 if expression.noun[1] and not expression.noun[0] else 1.0 for expression in expressions]
     shuffled = [expressions[i] for i in np.argsort(rng.exponential(rarity))]
     predicates = rng.permutation(sorted({expression.predicate for expression in expressions}))
     queues = [[e for e in shuffled if e.predicate == predicate] for predicate in predicates]
-    run_sequentially = [e for turn in itertools.zip_longest(*queues) for e in turn if e is not None]
-    return run_sequentially[:count]
+    interleaved = [e for turn in itertools.zip_longest(*queues) for e in turn if e is not None]
+    return interleaved[:count]
 
 
-def _pattern(
-    expression: Expression,
-    rng: np.random.Generator,
-    of_predicates: Mapping[tuple[str, ...], tuple[str, ...]] = WORDINGS,
-) -> str:
-    """One of the expression's wordings, with its concepts in braces; a tenth of them end in a full stop."""
-    wordings = [w for predicates, group in of_predicates.items() if expression.predicate in predicates for w in group]
-    pattern = wordings[rng.integers(len(wordings))].replace("PREDICATE", expression.predicate)
-    pattern = pattern.replace("NOUN", _noun_phrase(expression.noun))
+def _fill_wording(expression: Expression, rng: np.random.Generator, wordings: Wordings = WORDINGS) -> str:
+    """A random wording of an expression, with its concepts in braces; one in ten ends with a full stop."""
+    options = [w for predicates, group in wordings.items() if expression.predicate in predicates for w in group]
+    template = options[rng.integers(len(options))].replace("PREDICATE", expression.predicate)
+    template = template.replace("NOUN", _noun_phrase(expression.noun))
     if expression.landmark is not None:
-        pattern = pattern.replace("LANDMARK", _noun_phrase(expression.landmark))
-    return pattern + ("." if rng.random() < 0.1 else "")
+        template = template.replace("LANDMARK", _noun_phrase(expression.landmark))
+    return template + ("." if rng.random() < 0.1 else "")
 
 
 def _noun_phrase(noun: Noun) -> str:
@@ -228,11 +232,11 @@ def _noun_phrase(noun: Noun) -> str:
     return (f"{{{color}}} " if color else "") + f"{{{kind or 'shape'}}}"
 
 
-def _concepts(pattern: str) -> list[str]:
-    return re.findall(r"{(.*?)}", pattern)
+def _concepts(template: str) -> list[str]:
+    return re.findall(r"{(.*?)}", template)
 
 
-def _word(concept: str, rng: np.random.Generator) -> str:
-    """A word for the concept: the plain one three times out of four, else any."""
+def _choose_word(concept: str, rng: np.random.Generator) -> str:
+    """A word for a concept: the most common one in three out of four cases, else any."""
     words = LEXICON[concept]
     return words[0] if rng.random() < 0.75 else words[rng.integers(len(words))]

@@ -1,9 +1,9 @@
-"""Reader of A2D-Sentences: clips of actors in action, a few annotated frames each, a sentence per object.
+"""Reader of A2D-Sentences: clips of actors performing actions, a few annotated frames each, a sentence per object.
 
     Release/videoset.csv             vid,label,start,end,height,width,frames,annotated frames,subset (0 train, 1 test)
     Release/clips320H/<vid>.mp4      frame n of an annotation is index n - 1 of the decoded clip
     text_annotations/a2d_annotation.txt                    video_id,instance_id,query; a header, no quotes
-    text_annotations/a2d_missed_videos.txt                 videos without any sentence, one a line
+    text_annotations/a2d_missed_videos.txt                 videos without a sentence, one per line
     text_annotations/a2d_annotation_with_instances/<vid>/<%05d>.h5     instance, reMask; one per annotated frame
 
 Sources: Xu et al., CVPR 2015 (https://web.eecs.umich.edu/~jjcorso/r/a2d/) for the clips, Gavrilyuk et al., CVPR 2018
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +25,15 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from input_pipeline.errors import UserError
-from input_pipeline.readers.raw_files import is_plain_name, numbered_lines
+from input_pipeline.readers.raw_files import (
+    BAD_VIDEO_NAME,
+    EARLIER_FRAME_SIZE,
+    MASK_SIZE,
+    NOT_IN_FRAME,
+    check_complete,
+    is_plain_name,
+    numbered_lines,
+)
 from input_pipeline.types import FramePair, Sentence, Skipped
 
 VIDEOSET = "Release/videoset.csv"
@@ -35,7 +43,7 @@ MISSED_VIDEOS = "text_annotations/a2d_missed_videos.txt"
 INSTANCES = "text_annotations/a2d_annotation_with_instances"
 
 HOW_TO_GET = f"""\
-A2D-Sentences comes from two places and lies together in one folder:
+A2D-Sentences comes from two sources, which belong in one folder:
   {VIDEOSET}, {CLIPS}/       from the A2D data set, https://web.eecs.umich.edu/~jjcorso/r/a2d/
   {SENTENCES}, {INSTANCES}/
                                             from https://kgavrilyuk.github.io/publication/actor_action/
@@ -44,193 +52,212 @@ Unpack both into DIR and run
 
 
 @dataclasses.dataclass(frozen=True)
-class A2DSentences:
-    """A2D-Sentences as unpacked; see `input_pipeline.readers` for what every reader offers.
+class Annotations:
+    """The contents of the annotation files.
 
     Attributes:
-      raw: folder that holds `Release` and `text_annotations`.
-      interval: frames from the earlier frame to the annotated frame; 6 in the published runs.
+      subset: video -> its subset in videoset.csv.
+      sentences: video -> its sentences.
+      skipped: the lines that were left out.
     """
-
-    raw: Path
-    interval: int = 6
-
-    #: Split -> its number in the last column of videoset.csv.
-    SUBSETS: ClassVar[dict[str, str]] = {"train": "0", "test": "1"}
-    #: What the full data set holds, to show beside what was found.
-    FULL: ClassVar[dict[str, int]] = {"videos": 3782, "clips": 3782, "videos with sentences": 3754, "sentences": 6655}
-    HOW_TO_GET: ClassVar[str] = HOW_TO_GET
-
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.SUBSETS)
-
-    def videos(self, split: str) -> list[str]:
-        """The videos of `split` that have a sentence, sorted. Raises UserError if the tree is not complete."""
-        subset = self.tables.subset
-        return sorted(video for video in self.tables.sentences if subset[video] == self.SUBSETS[split])
-
-    def skipped(self) -> tuple[Skipped, ...]:
-        """The lines of the annotation files that were left out."""
-        return self.tables.skipped
-
-    def inventory(self) -> dict[str, tuple[int, int | None]]:
-        """What is there: thing -> (number found, number in the full data set or None where it has no fixed size)."""
-        tables = self.tables
-        found = {
-            "videos": len(tables.subset),
-            "clips": sum((self.raw / CLIPS / f"{video}.mp4").exists() for video in tables.subset),
-            "videos with sentences": len(tables.sentences),
-            "folders of masks": sum((self.raw / INSTANCES / video).is_dir() for video in tables.sentences),
-            "sentences": sum(map(len, tables.sentences.values())),
-        }
-        return {thing: (number, self.FULL.get(thing)) for thing, number in found.items()}
-
-    def group(self, video: str, instance: int, text: str) -> str:
-        """The label under which a sentence is scored; A2D-Sentences has none."""
-        return ""
-
-    @functools.cached_property
-    def tables(self) -> Tables:
-        """Both annotation files, read once. Raises UserError if part of the tree is missing or is not UTF-8 text."""
-        missing = [part for part in (VIDEOSET, CLIPS, SENTENCES, INSTANCES) if not (self.raw / part).exists()]
-        if missing:
-            raise UserError(f"{self.raw} lacks {', '.join(missing)}.\n{self.HOW_TO_GET}")
-        skipped: list[Skipped] = []
-        subset = _read_videoset(self.raw / VIDEOSET, tuple(self.SUBSETS.values()), skipped)
-        rows = _read_sentences(self.raw / SENTENCES, subset, skipped)
-        sentences: dict[str, list[Sentence]] = {}
-        for video, instance, text in rows:
-            sentences.setdefault(video, []).append(Sentence(text, instance, self.group(video, instance, text)))
-        missed = self.raw / MISSED_VIDEOS
-        expected = {line.strip() for _, line in numbered_lines(missed)} if missed.exists() else set()
-        for video in subset:
-            if video not in sentences and video not in expected:
-                skipped.append(Skipped(f"{self.raw / VIDEOSET}: video {video}", "video without a sentence"))
-        return Tables(subset, {video: tuple(rows) for video, rows in sentences.items()}, tuple(skipped))
-
-    def earlier(self, frame_index: int) -> tuple[int, str]:
-        """The number of the earlier frame (from 1) and the rule that found it.
-
-        Published: `interval` frames before, else 6 before, which fails where neither exists; we take the first frame.
-        """
-        for number, rule in ((frame_index - self.interval, "interval"), (frame_index - 6, "index - 6")):
-            if number >= 1:
-                return number, rule
-        return 1, "first frame"
-
-    def read(self, video: str) -> Iterator[FramePair | Skipped]:
-        """Every annotated frame of `video` with the sentences whose object it holds, and what had to be left out."""
-        clip = self.raw / CLIPS / f"{video}.mp4"
-        numbers = {}
-        for path in sorted((self.raw / INSTANCES / video).glob("*.h5")):
-            if re.fullmatch(r"[0-9]{5}", path.stem) and int(path.stem) >= 1:
-                numbers[int(path.stem)] = path
-            else:
-                yield Skipped(f"{path.parent}: {path.name!r}", "the name of the h5 file is not a frame number")
-        if not numbers:
-            yield Skipped(str(self.raw / INSTANCES / video), "no h5 file for the video")
-            return
-        if not clip.exists():
-            yield Skipped(str(clip), "clip missing")
-            return
-        wanted = {index - 1 for number in numbers for index in (number, self.earlier(number)[0])}
-        frames = decode_frames(clip, wanted)
-        for number, path in sorted(numbers.items()):
-            earlier, rule = self.earlier(number)
-            if number - 1 not in frames or earlier - 1 not in frames:
-                yield Skipped(f"{clip}: frame {number}", "the clip is damaged or ends before the frame")
-                continue
-            frame, earlier_frame = frames[number - 1], frames[earlier - 1]
-            if earlier_frame.shape != frame.shape:
-                yield Skipped(f"{clip}: frame {number}", "the earlier frame has another size than the frame")
-                continue
-            sentences = self.tables.sentences[video]
-            try:
-                masks = read_masks(path, frame.shape[:2], {sentence.instance for sentence in sentences})
-            except UserError as error:
-                yield Skipped(str(path), str(error))
-                continue
-            for sentence in sentences:
-                if sentence.instance not in masks:
-                    where = f"{path}: instance {sentence.instance} ({sentence.text[:60]})"
-                    yield Skipped(where, "the instance is not in the frame")
-            present = tuple(sentence for sentence in sentences if sentence.instance in masks)
-            if present:
-                yield FramePair(video, number, frame, earlier_frame, rule, masks, present)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tables:
-    """The two annotation files: video -> subset, video -> its sentences, and the lines left out."""
 
     subset: dict[str, str]
     sentences: dict[str, tuple[Sentence, ...]]
     skipped: tuple[Skipped, ...]
 
 
-def decode_frames(clip: Path, wanted: set[int]) -> dict[int, np.ndarray]:
-    """Frames of a clip by index from 0, (H, W, 3) uint8 RGB; those at or after the first damage are not there.
+@dataclasses.dataclass(frozen=True)
+class A2DSentences:
+    """A2D-Sentences as unpacked; the methods are those of `input_pipeline.types.Reader`.
 
-    Decoding stops at the last frame that is wanted. The decoder is told to fail where it would guess, since a guessed
-    picture is a wrong sample.
+    Attributes:
+      raw: folder that contains `Release` and `text_annotations`.
+      interval: frames from the earlier frame to the annotated frame; 6 in the published runs.
+    """
+
+    raw: Path
+    interval: int = 6
+
+    #: Split -> its value in the last column of videoset.csv.
+    SUBSETS: ClassVar[dict[str, str]] = {"train": "0", "test": "1"}
+    #: Counts of the full data set.
+    FULL_COUNTS: ClassVar[dict[str, int]] = {
+        "videos": 3782,
+        "clips": 3782,
+        "videos with sentences": 3754,
+        "sentences": 6655,
+    }
+    HOW_TO_GET: ClassVar[str] = HOW_TO_GET
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.SUBSETS)
+
+    def videos(self, split: str) -> list[str]:
+        subset = self.annotations.subset
+        return sorted(video for video in self.annotations.sentences if subset[video] == self.SUBSETS[split])
+
+    def skipped(self) -> tuple[Skipped, ...]:
+        return self.annotations.skipped
+
+    def inventory(self) -> dict[str, tuple[int, int | None]]:
+        annotations = self.annotations
+        found = {
+            "videos": len(annotations.subset),
+            "clips": sum((self.raw / CLIPS / f"{video}.mp4").exists() for video in annotations.subset),
+            "videos with sentences": len(annotations.sentences),
+            "folders of masks": sum((self.raw / INSTANCES / video).is_dir() for video in annotations.sentences),
+            "sentences": sum(map(len, annotations.sentences.values())),
+        }
+        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in found.items()}
+
+    def group(self, video: str, instance: int, text: str) -> str:
+        """The label under which a sentence is scored; A2D-Sentences has none."""
+        return ""
+
+    @functools.cached_property
+    def annotations(self) -> Annotations:
+        """The annotation files, read once. Raises UserError if something is missing or is not UTF-8 text."""
+        check_complete(self.raw, (VIDEOSET, CLIPS, SENTENCES, INSTANCES), self.HOW_TO_GET)
+        skipped: list[Skipped] = []
+        subset = _read_videoset(self.raw / VIDEOSET, tuple(self.SUBSETS.values()), skipped)
+        sentences: dict[str, list[Sentence]] = {}
+        for video, instance, text in _read_sentences(self.raw / SENTENCES, subset, skipped):
+            sentences.setdefault(video, []).append(Sentence(text, instance, self.group(video, instance, text)))
+        missed = self.raw / MISSED_VIDEOS
+        expected = {line.strip() for _, line in numbered_lines(missed)} if missed.exists() else set()
+        for video in subset:
+            if video not in sentences and video not in expected:
+                skipped.append(Skipped(f"{self.raw / VIDEOSET}: video {video}", "video without a sentence"))
+        return Annotations(subset, {video: tuple(texts) for video, texts in sentences.items()}, tuple(skipped))
+
+    def read(self, video: str) -> Iterator[FramePair | Skipped]:
+        skipped: list[Skipped] = []
+        mask_files = self._find_mask_files(video, skipped)
+        yield from skipped
+        if not mask_files:
+            yield Skipped(str(self.raw / INSTANCES / video), "no h5 file for the video")
+            return
+        clip = self.raw / CLIPS / f"{video}.mp4"
+        if not clip.exists():
+            yield Skipped(str(clip), "clip missing")
+            return
+        earlier_frames = {index: find_earlier(index, self.interval, range(1, index + 1)) for index in mask_files}
+        needed = {*mask_files, *(index for index, _ in earlier_frames.values())}
+        frames = decode_frames(clip, {index - 1 for index in needed})
+        for frame_index, path in sorted(mask_files.items()):
+            earlier, rule = earlier_frames[frame_index]
+            if frame_index - 1 not in frames or earlier - 1 not in frames:
+                yield Skipped(f"{clip}: frame {frame_index}", "the clip is damaged or ends before the frame")
+                continue
+            frame, earlier_frame = frames[frame_index - 1], frames[earlier - 1]
+            if earlier_frame.shape != frame.shape:
+                yield Skipped(f"{clip}: frame {frame_index}", EARLIER_FRAME_SIZE)
+                continue
+            sentences = self.annotations.sentences[video]
+            try:
+                masks = read_masks(path, frame.shape[:2], [sentence.instance for sentence in sentences])
+            except UserError as error:
+                yield Skipped(str(path), str(error))
+                continue
+            for sentence in sentences:
+                if sentence.instance not in masks:
+                    yield Skipped(f"{path}: instance {sentence.instance} ({sentence.text[:60]})", NOT_IN_FRAME)
+            present = tuple(sentence for sentence in sentences if sentence.instance in masks)
+            if present:
+                yield FramePair(video, frame_index, frame, earlier_frame, rule, masks, present)
+
+    def _find_mask_files(self, video: str, skipped: list[Skipped]) -> dict[int, Path]:
+        """Frame index (from 1) -> h5 file with its masks."""
+        files: dict[int, Path] = {}
+        for path in sorted((self.raw / INSTANCES / video).glob("*.h5")):
+            if re.fullmatch(r"[0-9]{5}", path.stem) and int(path.stem) >= 1:
+                files[int(path.stem)] = path
+            else:
+                skipped.append(
+                    Skipped(f"{path.parent}: {path.name!r}", "the name of the h5 file is not a frame number")
+                )
+        return files
+
+
+def find_earlier(frame_index: int, interval: int, available: Collection[int]) -> tuple[int, str]:
+    """The index of the earlier frame, out of the available ones, and the rule that selected it.
+
+    Published: `interval` frames before, else 6 before, which fails if neither exists; we use the first frame then.
+    """
+    for index, rule in ((frame_index - interval, "interval"), (frame_index - 6, "index - 6")):
+        if index in available:
+            return index, rule
+    return min(available), "first frame"
+
+
+def decode_frames(clip: Path, indices: set[int]) -> dict[int, np.ndarray]:
+    """Decodes some frames of a clip.
+
+    Decoding stops at the last frame needed, or at the first damaged one: the decoder is set to fail instead of
+    concealing errors, since a concealed frame would be a wrong sample.
+
+    Args:
+      clip: an MP4 file.
+      indices: the frames to decode, from 0; at least one.
+
+    Returns:
+      Index -> (H, W, 3) uint8 RGB, without the frames at or after the first damage.
     """
     frames: dict[int, np.ndarray] = {}
-    to_rgb = VideoReformatter()  # one for all frames: each new one costs as much as a small frame
+    to_rgb = VideoReformatter()  # one for all frames: creating it costs as much as converting a small frame
     try:
-        # Left to guess, FFmpeg also follows lists of other files
+        # If FFmpeg may guess the format, it also follows playlists to other files.
         with av.open(str(clip), format="mp4", options={"err_detect": "explode"}) as container:
             codec = next((stream.codec_context for stream in container.streams.video), None)
-            if codec is None:  # no video stream, or none whose codec can be told
+            if codec is None:  # no video stream, or its codec is unknown
                 return frames
             codec.options = {"err_detect": "explode"}
-            codec.thread_count = 1  # the clips are read in parallel already
+            codec.thread_count = 1  # several clips are read in parallel already
             for index, frame in enumerate(container.decode(video=0)):
                 if frame.is_corrupt:
                     break
-                if index in wanted:
+                if index in indices:
                     frames[index] = to_rgb.reformat(frame, format="rgb24").to_ndarray()
-                if index >= max(wanted):
+                if index >= max(indices):
                     break
     except (av.FFmpegError, ValueError):
-        pass  # the caller reports each frame that is not there
+        pass  # the caller reports every missing frame
     return frames
 
 
-#: In one frame, and some more: a broken file may claim any number.
-MOST_INSTANCES = 1000
+#: More than any frame has: a broken file may claim any number.
+MAX_INSTANCES = 1000
 
 
-def read_masks(path: Path, size: tuple[int, int], wanted: set[int]) -> dict[int, np.ndarray]:
-    """The masks of the wanted instances that are in one h5 file: id -> (H, W) bool.
+def read_masks(path: Path, size: tuple[int, int], instances: Collection[int | None]) -> dict[int, np.ndarray]:
+    """Reads the masks of some instances from an h5 file.
 
-    MATLAB wrote the file, so `reMask` is (n, W, H), and (W, H) where `instance` has a single id: `instance` and not
-    the number of axes says which, and there may be more planes than ids.
+    The files were written by MATLAB, so `reMask` is (n, W, H), or (W, H) if `instance` has a single id. The number of
+    ids decides which, not the number of axes, and there may be more masks than ids.
 
     Args:
       path: the h5 file.
       size: (H, W) of the frame.
-      wanted: ids to look for.
+      instances: ids to look for.
+
+    Returns:
+      Id -> (H, W) bool, in the order of the ids, for those that are in the file.
 
     Raises:
-      UserError: the file is missing, can't be read, or holds masks of another size than the frame.
+      UserError: the file is missing, can't be read, or its masks and the frame differ in size.
     """
     try:
         with h5py.File(path, "r") as file:
-            instance, planes = file["instance"], file["reMask"]
-            if instance.size > MOST_INSTANCES or instance.dtype.kind not in "iuf":
-                raise UserError("the instances of the h5 file are no list of numbers")
-            numbers = np.ravel(instance[()]).tolist()
-            if not all(float(number).is_integer() for number in numbers):
-                raise UserError("the instances of the h5 file are no whole numbers")
-            ids = [int(number) for number in numbers]
-            if planes.shape[-2:] != size[::-1]:
-                raise UserError("the masks have another size than the frame")
-            alone = len(ids) == 1 and planes.ndim == 2
-            if not alone and (planes.ndim != 3 or len(planes) < len(ids)):
+            instance_ids, masks = file["instance"], file["reMask"]
+            ids = _read_ids(instance_ids)
+            if masks.shape[-2:] != size[::-1]:
+                raise UserError(MASK_SIZE)
+            single = len(ids) == 1 and masks.ndim == 2
+            if not single and (masks.ndim != 3 or len(masks) < len(ids)):
                 raise UserError("the h5 file has fewer masks than instances")
             return {
-                number: np.asarray(planes[()] if alone else planes[ids.index(number)]).T > 0
-                for number in sorted(wanted.intersection(ids))
+                instance: np.asarray(masks[()] if single else masks[ids.index(instance)]).T > 0
+                for instance in sorted(set(ids).intersection(instances))
             }
     except UserError:
         raise
@@ -238,6 +265,16 @@ def read_masks(path: Path, size: tuple[int, int], wanted: set[int]) -> dict[int,
         raise UserError("h5 file missing") from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError("the h5 file can't be read") from error
+
+
+def _read_ids(instance: h5py.Dataset) -> list[int]:
+    """The ids of the masks in an h5 file. Raises UserError if they are not integers."""
+    if instance.size > MAX_INSTANCES or instance.dtype.kind not in "iuf":
+        raise UserError("the instances of the h5 file are not a list of numbers")
+    ids = np.ravel(instance[()]).tolist()
+    if not all(float(value).is_integer() for value in ids):
+        raise UserError("the instances of the h5 file are not whole numbers")
+    return [int(value) for value in ids]
 
 
 def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped]) -> dict[str, str]:
@@ -248,7 +285,7 @@ def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped])
         if len(fields) < 9:
             skipped.append(Skipped(where, "malformed line of videoset.csv"))
         elif not is_plain_name(fields[0]):
-            skipped.append(Skipped(f"{where}: {fields[0]!r}", "the video's name is not a plain file name"))
+            skipped.append(Skipped(f"{where}: {fields[0]!r}", BAD_VIDEO_NAME))
         elif fields[8] not in subsets:
             skipped.append(Skipped(f"{where}: {fields[8]!r}", "unknown subset"))
         elif fields[0] in subset:
@@ -259,7 +296,7 @@ def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped])
 
 
 def _read_sentences(path: Path, subset: dict[str, str], skipped: list[Skipped]) -> Iterator[tuple[str, int, str]]:
-    """(video, instance, sentence) of every good line of a2d_annotation.txt."""
+    """Yields (video, instance, sentence) of every valid line of a2d_annotation.txt."""
     for where, line in numbered_lines(path):
         fields = [field.strip() for field in line.split(",", maxsplit=2)]
         if fields[:2] == ["video_id", "instance_id"]:
@@ -267,7 +304,7 @@ def _read_sentences(path: Path, subset: dict[str, str], skipped: list[Skipped]) 
         if len(fields) < 3:
             skipped.append(Skipped(where, "malformed line of a2d_annotation.txt"))
         elif not is_plain_name(fields[0]):
-            skipped.append(Skipped(f"{where}: {fields[0]!r}", "the video's name is not a plain file name"))
+            skipped.append(Skipped(f"{where}: {fields[0]!r}", BAD_VIDEO_NAME))
         elif fields[0] not in subset:
             skipped.append(Skipped(f"{where}: {fields[0]}", "video is not in videoset.csv"))
         elif not re.fullmatch(r"[0-9]{1,9}", fields[1]):

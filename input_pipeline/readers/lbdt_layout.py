@@ -1,13 +1,13 @@
-"""Readers of the layout that LBDT's released code prepares its data in: pictures, masks, and a text file of rows.
+"""Readers of the layout in which LBDT's released code prepares its data: frames, masks, and a text file of rows.
 
     a2d/    images/<video>/<%05d>.jpg, masks/<video>/<%05d>.h5, train.txt, val.txt
                                         video/frame,height,width,instance,sentence,category
     jhmdb/  Rename_Images/<action>/<video>/<%05d>.png, puppet_mask/<action>/<video>/puppet_mask.mat, val.txt
-                                        the same rows; the instance means nothing, there is one person
+                                        the same rows; the instance is ignored, since there is one person
     ytvos/  train/ and val/, each with JPEGImages/<video>/<%05d>.jpg, Annotations/<video>/<%05d>.png; train.txt, val.txt
                                         video/frame#height#width#object#sentence; in val.txt with ~ instead of #
 
-A row is a sample. `val.txt` holds what is evaluated; its split has the name that the reader of the raw data gives it.
+A row is a sample. `val.txt` holds the samples to evaluate; its split is named as in the reader of the raw data.
 
 Source: https://github.com/dzh19990407/LBDT.
 """
@@ -26,31 +26,42 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.readers import a2d_sentences, jhmdb_sentences
-from input_pipeline.readers.raw_files import is_plain_name, numbered_lines, read_frames
-from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
-from input_pipeline.readers.video_folders import frame_numbers, read_labels
+from input_pipeline.readers import a2d_sentences, jhmdb_sentences, refer_youtube_vos
+from input_pipeline.readers.raw_files import (
+    BAD_VIDEO_NAME,
+    MASK_SIZE,
+    NOT_IN_FRAME,
+    is_plain_name,
+    numbered_lines,
+    read_frames,
+)
+from input_pipeline.readers.video_folders import frame_indices, read_labels
 from input_pipeline.types import FramePair, Sentence, Skipped
 
 
 def is_lbdt_layout(raw: Path) -> bool:
-    """Whether a folder holds a data set in this layout, and not as its source publishes it."""
+    """Whether a folder holds a data set in this layout, rather than as its source publishes it."""
     return any((raw / file).is_file() for file in ("train.txt", "val.txt"))
 
 
 class Row(NamedTuple):
-    """A good row: its number in its file (from 1), its frame, that frame's size in pixels, and its sentence."""
+    """A valid row of a text file: its line (from 1), its frame, the frame's size in pixels, and its sentence.
+
+    `instance`, `text` and `expression` are those of `Sentence`.
+    """
 
     line: int
-    frame: int
+    frame_index: int
     height: int
     width: int
-    sentence: Sentence
+    instance: int
+    text: str
+    expression: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Tables:
-    """The text files: split -> video -> its rows in the order of the file, and what was left out."""
+class Annotations:
+    """The text files: split -> video -> its rows in the order of the file, and the rows that were left out."""
 
     rows: dict[str, dict[str, tuple[Row, ...]]]
     skipped: tuple[Skipped, ...]
@@ -58,220 +69,233 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class LBDTLayout:
-    """What the three data sets share; see `input_pipeline.readers` for what every reader offers."""
+    """What the three data sets have in common; the methods are those of `input_pipeline.types.Reader`.
+
+    Attributes:
+      raw: folder of one data set in this layout.
+      interval: frames from the earlier frame to the frame.
+    """
 
     raw: Path
     interval: int
 
-    #: Split -> its file and what stands between the fields of a row.
+    #: Split -> its file and the separator between the fields of a row.
     FILES: ClassVar[dict[str, tuple[str, str]]]
     #: The fields of a row.
     FIELDS: ClassVar[tuple[str, ...]] = ("video/frame", "height", "width", "instance", "sentence", "category")
     #: Split -> its folders of frames and masks.
     FOLDERS: ClassVar[dict[str, tuple[str, str]]]
-    #: How the name of a frame ends.
+    #: Suffix of the frame files.
     SUFFIX: ClassVar[str] = ".jpg"
-    #: What the full data set holds, to show beside what was found.
-    FULL: ClassVar[dict[str, int]]
+    #: Counts of the full data set.
+    FULL_COUNTS: ClassVar[dict[str, int]]
 
     def splits(self) -> tuple[str, ...]:
-        """Those whose file is there. Raises UserError if one lacks its frames or masks, or is not UTF-8."""
-        return tuple(self.tables.rows)
+        """Those whose text file exists. Raises UserError if one lacks its frames or masks, or is not UTF-8."""
+        return tuple(self.annotations.rows)
 
     def videos(self, split: str) -> list[str]:
-        """The videos of `split` that have a row, sorted. Raises UserError as `splits` does."""
-        return sorted(self.tables.rows[split])
+        return sorted(self.annotations.rows[split])
 
     def skipped(self) -> tuple[Skipped, ...]:
-        """The rows that were left out."""
-        return self.tables.skipped
+        return self.annotations.skipped
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
-        """What is there: thing -> (number found, number in the full data set or None where its source gives none)."""
         found = {}
-        for split, videos in self.tables.rows.items():
+        for split, videos in self.annotations.rows.items():
             found[f"{split} videos"] = len(videos)
-            found[f"{split} folders of frames"] = sum(self.frames_of(split, video).is_dir() for video in videos)
+            found[f"{split} folders of frames"] = sum(self.frame_folder(split, video).is_dir() for video in videos)
             found[f"{split} sentences about a frame"] = sum(map(len, videos.values()))
-        return {thing: (number, self.FULL.get(thing)) for thing, number in found.items()}
+        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in found.items()}
 
     @functools.cached_property
-    def tables(self) -> Tables:
-        """The text files, read once. Raises UserError if part of the tree is missing or a file is not UTF-8."""
+    def annotations(self) -> Annotations:
+        """The text files, read once. Raises UserError if frames or masks are missing or a file is not UTF-8."""
         skipped: list[Skipped] = []
         rows: dict[str, dict[str, tuple[Row, ...]]] = {}
         for split, (file, separator) in self.FILES.items():
             if not (self.raw / file).is_file():
                 continue
             if missing := [folder for folder in self.FOLDERS[split] if not (self.raw / folder).is_dir()]:
-                raise UserError(f"{self.raw} has {file} and lacks {', '.join(missing)}, which it is about.")
+                raise UserError(f"{self.raw} has {file} but lacks {', '.join(missing)}, which its rows refer to.")
             rows[split] = self._read_rows(self.raw / file, separator, skipped)
         if not rows:
             raise UserError(f"{self.raw} lacks {' and '.join(file for file, _ in self.FILES.values())}.")
-        first, *others = rows
-        for split in others:
+        first, *later = rows
+        for split in later:
             for video in sorted(rows[first].keys() & rows[split].keys()):
-                skipped.append(Skipped(f"{self.raw / self.FILES[split][0]}: video {video}", "video of two splits"))
+                skipped.append(Skipped(f"{self.raw / self.FILES[split][0]}: video {video}", "video in two splits"))
                 del rows[split][video]
-        return Tables(rows, tuple(skipped))
+        return Annotations(rows, tuple(skipped))
 
     def _read_rows(self, path: Path, separator: str, skipped: list[Skipped]) -> dict[str, tuple[Row, ...]]:
-        """Video -> its rows. The separator may stand in a sentence: nothing else is between the other fields."""
+        """Video -> its rows. A sentence may contain the separator; the other fields can't."""
         rows: dict[str, list[Row]] = {}
         field, size = f"([^{separator}]*)", r" *([1-9][0-9]{0,4}) *"
-        after = [field] * (len(self.FIELDS) - 5)
-        pattern = re.compile(separator.join([f"{field}/([0-9]{{5}}) *", size, size, field, "(.*)", *after]), re.DOTALL)
+        last_fields = [field] * (len(self.FIELDS) - 5)
+        pattern = re.compile(
+            separator.join([f"{field}/([0-9]{{5}}) *", size, size, field, "(.*)", *last_fields]), re.DOTALL
+        )
         for where, line in numbered_lines(path):
-            row = pattern.fullmatch(line)
-            if row is None:
-                skipped.append(Skipped(where, f"the row is not: {separator.join(self.FIELDS)}"))
+            match = pattern.fullmatch(line)
+            if match is None:
+                skipped.append(Skipped(where, f"the row does not have the form {separator.join(self.FIELDS)}"))
                 continue
-            video, number, height, width, instance, text, *_ = (group.strip() for group in row.groups())
+            video, frame_index, height, width, object_id, text, *_ = (group.strip() for group in match.groups())
             if not is_plain_name(video):
-                skipped.append(Skipped(f"{where}: {video[:200]!r}", "the video's name is not a plain file name"))
-            elif (object_id := self.instance(instance)) is None:
-                skipped.append(Skipped(f"{where}: {instance[:60]!r}", "the instance is not the number of an object"))
+                skipped.append(Skipped(f"{where}: {video[:200]!r}", BAD_VIDEO_NAME))
+            elif (instance := self.parse_instance(object_id)) is None:
+                skipped.append(Skipped(f"{where}: {object_id[:60]!r}", "the instance is not a valid object id"))
             elif not text:
                 skipped.append(Skipped(where, "empty sentence"))
             else:
                 line_number = int(where.rpartition(":")[2])
-                sentence = Sentence(text, object_id)
-                rows.setdefault(video, []).append(Row(line_number, int(number), int(height), int(width), sentence))
-        return {video: self.named(of_video) for video, of_video in rows.items()}
+                row = Row(line_number, int(frame_index), int(height), int(width), instance, text)
+                rows.setdefault(video, []).append(row)
+        return {video: self.name_expressions(video_rows) for video, video_rows in rows.items()}
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
-        """Every frame of `video` that has a row, in order, with its sentences, and what had to be left out."""
-        split, rows = next((split, videos[video]) for split, videos in self.tables.rows.items() if video in videos)
-        frames, file = self.frames_of(split, video), self.raw / self.FILES[split][0]
-        if not frames.is_dir():
-            yield Skipped(str(frames), "the video's folder of frames is missing")
+        """Yields every frame of a video that has a row, in order, and what had to be left out."""
+        split, rows = next((split, videos[video]) for split, videos in self.annotations.rows.items() if video in videos)
+        folder, file = self.frame_folder(split, video), self.raw / self.FILES[split][0]
+        if not folder.is_dir():
+            yield Skipped(str(folder), "the video's folder of frames is missing")
             return
-        listed = {row.frame for row in rows}  # one of these that is lost has no substitute
-        known = frame_numbers(frames, self.SUFFIX) | listed
-        for number, of_frame in itertools.groupby(sorted(rows, key=lambda row: row.frame), key=lambda row: row.frame):
-            asked = tuple(of_frame)
-            earlier, rule = self.earlier(number, known)
-            path = frames / f"{number:05d}{self.SUFFIX}"
+        # A frame that has a row and no file is an error: no other frame may replace it as the earlier frame.
+        available = frame_indices(folder, self.SUFFIX) | {row.frame_index for row in rows}
+        in_order = sorted(rows, key=lambda row: row.frame_index)
+        for index, group in itertools.groupby(in_order, key=lambda row: row.frame_index):
+            frame_rows = tuple(group)
+            earlier, rule = self.find_earlier(index, available)
+            path = folder / f"{index:05d}{self.SUFFIX}"
             try:
                 frame, earlier_frame, files = read_frames(path, path.with_stem(f"{earlier:05d}"))
-                path = self.masks_of(split, video, number)
-                masks = self.read_masks(path, number, frame.shape[:2], {row.sentence.instance for row in asked}, split)
+                path = self.mask_file(split, video, index)
+                masks = self.read_masks(path, split, index, frame.shape[:2], {row.instance for row in frame_rows})
             except UserError as error:
                 yield Skipped(str(path), str(error))
                 continue
-            sentences = []
-            for row in asked:
+            for row in frame_rows:
                 if (row.height, row.width) != frame.shape[:2]:
-                    where = f"{file}:{row.line}"
-                    yield Skipped(where, "the row's height and width are not those of the frame: kept with the frame's")
-                if row.sentence.instance not in masks:
-                    where = f"{file}:{row.line}: instance {row.sentence.instance}"
-                    yield Skipped(where, "the instance is not in the frame")
-                else:
-                    sentences.append(row.sentence)
+                    reason = "the row's height and width are not the frame's: kept with those of the frame"
+                    yield Skipped(f"{file}:{row.line}", reason)
+                if row.instance not in masks:
+                    yield Skipped(f"{file}:{row.line}: instance {row.instance}", NOT_IN_FRAME)
+            present = (row for row in frame_rows if row.instance in masks)
+            sentences = tuple(Sentence(row.text, row.instance, expression=row.expression) for row in present)
             if sentences:
-                present = {s.instance: masks[s.instance] for s in sorted(sentences, key=lambda s: s.instance)}
-                yield FramePair(video, number, frame, earlier_frame, rule, present, tuple(sentences), files=files)
+                masks = dict(sorted(masks.items()))
+                yield FramePair(video, index, frame, earlier_frame, rule, masks, sentences, files=files)
 
-    def instance(self, field: str) -> int | None:
-        """The id that a row gives its object; None if there can be no such object."""
-        return int(field) if re.fullmatch(r"[0-9]{1,9}", field) else None
+    def parse_instance(self, object_id: str) -> int | None:
+        """The object id of a row; None if it is not valid."""
+        return int(object_id) if re.fullmatch(r"[0-9]{1,9}", object_id) else None
 
-    def named(self, rows: list[Row]) -> tuple[Row, ...]:
-        """The rows of a video, with names for their sentences where the data set has them."""
+    def name_expressions(self, rows: list[Row]) -> tuple[Row, ...]:
+        """The rows of a video, with the ids of their expressions if the data set has such ids."""
         return tuple(rows)
 
-    def earlier(self, number: int, known: Collection[int]) -> tuple[int, str]:
-        """The number of the earlier frame among those that the video has, and the rule that found it."""
+    def find_earlier(self, frame_index: int, available: Collection[int]) -> tuple[int, str]:
+        """The index of the earlier frame, out of the available ones, and the rule that selected it."""
         raise NotImplementedError
 
-    def frames_of(self, split: str, video: str) -> Path:
+    def frame_folder(self, split: str, video: str) -> Path:
         """The folder of a video's frames."""
         return self.raw / self.FOLDERS[split][0] / video
 
-    def masks_of(self, split: str, video: str, number: int) -> Path:
+    def mask_file(self, split: str, video: str, frame_index: int) -> Path:
         """The file with the masks of a frame."""
         raise NotImplementedError
 
     def read_masks(
-        self, path: Path, number: int, size: tuple[int, int], wanted: set[int], split: str
+        self, path: Path, split: str, frame_index: int, size: tuple[int, int], instances: set[int]
     ) -> dict[int, np.ndarray]:
-        """The wanted masks of a frame of size (H, W): instance -> (H, W) bool. Raises UserError that says why not."""
+        """Reads masks of a frame.
+
+        Args:
+          path: file of the masks.
+          split: the split of its video.
+          frame_index: index of the frame.
+          size: (H, W) of the frame.
+          instances: ids to look for.
+
+        Returns:
+          Id -> (H, W) bool, for those that are in the frame.
+
+        Raises:
+          UserError: the file is missing, can't be read, or its masks and the frame differ in size.
+        """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class LBDTLayoutA2D(LBDTLayout):
-    """A2D-Sentences as LBDT prepares it; fields as in `A2DSentences`."""
+    """A2D-Sentences as LBDT prepares it; attributes as in `A2DSentences`."""
 
     interval: int = 6
 
     FILES: ClassVar[dict[str, tuple[str, str]]] = {"train": ("train.txt", ","), "test": ("val.txt", ",")}
     FOLDERS: ClassVar[dict[str, tuple[str, str]]] = dict.fromkeys(FILES, ("images", "masks"))
-    FULL: ClassVar[dict[str, int]] = {"train videos": 3017, "test videos": 737}
+    FULL_COUNTS: ClassVar[dict[str, int]] = {"train videos": 3017, "test videos": 737}
 
-    def earlier(self, number: int, known: Collection[int]) -> tuple[int, str]:
-        """Published: `interval` frames before, else 6 before, which may not exist; we take the first frame then."""
-        for before, rule in ((number - self.interval, "interval"), (number - 6, "index - 6")):
-            if before in known:
-                return before, rule
-        return min(known), "first frame"
+    def find_earlier(self, frame_index: int, available: Collection[int]) -> tuple[int, str]:
+        return a2d_sentences.find_earlier(frame_index, self.interval, available)
 
-    def masks_of(self, split: str, video: str, number: int) -> Path:
-        return self.raw / "masks" / video / f"{number:05d}.h5"
+    def mask_file(self, split: str, video: str, frame_index: int) -> Path:
+        return self.raw / "masks" / video / f"{frame_index:05d}.h5"
 
     def read_masks(
-        self, path: Path, number: int, size: tuple[int, int], wanted: set[int], split: str
+        self, path: Path, split: str, frame_index: int, size: tuple[int, int], instances: set[int]
     ) -> dict[int, np.ndarray]:
-        return a2d_sentences.read_masks(path, size, wanted)
+        return a2d_sentences.read_masks(path, size, instances)
 
 
 @dataclasses.dataclass(frozen=True)
 class LBDTLayoutJHMDB(LBDTLayout):
-    """J-HMDB-Sentences as LBDT prepares it, for evaluation only; fields as in `JHMDBSentences`."""
+    """J-HMDB-Sentences as LBDT prepares it, for evaluation only; attributes as in `JHMDBSentences`."""
 
     interval: int = 5
 
     FILES: ClassVar[dict[str, tuple[str, str]]] = {"test": ("val.txt", ",")}
     FOLDERS: ClassVar[dict[str, tuple[str, str]]] = {"test": (jhmdb_sentences.FRAMES, jhmdb_sentences.MASKS)}
     SUFFIX: ClassVar[str] = ".png"
-    FULL: ClassVar[dict[str, int]] = {"test videos": 928, "test sentences about a frame": 2784}
+    FULL_COUNTS: ClassVar[dict[str, int]] = {"test videos": 928, "test sentences about a frame": 2784}
 
-    def instance(self, field: str) -> int:
+    def parse_instance(self, object_id: str) -> int:
         return 0
 
     def skipped(self) -> tuple[Skipped, ...]:
-        """The rows that were left out, and the videos that lie under two actions."""
-        return (*self.tables.skipped, *self.actions[1])
+        """The rows that were left out, and the videos that occur under two actions."""
+        return (*self.annotations.skipped, *self.actions[1])
 
     @functools.cached_property
     def actions(self) -> tuple[dict[str, str], tuple[Skipped, ...]]:
-        """Video -> the folder it lies in, and what was left out."""
+        """Video -> its action, the folder that contains it; and what was left out."""
         skipped: list[Skipped] = []
         return jhmdb_sentences.find_videos(self.raw / jhmdb_sentences.FRAMES, skipped), tuple(skipped)
 
-    def earlier(self, number: int, known: Collection[int]) -> tuple[int, str]:
-        return jhmdb_sentences.JHMDBSentences(self.raw, self.interval).earlier(number)
+    def find_earlier(self, frame_index: int, available: Collection[int]) -> tuple[int, str]:
+        return jhmdb_sentences.find_earlier(frame_index, self.interval)
 
-    def frames_of(self, split: str, video: str) -> Path:
+    def frame_folder(self, split: str, video: str) -> Path:
         return self.raw / jhmdb_sentences.FRAMES / self.actions[0].get(video, "*") / video
 
-    def masks_of(self, split: str, video: str, number: int) -> Path:
+    def mask_file(self, split: str, video: str, frame_index: int) -> Path:
         return self.raw / jhmdb_sentences.MASKS / self.actions[0][video] / video / "puppet_mask.mat"
 
     def read_masks(
-        self, path: Path, number: int, size: tuple[int, int], wanted: set[int], split: str
+        self, path: Path, split: str, frame_index: int, size: tuple[int, int], instances: set[int]
     ) -> dict[int, np.ndarray]:
-        return {0: jhmdb_sentences.mask_of_frame(_masks_of_video(path), number, size)}
+        return {0: jhmdb_sentences.select_mask(_read_video_masks(path), frame_index, size)}
 
 
-#: The frames of a video are read one after the other.
-_masks_of_video = functools.lru_cache(maxsize=1)(jhmdb_sentences.read_masks)
+#: Cached, since the frames of a video are read one after the other.
+_read_video_masks = functools.lru_cache(maxsize=1)(jhmdb_sentences.read_masks)
 
 
 @dataclasses.dataclass(frozen=True)
 class LBDTLayoutReferYouTubeVOS(LBDTLayout):
-    """Refer-YouTube-VOS as LBDT prepares it; fields as in `ReferYouTubeVOS`."""
+    """Refer-YouTube-VOS as LBDT prepares it; attributes as in `ReferYouTubeVOS`."""
 
     interval: int = 5
 
@@ -281,40 +305,38 @@ class LBDTLayoutReferYouTubeVOS(LBDTLayout):
         "train": ("train/JPEGImages", "train/Annotations"),
         "valid": ("val/JPEGImages", "val/Annotations"),
     }
-    FULL: ClassVar[dict[str, int]] = {"train videos": 3471}
+    FULL_COUNTS: ClassVar[dict[str, int]] = {"train videos": 3471}
 
-    def instance(self, field: str) -> int | None:
-        return int(field) if re.fullmatch(r"[1-9][0-9]{0,2}", field) and int(field) <= 255 else None
+    def parse_instance(self, object_id: str) -> int | None:
+        return refer_youtube_vos.parse_object_id(object_id)
 
-    def named(self, rows: list[Row]) -> tuple[Row, ...]:
-        """Numbers the sentences of a video, each with its object, in the order of the file.
+    def name_expressions(self, rows: list[Row]) -> tuple[Row, ...]:
+        """Numbers the expressions of a video, one per object and sentence, in the order of the file.
 
-        A frame may be asked the same twice, by two annotators: these are two expressions.
+        A frame may have the same sentence twice, by two annotators: these are two expressions.
         """
-        sentences: dict[tuple[int, str, int], Sentence] = {}
-        asked: Counter[tuple[int, int, str]] = Counter()
+        names: dict[tuple[int, str, int], str] = {}
+        repeats: Counter[tuple[int, int, str]] = Counter()
         named = []
         for row in rows:
-            instance, text = row.sentence.instance, row.sentence.text
-            key = instance, text, asked[row.frame, instance, text]
-            asked[row.frame, instance, text] += 1
-            if key not in sentences:
-                sentences[key] = dataclasses.replace(row.sentence, expression=str(len(sentences)))
-            named.append(row._replace(sentence=sentences[key]))
+            in_frame = row.frame_index, row.instance, row.text
+            name = names.setdefault((row.instance, row.text, repeats[in_frame]), str(len(names)))
+            repeats[in_frame] += 1
+            named.append(row._replace(expression=name))
         return tuple(named)
 
-    def earlier(self, number: int, known: Collection[int]) -> tuple[int, str]:
-        return ReferYouTubeVOS(self.raw, self.interval).earlier(number, known)
+    def find_earlier(self, frame_index: int, available: Collection[int]) -> tuple[int, str]:
+        return refer_youtube_vos.find_earlier(frame_index, self.interval, available)
 
-    def masks_of(self, split: str, video: str, number: int) -> Path:
-        return self.raw / self.FOLDERS[split][1] / video / f"{number:05d}.png"
+    def mask_file(self, split: str, video: str, frame_index: int) -> Path:
+        return self.raw / self.FOLDERS[split][1] / video / f"{frame_index:05d}.png"
 
     def read_masks(
-        self, path: Path, number: int, size: tuple[int, int], wanted: set[int], split: str
+        self, path: Path, split: str, frame_index: int, size: tuple[int, int], instances: set[int]
     ) -> dict[int, np.ndarray]:
-        """Where an object is not in a frame, it has an empty mask in valid, and none in train, as in the raw data."""
+        """If an object is not in a frame, it has an empty mask in valid, and none in train, as in the raw data."""
         labels = read_labels(path)
         if labels.shape != size:
-            raise UserError("the mask has another size than the frame")
-        masks = {instance: labels == instance for instance in wanted}
+            raise UserError(MASK_SIZE)
+        masks = {instance: labels == instance for instance in instances}
         return {instance: mask for instance, mask in masks.items() if split == "valid" or mask.any()}

@@ -1,9 +1,9 @@
-"""Reading the files of raw data sets: annotation lines, names and frames, none of which is trusted."""
+"""Reading the files of raw data sets: annotation lines, names and frames. None of them is trusted."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -11,19 +11,32 @@ import numpy as np
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame
 
-#: File systems allow 255, with the suffix.
+#: File systems allow 255 bytes, including the suffix.
 MAX_NAME_BYTES = 240
+
+#: Reasons of `Skipped` that several readers give.
+BAD_VIDEO_NAME = "the video's name is not a plain file name"
+EARLIER_FRAME_SIZE = "the earlier frame and the frame differ in size"
+MASK_SIZE = "the mask and the frame differ in size"
+NOT_IN_FRAME = "the instance is not in the frame"
+
+
+def check_complete(raw: Path, parts: Iterable[str], how_to_get: str) -> None:
+    """Raises UserError, with the instructions `how_to_get`, if files or folders are missing under `raw`."""
+    missing = [part for part in parts if not (raw / part).exists()]
+    if missing:
+        raise UserError(f"{raw} lacks {', '.join(missing)}.\n{how_to_get}")
 
 
 def numbered_lines(path: Path, latin_1: bool = False) -> Iterator[tuple[str, str]]:
-    """("file:line", text) of every line that is not blank.
+    """Yields ("file:line", text) for every line that is not blank.
 
     Args:
-      path: a file of UTF-8 text, with the line ends of any system.
-      latin_1: what is not UTF-8 is Latin-1, which every file is.
+      path: a UTF-8 text file, with the line endings of any system.
+      latin_1: whether to decode the file as Latin-1 if it is not UTF-8.
 
     Raises:
-      UserError: the file can't be read, or is not UTF-8 and may not be Latin-1.
+      UserError: the file can't be read, or its encoding is wrong.
     """
     try:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -34,39 +47,60 @@ def numbered_lines(path: Path, latin_1: bool = False) -> Iterator[tuple[str, str
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         if not latin_1:
-            line = content.count(b"\n", 0, error.start) + 1
-            raise UserError(f"{path}:{line}: not UTF-8 text ({error.reason}). Unpack the file again.") from error
+            bad_line = content.count(b"\n", 0, error.start) + 1
+            raise UserError(f"{path}:{bad_line}: not UTF-8 text ({error.reason}). Unpack the file again.") from error
         text = content.decode("latin-1")
-    for number, line in enumerate(text.split("\n"), start=1):
+    for line_number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", line
+            yield f"{path}:{line_number}", line
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name from an annotation file stays inside its folder when it becomes a path that can be."""
+    """Whether a name from an annotation file is a valid file name that can't lead out of its folder."""
     inside = name not in ("", ".", "..") and PurePath(name).name == name and "\\" not in name
     return inside and name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
 
 
-def read_frame(path: Path, what: str) -> tuple[np.ndarray, bytes]:
-    """A picture, (H, W, 3) uint8 RGB, and its file. Raises UserError that says what is wrong with `what`."""
+def read_frame(path: Path, name: str) -> tuple[np.ndarray, bytes]:
+    """Reads an image file.
+
+    Args:
+      path: a JPEG or PNG file.
+      name: what the image is called in error messages, such as "frame".
+
+    Returns:
+      The image, (H, W, 3) uint8 RGB, and the content of its file.
+
+    Raises:
+      UserError: the file is missing or can't be read.
+    """
     try:
         content = path.read_bytes()
         return decode_frame(content), content
     except FileNotFoundError as error:
-        raise UserError(f"{what} missing") from error
+        raise UserError(f"{name} missing") from error
     except OSError as error:
-        raise UserError(f"the {what} can't be read") from error
+        raise UserError(f"the {name} can't be read") from error
 
 
-def read_frames(path: Path, earlier: Path) -> tuple[np.ndarray, np.ndarray, tuple[bytes, bytes]]:
-    """A frame and its earlier frame, (H, W, 3) uint8 RGB each, and their files.
+def read_frames(
+    path: Path, earlier_path: Path, read: Callable[[Path, str], tuple[np.ndarray, bytes]] = read_frame
+) -> tuple[np.ndarray, np.ndarray, tuple[bytes, bytes]]:
+    """Reads a frame and its earlier frame.
+
+    Args:
+      path: file of the frame.
+      earlier_path: file of the earlier frame.
+      read: `read_frame`, or a cache of it.
+
+    Returns:
+      The frame and the earlier frame, (H, W, 3) uint8 RGB each, and the contents of their files.
 
     Raises:
-      UserError: what is wrong with either, or their sizes differ.
+      UserError: either is missing or can't be read, or they differ in size.
     """
-    frame, file = read_frame(path, "frame")
-    earlier_frame, earlier_file = read_frame(earlier, "earlier frame")
+    frame, file = read(path, "frame")
+    earlier_frame, earlier_file = read(earlier_path, "earlier frame")
     if earlier_frame.shape != frame.shape:
-        raise UserError("the earlier frame has another size than the frame")
+        raise UserError(EARLIER_FRAME_SIZE)
     return frame, earlier_frame, (file, earlier_file)

@@ -1,6 +1,6 @@
-"""Videos as two folders, <%05d>.jpg frames and <%05d>.png masks, as Refer-YouTube-VOS and DAVIS have them.
+"""Videos as folders of <%05d>.jpg frames and <%05d>.png masks, the layout of Refer-YouTube-VOS and DAVIS.
 
-A mask is a palette picture: the value of a pixel is the id of the object that it belongs to, 0 for none.
+A mask file is a palette image: the value of a pixel is the id of its object, 0 for background.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,17 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import UNREADABLE
-from input_pipeline.readers.raw_files import read_frame
+from input_pipeline.readers.raw_files import MASK_SIZE, NOT_IN_FRAME, read_frame, read_frames
 from input_pipeline.types import FramePair, Sentence, Skipped
 
-#: Decoded frames of a video that are kept at a time: enough for the published intervals, whatever the video's length.
-FRAMES_KEPT = 8
-#: Where a PNG file tells the bits of a channel, in bytes.
-BIT_DEPTH = 24
+#: Decoded frames of a video to keep in memory: enough for the published intervals, however long the video is.
+CACHED_FRAMES = 8
+#: Offset of the bit depth in a PNG file, in bytes.
+BIT_DEPTH_OFFSET = 24
 
 
-def frame_numbers(folder: Path, suffix: str) -> set[int]:
-    """The numbers of the files <%05d><suffix> in a folder; empty where it does not exist."""
+def frame_indices(folder: Path, suffix: str) -> set[int]:
+    """The indices of the files <%05d><suffix> in a folder; empty if the folder does not exist."""
     return {int(path.stem) for path in folder.glob(f"*{suffix}") if re.fullmatch(r"[0-9]{5}", path.stem)}
 
 
@@ -34,110 +34,141 @@ def read_video(
     video: str,
     frames: Path,
     masks: Path | None,
-    numbers: Iterable[int],
-    earlier: Callable[[int], tuple[int, str]],
+    indices: Collection[int],
+    find_earlier: Callable[[int], tuple[int, str]],
     sentences: tuple[Sentence, ...],
     keep_all: bool,
 ) -> Iterator[FramePair | Skipped]:
-    """The frame pairs of a video, in the order of `numbers`, and what had to be left out.
+    """Yields the frame pairs of a video, in the order of `indices`, and what had to be left out.
 
     Args:
-      video: the data set's name of the video.
-      frames: its folder of frames.
-      masks: its folder of masks; None where they are not published.
-      numbers: the annotated frames.
-      earlier: frame -> earlier frame and the rule that found it.
-      sentences: all about the video.
-      keep_all: True asks every sentence about every frame, as published scores and servers demand: with an empty mask
-        where its object is not in the frame, and with instance None where the frame has no mask that can be read.
-        False leaves a sentence out of both.
+      video: the video's name in the data set.
+      frames: folder of its frames.
+      masks: folder of its masks; None if they are not published.
+      indices: the annotated frames.
+      find_earlier: frame index -> index of the earlier frame, and the rule that selected it.
+      sentences: all sentences of the video.
+      keep_all: True keeps every sentence in every frame, as published scores and servers require: with an empty mask
+        if its object is not in the frame, and with instance None if the frame has no readable mask. False drops the
+        sentence in both cases.
     """
     if not frames.is_dir():
         yield Skipped(str(frames), "the video's folder of frames is missing")
         return
-    if masks is not None and not masks.is_dir():
-        yield Skipped(str(masks), "the video's folder of masks is missing")
-        masks = None
-    labels: dict[int, np.ndarray | None] = dict.fromkeys(numbers) if keep_all else {}
-    for number in numbers if masks is not None else ():
-        path = masks / f"{number:05d}.png"
-        try:
-            labels[number] = read_labels(path)
-        except UserError as error:
-            yield Skipped(str(path), str(error))
-    ids = {
-        n: set(np.flatnonzero(np.bincount(label.ravel())).tolist()) for n, label in labels.items() if label is not None
-    }
-    seen = set().union(*ids.values())
-    for sentence in sentences:
-        if ids and sentence.instance is not None and sentence.instance not in seen:
-            where = f"{masks}: instance {sentence.instance} ({sentence.text[:60]})"
-            kept = ": kept with empty masks" if keep_all else ""
-            yield Skipped(where, f"the instance is in no mask of the video{kept}")
-    if not keep_all:
-        sentences = tuple(sentence for sentence in sentences if sentence.instance in seen)
+    skipped: list[Skipped] = []
+    labels = _read_all_labels(masks, indices, skipped)
+    objects = {index: _object_ids(label) for index, label in labels.items()}
+    sentences = _check_instances(sentences, objects, str(masks), keep_all, skipped)
+    yield from skipped
     if not sentences:
         return
 
-    pictures: dict[int, tuple[np.ndarray, bytes]] = {}  # a frame is soon an earlier frame
-
-    def picture(number: int, what: str) -> tuple[np.ndarray, bytes]:
-        if number not in pictures:
-            if len(pictures) == FRAMES_KEPT:
-                del pictures[next(iter(pictures))]  # read first
-            pictures[number] = read_frame(frames / f"{number:05d}.jpg", what)
-        return pictures[number]
-
-    for number, label in labels.items():
-        path = frames / f"{number:05d}.jpg"
-        earlier_number, rule = earlier(number)
+    cache = _FrameCache()
+    for index in indices if keep_all else labels:
+        path = frames / f"{index:05d}.jpg"
+        earlier, rule = find_earlier(index)
         try:
-            frame, file = picture(number, "frame")
-            earlier_frame, earlier_file = picture(earlier_number, "earlier frame")
-            if earlier_frame.shape != frame.shape:
-                raise UserError("the earlier frame has another size than the frame")
+            frame, earlier_frame, files = read_frames(path, frames / f"{earlier:05d}.jpg", cache.read)
         except UserError as error:
             yield Skipped(str(path), str(error))
             continue
+        label = labels.get(index)
         if label is not None and label.shape != frame.shape[:2]:
-            yield Skipped(str(path), "the mask has another size than the frame")
+            yield Skipped(str(path), MASK_SIZE)
             label = None
         if label is None:
-            asked = tuple(dataclasses.replace(sentence, instance=None) for sentence in sentences) if keep_all else ()
-        else:
-            asked = tuple(s for s in sentences if keep_all or s.instance in ids[number])
-            for instance in sorted({s.instance for s in sentences} - {s.instance for s in asked}):
-                yield Skipped(f"{masks / path.stem}.png: instance {instance}", "the instance is not in the frame")
-        if asked:
-            present = sorted({sentence.instance for sentence in asked} - {None})
-            planes = {instance: label == instance for instance in present}
-            files = file, earlier_file
-            yield FramePair(video, number, frame, earlier_frame, rule, planes, asked, files=files)
+            if keep_all:
+                unlabeled = tuple(dataclasses.replace(sentence, instance=None) for sentence in sentences)
+                yield FramePair(video, index, frame, earlier_frame, rule, {}, unlabeled, files=files)
+            continue
+        kept = sentences if keep_all else tuple(s for s in sentences if s.instance in objects[index])
+        for instance in sorted(_instances(sentences) - _instances(kept)):
+            yield Skipped(f"{masks}/{index:05d}.png: instance {instance}", NOT_IN_FRAME)
+        if kept:
+            planes = {instance: label == instance for instance in sorted(_instances(kept))}
+            yield FramePair(video, index, frame, earlier_frame, rule, planes, kept, files=files)
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """The object of every pixel.
+    """Reads the object ids of a mask file.
 
     Args:
-      path: a PNG file with a palette, or with one grey channel of 8 bits, which some tools make of it.
+      path: a PNG file with a palette, or in 8-bit grayscale, which some tools make of it.
 
     Returns:
-      (H, W) uint8, 0 for no object.
+      (H, W) uint8, the object id of every pixel, 0 for background.
 
     Raises:
-      UserError: what is wrong with it.
+      UserError: the file is missing, can't be read, or is of another kind.
     """
     try:
         content = io.BytesIO(path.read_bytes())
-        Image.open(content, formats=("PNG",)).verify()  # the checksums, which Pillow does not look at when it decodes
-        with Image.open(content, formats=("PNG",)) as picture:
-            grey = picture.mode == "L" and content.getvalue()[BIT_DEPTH] == 8  # with fewer, Pillow scales the values
-            if picture.mode != "P" and not grey:
-                raise UserError("the mask has neither a palette nor 8 bits of grey: no object ids")
-            return np.asarray(picture)
+        Image.open(content, formats=("PNG",)).verify()  # the checksums, which Pillow ignores when it decodes
+        with Image.open(content, formats=("PNG",)) as image:
+            # At a lower bit depth, Pillow would scale gray values.
+            grayscale = image.mode == "L" and content.getvalue()[BIT_DEPTH_OFFSET] == 8
+            if image.mode != "P" and not grayscale:
+                raise UserError("the mask is neither a palette image nor 8-bit grayscale: no object ids")
+            return np.asarray(image)
     except FileNotFoundError as error:
         raise UserError("mask missing") from error
     except UserError:
         raise
     except UNREADABLE as error:
         raise UserError("the mask can't be read") from error
+
+
+def _read_all_labels(masks: Path | None, indices: Collection[int], skipped: list[Skipped]) -> dict[int, np.ndarray]:
+    """Frame index -> object ids, for every frame with a readable mask."""
+    labels: dict[int, np.ndarray] = {}
+    if masks is None:
+        return labels
+    if not masks.is_dir():
+        skipped.append(Skipped(str(masks), "the video's folder of masks is missing"))
+        return labels
+    for index in indices:
+        path = masks / f"{index:05d}.png"
+        try:
+            labels[index] = read_labels(path)
+        except UserError as error:
+            skipped.append(Skipped(str(path), str(error)))
+    return labels
+
+
+def _object_ids(labels: np.ndarray) -> set[int]:
+    return set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+
+
+def _instances(sentences: tuple[Sentence, ...]) -> set[int]:
+    return {sentence.instance for sentence in sentences if sentence.instance is not None}
+
+
+def _check_instances(
+    sentences: tuple[Sentence, ...],
+    objects: dict[int, set[int]],
+    where: str,
+    keep_all: bool,
+    skipped: list[Skipped],
+) -> tuple[Sentence, ...]:
+    """Reports the sentences whose object is in no mask of the video, and drops them unless `keep_all`."""
+    present: set[int] = set().union(*objects.values())
+    note = "the instance is in no mask of the video" + (": kept with empty masks" if keep_all else "")
+    for sentence in sentences if objects else ():
+        if sentence.instance is not None and sentence.instance not in present:
+            skipped.append(Skipped(f"{where}: instance {sentence.instance} ({sentence.text[:60]})", note))
+    return sentences if keep_all else tuple(s for s in sentences if s.instance in present)
+
+
+class _FrameCache:
+    """Reads the frames of a video; keeps the latest ones, since a frame soon becomes an earlier frame."""
+
+    def __init__(self) -> None:
+        self.frames: dict[Path, tuple[np.ndarray, bytes]] = {}
+
+    def read(self, path: Path, name: str) -> tuple[np.ndarray, bytes]:
+        """See `read_frame`."""
+        if path not in self.frames:
+            if len(self.frames) == CACHED_FRAMES:
+                del self.frames[next(iter(self.frames))]  # the oldest
+            self.frames[path] = read_frame(path, name)
+        return self.frames[path]

@@ -1,1 +1,1 @@
-"""From a sentence to the arrays that the text encoder reads."""
+"""Converts sentences to the inputs of the text encoder."""

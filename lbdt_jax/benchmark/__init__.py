@@ -1,1 +1,1 @@
-"""How fast, how much memory, and what share of what the device can do: python -m lbdt_jax.benchmark."""
+"""Speed, memory and device utilisation of the model: python -m lbdt_jax.benchmark."""

@@ -3,10 +3,10 @@
     python -m lbdt_jax.benchmark [--config=configs/a2d.py [--config.FIELD=VALUE]] [--output=FILE.json]
     python -m lbdt_jax.benchmark --compare=A.json,B.json
 
-On noise, over all devices: a training step and the forward pass for every batch size, and the forward pass for several
-sentences about each frame pair, which is encoded once. Where TensorFlow and the records of config.dataset are there,
-also the input pipeline, and training fed by it. FILE.png, beside FILE.json, plots the throughput. More flags:
---batch_sizes=8,16, --sentences=1,2,4,8, and --minutes=10, after which nothing is begun.
+On random inputs, over all devices: a training step and the forward pass for every batch size, and the forward pass for
+several sentences per frame pair, which is encoded once. If TensorFlow and the records of config.dataset are available,
+also the input pipeline, and training fed by it. FILE.png, next to FILE.json, plots the throughput. More flags:
+--batch_sizes=8,16, --sentences=1,2,4,8, and --minutes=10, the time budget.
 """
 
 from __future__ import annotations
@@ -20,35 +20,34 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import a2d
 from input_pipeline.errors import exit_on_error, fail
-from lbdt_jax.cli import explain_flags, write_json
+from lbdt_jax.cli import atomic_write, explain_flags, write_json
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:4])
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; default: LBDT-4 as published.", lock_config=True
 )
-OUTPUT = flags.DEFINE_string("output", None, "A json file for the result, replaced if it is there.")
-BATCH_SIZES = flags.DEFINE_list("batch_sizes", "8,16", "Samples at once, over all devices.")
+OUTPUT = flags.DEFINE_string("output", None, "A json file for the result; an existing one is replaced.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", "8,16", "Samples per batch, over all devices.")
 SENTENCES = flags.DEFINE_list("sentences", "1,2,4,8", "Sentences per frame, on as many frames as the first batch size.")
 MINUTES = flags.DEFINE_float(
-    "minutes", 10.0, "Nothing is begun that would end later, by what its like took.", lower_bound=0.0
+    "minutes", 10.0, "Time budget; rows that would probably exceed it are skipped.", lower_bound=0.0
 )
-COMPARE = flags.DEFINE_list("compare", None, "Two results; prints how many times as fast the second one is.")
+COMPARE = flags.DEFINE_list("compare", None, "Two results; prints the second one's speed relative to the first one's.")
 
 
 def run(
     config: ConfigDict, batch_sizes: Sequence[int], sentences: Sequence[int], minutes: float, output: Path | None
 ) -> None:
-    """Measures, prints a table row by row, and keeps OUTPUT up to date: stopped early, it holds what is done.
+    """Measures, prints the table row by row, and rewrites the output after every row, for when it is interrupted.
 
     Raises:
       UserError: as `benchmark` does.
     """
     from lbdt_jax.benchmark.measure import benchmark
-    from lbdt_jax.benchmark.report import COLUMNS, chart, describe, table_line
-    from lbdt_jax.visualization import render
+    from lbdt_jax.benchmark.report import COLUMNS, describe, plot, table_line
 
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)  # before anything that takes long
+        output.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurements if it can't be created
     print("Measuring matrix products ...", flush=True)
     for result in benchmark(config, batch_sizes, sentences, minutes):
         if not result["rows"]:
@@ -59,14 +58,15 @@ def run(
             write_json(result, output)
     if result.get("peak_bytes"):
         print(f"\nPeak memory of a device: {result['peak_bytes'] / 1e9:.2f} GB.")
-    picture = chart(result)
-    if output and picture:
-        render.save(picture, output.with_suffix(".png"))
+    figure = plot(result) if output else None
+    if output and figure:
+        with atomic_write(output.with_suffix(".png")) as temporary:
+            figure.savefig(temporary, format="png")
         print(f"\nResult: {output}; plot: {output.with_suffix('.png')}")
 
 
 def positive(name: str, values: Sequence[str]) -> list[int]:
-    """The numbers of a flag. Raises flags.Error if one is none, or is below 1."""
+    """The values of a flag as integers. Raises flags.Error if there is none, or one is not a positive integer."""
     if not values or not all(value.strip().isdecimal() and int(value) for value in values):
         raise flags.Error(f"--{name}={','.join(values)}: give whole numbers from 1 on, such as 8,16.")
     return [int(value) for value in values]
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
     try:
         rest = flags.FLAGS(arguments)[1:]
         config = a2d.get_config() if CONFIG.value is None else CONFIG.value
-        config.to_dict()  # errors of the config file are raised here, not when the flags are parsed
+        config.to_dict()  # an unreadable file raises here, not when flags are parsed
         if rest:
             raise flags.Error(f"{rest[0]}: only flags are understood.")
         batch_sizes, sentences = positive("batch_sizes", BATCH_SIZES.value), positive("sentences", SENTENCES.value)

@@ -1,21 +1,27 @@
-"""Results for people: a table, two results side by side, and a plot. See `benchmark` for what a result holds."""
+"""A result as a table, as a plot, and compared with another; `measure.benchmark` says what a result holds."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from flax.traverse_util import flatten_dict
-from PIL import Image
 
 from input_pipeline.errors import UserError
-from lbdt_jax.chart import Panel, Point, line_chart
+from lbdt_jax.benchmark.timing import Row
+from lbdt_jax.visualization.overlays import PALETTE
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-#: Of a result, what may explain that another one is faster.
+#: Parts of a result that may explain a difference in speed.
 FACTS = ("jax", "device", "environment", "config")
+
+_COLORS = [[channel / 255 for channel in PALETTE[index]] for index in (6, 5)]  # blue and vermilion
 
 COLUMNS = (
     f"{'':14} {'batch':>6} {'sentences':>9} {'ms (quartiles)':>25} {'samples/s':>10} {'TFLOP/s':>8} {'ceiling':>8} "
@@ -24,7 +30,7 @@ COLUMNS = (
 
 
 def describe(result: Row) -> str:
-    """What was measured, on what, in two lines."""
+    """Model, device and ceiling, in two lines."""
     device, config, ceiling = result["device"], result["config"], result["ceiling"]
     model = config["model"]
     return (
@@ -36,7 +42,7 @@ def describe(result: Row) -> str:
 
 
 def table_line(row: Row) -> str:
-    """A row of the table under COLUMNS; "of one" is its time relative to that for one sentence on as many frames."""
+    """A line of the table under COLUMNS; "of one" is "cost_of_one"."""
     line = f"{row['program']:14} {row['batch_size']:6} {row['sentences_per_frame']:9} "
     if "not_measured" in row:
         return f"{line} not measured: {' '.join(row['not_measured'].split())}"
@@ -50,74 +56,119 @@ def table_line(row: Row) -> str:
 
 
 def load(path: Path) -> Row:
-    """Reads a result. Raises UserError if the file is not there or holds something else."""
+    """Reads a result. Raises UserError if the file is missing or holds anything else."""
     try:
         result = json.loads(path.read_text("utf-8"))
-        describe(result), [table_line(row) for row in result["rows"]]  # raise KeyError if something is missing
+        describe(result), [table_line(row) for row in result["rows"]]  # raise KeyError if a field is missing
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} can't be read as a result of lbdt_jax.benchmark: {error!r}.") from error
     return result
 
 
 def compare(first: Row, second: Row) -> str:
-    """Two results side by side: first what differs between the two runs, then how many times as fast the second is."""
-    facts = [
-        flatten_dict(
-            {"environment": "not kept"} | {name: value for name, value in result.items() if name in FACTS}, sep="."
-        )
-        for result in (first, second)
-    ]
-    lines = [
-        f"{name}: {facts[0].get(name)} -> {facts[1].get(name)}"
-        for name in sorted(facts[0].keys() | facts[1].keys())
-        if facts[0].get(name) != facts[1].get(name)
-    ]
-    lines += ["" if lines else "Same device, JAX, environment and configuration.\n"]
+    """What differs between two runs, then a table with both speeds and the second's relative to the first's."""
+    differences = _differences(first, second)
+    lines = [*differences, ""] if differences else ["Same device, JAX, environment and configuration.\n"]
     lines += [f"{'':14} {'batch':>6} {'sentences':>9} {'samples/s':>10} {'samples/s':>10} {'ratio':>7} {'memory':>7}"]
-    rows = [{identity(row): row for row in result["rows"]} for result in (first, second)]
-    for name, size, together in rows[0] | rows[1]:
-        line = f"{name:14} {size:6} {together:9} "
-        row, other = (of_one.get((name, size, together), {"not_measured": "no such row"}) for of_one in rows)
-        missing = [which for which, either in (("first", row), ("second", other)) if "not_measured" in either]
-        if missing:
-            lines.append(f"{line} not measured in the {' and the '.join(missing)}")
-            continue
-        line += f"{row['samples_per_second']:10.1f} {other['samples_per_second']:10.1f} "
-        line += f"{other['samples_per_second'] / row['samples_per_second']:7.2f}"
-        if "memory_bytes" in row:
-            line += f" {other['memory_bytes'] / row['memory_bytes']:7.2f}"
-        spreads = [(r["seconds"]["lower_quartile"], r["seconds"]["upper_quartile"]) for r in (row, other)]
-        overlap = max(low for low, _ in spreads) <= min(high for _, high in spreads)
-        lines.append(line + ("  within the spread" if overlap else ""))
+    first_rows, second_rows = ({identity(row): row for row in result["rows"]} for result in (first, second))
+    no_row = {"not_measured": "no such row"}
+    for key in first_rows | second_rows:
+        program, size, sentences = key
+        line = _compare_rows(first_rows.get(key, no_row), second_rows.get(key, no_row))
+        lines.append(f"{program:14} {size:6} {sentences:9} {line}")
     return "\n".join(lines)
 
 
 def identity(row: Row) -> tuple[str, int, int]:
-    """What tells a row from the others of its result."""
+    """The fields that identify a row within its result."""
     return row["program"], row["batch_size"], row["sentences_per_frame"]
 
 
-def chart(result: Row) -> Image.Image | None:
-    """Throughput against batch size and against sentences per frame; None if there is none to show.
+def _differences(first: Row, second: Row) -> list[str]:
+    """A line for each of FACTS that differs between two results."""
+    facts = [
+        flatten_dict({"environment": "not kept"} | {name: result[name] for name in FACTS if name in result}, sep=".")
+        for result in (first, second)
+    ]
+    return [
+        f"{name}: {facts[0].get(name)} -> {facts[1].get(name)}"
+        for name in sorted(facts[0].keys() | facts[1].keys())
+        if facts[0].get(name) != facts[1].get(name)
+    ]
+
+
+def _compare_rows(first: Row, second: Row) -> str:
+    """Both speeds, their ratio and that of the memory; or in which result the row is missing."""
+    missing = [name for name, row in (("first", first), ("second", second)) if "not_measured" in row]
+    if missing:
+        return f"not measured in the {' and the '.join(missing)}"
+    line = f"{first['samples_per_second']:10.1f} {second['samples_per_second']:10.1f} "
+    line += f"{second['samples_per_second'] / first['samples_per_second']:7.2f}"
+    if "memory_bytes" in first:
+        line += f" {second['memory_bytes'] / first['memory_bytes']:7.2f}"
+    quartiles = [(row["seconds"]["lower_quartile"], row["seconds"]["upper_quartile"]) for row in (first, second)]
+    overlap = max(lower for lower, _ in quartiles) <= min(upper for _, upper in quartiles)
+    return line + ("  within the spread" if overlap else "")
+
+
+# -- plot
+
+
+def plot(result: Row) -> Figure | None:
+    """Plots throughput by batch size and by sentences per frame, with quartiles; None if nothing was measured.
 
     The second panel has the forward pass on as many frames as the first batch size.
     """
+    # Imported here: it takes most of a second, and only a plot needs it.
+    from matplotlib.figure import Figure
+
     measured = [row for row in result["rows"] if "not_measured" not in row]
-    by_size: dict[str, list[Point]] = {"forward": [], "training step": []}
-    by_sentences: list[Point] = []
-    asked = [row for row in measured if row["program"] == "forward" and row["sentences_per_frame"] > 1]
-    frames = {row["batch_size"] // row["sentences_per_frame"] for row in asked}
-    for row in measured:
-        size, together = row["batch_size"], row["sentences_per_frame"]
-        low, high = (size / row["seconds"][name] for name in ("upper_quartile", "lower_quartile"))
-        if row["program"] == "training step" or (row["program"], together) == ("forward", 1):
-            by_size[row["program"]].append(Point(size, row["samples_per_second"], low, high))
-        if row["program"] == "forward" and size in (together * number for number in frames):
-            by_sentences.append(Point(together, row["samples_per_second"], low, high))
-    by_size = {program: points for program, points in by_size.items() if points}
-    panels = [Panel("Samples per second", "samples at once", by_size)] if by_size else []
-    if by_sentences:
-        across = f"sentences per frame, {min(frames)} frames at once"
-        panels.append(Panel("Sentences answered per second", across, {"forward": by_sentences}))
-    title = describe(result).splitlines()[0]
-    return line_chart(title, panels) if panels else None
+    forward = [row for row in measured if row["program"] == "forward"]
+    one_sentence = [row for row in forward if row["sentences_per_frame"] == 1]
+    training = [row for row in measured if row["program"] == "training step"]
+    frames = {_frames(row) for row in forward if row["sentences_per_frame"] > 1}
+    panels = []
+    if one_sentence or training:
+        lines = {"forward": one_sentence, "training step": training}
+        panels.append(("Samples per second", "batch size", "batch_size", lines))
+    if frames:
+        xlabel = f"sentences per frame, {min(frames)} frames per batch"
+        same_frames = [row for row in forward if _frames(row) in frames]
+        panels.append(("Masks per second", xlabel, "sentences_per_frame", {"forward": same_frames}))
+    if not panels:
+        return None
+    figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
+    figure.suptitle(describe(result).splitlines()[0], x=0.02, ha="left", fontsize="small")
+    for axes, (title, xlabel, field, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(xlabel)
+        _plot_throughput(axes, field, lines)
+    return figure
+
+
+def _plot_throughput(axes: Axes, field: str, lines: Mapping[str, Sequence[Row]]) -> None:
+    """A line of samples per second for each program, over the measured values of a field at equal distances."""
+    values = sorted({row[field] for rows in lines.values() for row in rows})
+    for (program, rows), color in zip(lines.items(), _COLORS, strict=False):
+        if not rows:
+            continue
+        positions = [values.index(row[field]) for row in rows]
+        median, slow, fast = (
+            np.array([row["batch_size"] / row["seconds"][name] for row in rows])
+            for name in ("median", "upper_quartile", "lower_quartile")
+        )
+        axes.errorbar(
+            positions, median, (median - slow, fast - median), color=color, marker="o", capsize=4, label=program
+        )
+    axes.set_xticks(range(len(values)), [str(value) for value in values])
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def _frames(row: Row) -> int:
+    return row["batch_size"] // row["sentences_per_frame"]

@@ -1,1 +1,1 @@
-"""PyTorch state dicts of the published code <-> the variables of our modules."""
+"""Converts between PyTorch state dicts of the published code and this model's variables."""

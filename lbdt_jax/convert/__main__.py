@@ -1,11 +1,12 @@
-"""Converts a state dict of the published PyTorch code to our checkpoint, and back; and takes a checkpoint's weights.
+"""Converts a state dict of the published PyTorch code to a checkpoint and back, or extracts a checkpoint's weights.
 
     python -m lbdt_jax.convert --from=released.ckpt --to=DIR      python -m lbdt_jax.convert --from=DIR --to=new.ckpt
     python -m lbdt_jax.convert --from=WORKDIR --to=DIR
 
-A folder is ours, a file, which for --to ends with .ckpt, .pth or .pt, is PyTorch's. From folder to folder, the newest
-checkpoint is written without the optimizer's state, a third of its size. Nothing that exists is overwritten. All ways
-are bit for bit: what the published code never uses is kept in the checkpoint and comes back.
+A folder holds a checkpoint of this code; a file, for --to one that ends with .ckpt, .pth or .pt, is PyTorch's. From
+folder to folder, the newest checkpoint is written without the optimizer's state, a third of its size. Nothing is
+overwritten. All conversions are bit for bit: arrays that the published code never uses are kept in the checkpoint and
+written back.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from input_pipeline.errors import UserError, exit_on_error, fail
 from lbdt_jax.cli import atomic_write
 
 USAGE = "\n".join(line.strip() for part in __doc__.splitlines()[2:4] for line in part.split("      ") if line.strip())
-ENDINGS = (".ckpt", ".pth", ".pt")  # of PyTorch's files
-FROM = flags.DEFINE_string("from", None, "A .ckpt file of the published code, or a folder with our checkpoint.")
-TO = flags.DEFINE_string("to", None, f"The new folder, or the new file, whose name ends with {', '.join(ENDINGS)}.")
+SUFFIXES = (".ckpt", ".pth", ".pt")  # of PyTorch's files
+FROM = flags.DEFINE_string("from", None, "A .ckpt file of the published code, or a folder with a checkpoint.")
+TO = flags.DEFINE_string("to", None, f"A new folder, or a new file whose name ends with {', '.join(SUFFIXES)}.")
 
 
-def to_ours(source: Path, target: Path) -> None:
-    """Writes TARGET/checkpoints/0 of a file of torch.save.
+def convert_from_torch(source: Path, target: Path) -> None:
+    """Converts a file of torch.save to a checkpoint, TARGET/checkpoints/0.
 
     It has the published configuration and no word vectors: evaluation looks words up in config.word_vectors.
 
     Raises:
-      UserError: the file is no complete state dict of LBDT; see `read_torch` and `from_torch`.
+      UserError: the file is not a complete state dict of LBDT; see `read_torch` and `from_torch`.
     """
     import jax
     from flax.traverse_util import flatten_dict, unflatten_dict
@@ -47,9 +48,9 @@ def to_ours(source: Path, target: Path) -> None:
 
     state = read_torch(source)
     flat, kept = flatten_dict(from_torch(state)), unused(state)
-    report(state, kept)
+    print_unused(state, kept)
     del state
-    # One by one, each given up once it is copied: memory never holds all arrays twice.
+    # One by one, each freed once it is copied: memory never holds all arrays twice.
     for path in flat:
         flat[path] = jax.device_put(np.ascontiguousarray(flat[path]))
     variables = unflatten_dict(flat)
@@ -57,69 +58,70 @@ def to_ours(source: Path, target: Path) -> None:
     config.model.resnet_depth, config.model.transfer_layers = describe(variables)
     size = flat["params", "text_encoder", "input_kernel"].shape[0]
     word_vectors = WordVectors((), np.zeros((0, size), np.float32))
-    with atomic_write(target) as unfinished:
-        save_weights(unfinished, variables, config, word_vectors, kept)
+    with atomic_write(target) as temporary:
+        save_weights(temporary, variables, config, word_vectors, kept)
     print(
         f"LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth}, "
-        f"{sum(array.size for array in flat.values()) / 1e6:.2f} million numbers: {target}"
+        f"{sum(array.size for array in flat.values()) / 1e6:.2f} million weights: {target}"
     )
 
 
-def to_weights(source: Path, target: Path) -> None:
-    """Writes a checkpoint of ours without the optimizer's state, under the same step.
+def extract_weights(source: Path, target: Path) -> None:
+    """Writes the newest checkpoint of a folder to another one, under the same step, without the optimizer's state.
 
     Raises:
-      CheckpointError: there is no sound checkpoint in the folder.
+      CheckpointError: there is no valid checkpoint in the folder.
     """
     from lbdt_jax.checkpoint import load_checkpoint, load_unused, save_weights
 
     checkpoint = load_checkpoint(source)
     unused = load_unused(source)
-    with atomic_write(target) as unfinished:
+    with atomic_write(target) as temporary:
         save_weights(
-            unfinished, checkpoint.variables, checkpoint.config, checkpoint.sentence_encoder, unused, checkpoint.step
+            temporary, checkpoint.variables, checkpoint.config, checkpoint.sentence_encoder, unused, checkpoint.step
         )
     print(f"The weights of {checkpoint.path}, after {checkpoint.step} steps: {target}")
 
 
-def to_published(source: Path, target: Path) -> None:
-    """Writes the state dict that the published code loads with strict=True.
+def convert_to_torch(source: Path, target: Path) -> None:
+    """Converts a checkpoint to a state dict that the published code loads with strict=True.
 
-    What it never uses is what the checkpoint was converted with; of one that we trained, `complete` fills it in.
+    Arrays that the published code never uses are those of the file that the checkpoint was converted from; if it was
+    trained from scratch, `complete` fills them in.
 
     Raises:
-      CheckpointError: there is no sound checkpoint in the folder.
-      UserError: the network is not one that the published code has.
+      CheckpointError: there is no valid checkpoint in the folder.
+      UserError: the published code does not have this model.
     """
     from lbdt_jax.checkpoint import load_checkpoint, load_unused
     from lbdt_jax.convert.files import import_torch, write_torch
     from lbdt_jax.convert.names import complete, to_torch
 
-    import_torch()  # before anything that takes long
-    # The checkpoint itself is not held, so that its arrays can go one by one.
+    import_torch()  # fails early if it is not installed
+    # No reference to the checkpoint is kept, so that its arrays can be freed one by one.
     state = complete(to_torch(load_checkpoint(source).variables), load_unused(source))
-    names = len(state)
+    count = len(state)  # write_torch empties it
     write_torch(state, target)
-    print(f"{names} arrays, as the published code names them: {target}")
+    print(f"{count} arrays, as the published code names them: {target}")
 
 
 def return_freed_memory() -> None:
-    """Has Linux's malloc give arrays back to the system as they are freed, instead of keeping them for itself."""
+    """Makes glibc return the memory of freed arrays to the system at once."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # glibc
-            libc.mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD, in bytes; set by hand it doesn't grow
-            libc.mallopt(-8, 1)  # M_ARENA_MAX: else every thread of orbax keeps memory of its own
+            libc.mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD, in bytes; once set, it doesn't grow
+            libc.mallopt(-8, 1)  # M_ARENA_MAX: otherwise every thread of orbax keeps freed memory
 
 
-def report(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> None:
-    """Says what of a state dict plays no part."""
+def print_unused(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> None:
+    """Prints which arrays of a state dict are not part of the model."""
     counters = sum(array.ndim == 0 for array in kept.values())
     numbers = sum(array.size for array in kept.values()) - counters
     print(
         f"{len(state)} arrays. The published code never uses {len(kept) - counters} of them, {numbers:,} numbers of "
-        f"decoder.spa_tower, decoder.tem_tower and decoder.mask_head, and {counters} counters of batches: kept for the "
-        "way back, no part of the network."
+        f"decoder.spa_tower, decoder.tem_tower and decoder.mask_head, and {counters} counters of batches: they are not "
+        "part of the model, and are kept for converting back."
     )
 
 
@@ -142,13 +144,13 @@ def main(arguments: list[str]) -> None:
     with exit_on_error("\nStopped; nothing was converted.", lambda error: f"{target} can't be written: {error}"):
         if not source.exists():
             raise UserError(f"--from: there is no {source}.")
-        published = source.is_dir() and target.suffix in ENDINGS
-        if os.path.lexists(target) and (published or not target.is_dir() or any(target.iterdir())):
+        to_torch = source.is_dir() and target.suffix in SUFFIXES
+        if os.path.lexists(target) and (to_torch or not target.is_dir() or any(target.iterdir())):
             raise UserError(f"--to: {target} exists already. Nothing is overwritten; choose another name.")
         if source.is_file():
-            to_ours(source, target)
+            convert_from_torch(source, target)
         else:
-            (to_published if published else to_weights)(source, target)
+            (convert_to_torch if to_torch else extract_weights)(source, target)
 
 
 if __name__ == "__main__":

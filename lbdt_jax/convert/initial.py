@@ -1,4 +1,4 @@
-"""Weights to start from: ImageNet ResNets of torchvision or Hugging Face, or a whole LBDT, released or our own."""
+"""Initial weights for training: an ImageNet ResNet of torchvision or Hugging Face, or a complete LBDT."""
 
 from __future__ import annotations
 
@@ -24,42 +24,34 @@ DOWNLOADS = {
     50: "https://download.pytorch.org/models/resnet50-0676ba61.pth",
     101: "https://download.pytorch.org/models/resnet101-63fe2227.pth",
 }
-#: Names of the classifier, which LBDT has no use for: torchvision's and Hugging Face's.
+#: Arrays of the classifier, which LBDT doesn't use, as torchvision and Hugging Face name them.
 CLASSIFIER = ("fc.weight", "fc.bias", "classifier.1.weight", "classifier.1.bias")
 
 
-def initialise(variables: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Our variables with the weights of a file or folder in the place of the random ones.
+def load_initial_weights(variables: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Replaces a model's random weights by those of a file or folder.
 
     Args:
-      variables: {"params", "batch_stats"} of a network of any size.
-      path: an ImageNet ResNet, which both streams start from (LBDT paper, section 4.1; the rest stays as it is):
-        torchvision's .pth, a .safetensors file, or a local folder of a Hugging Face repository such as
-        microsoft/resnet-50. Or a whole LBDT: a released .ckpt or a folder with one of our checkpoints.
+      variables: {"params", "batch_stats"} of a model of any size.
+      path: an ImageNet ResNet, from which both streams start (LBDT paper, section 4.1; everything else keeps its random
+        weights): torchvision's .pth, a .safetensors file, or a local folder of a Hugging Face repository such as
+        microsoft/resnet-50. Or a complete LBDT: a released .ckpt, or a folder with a checkpoint of this code.
 
     Raises:
-      UserError: the file is missing or broken or does not fit; every array in question is listed.
-      CheckpointError: the folder holds no sound checkpoint.
+      UserError: the file is missing, broken or of another model; every array concerned is listed.
+      CheckpointError: the folder holds no valid checkpoint.
     """
     path = Path(path)
     depth, _ = describe(variables)
-    if not path.exists() and not path.suffix:
-        raise UserError(
-            f"config.initial_weights: there is no {path}. Train that model first, or name the folder of another one "
-            "with --config.initial_weights=DIR."
-        )
     if not path.exists():
-        raise UserError(
-            f"config.initial_weights: there is no {path}. For the published recipe download {DOWNLOADS[depth]} and "
-            f"save it as {path}; or start from random weights with --config.initial_weights=''."
-        )
+        raise UserError(_how_to_get(path, depth))
     if path.is_dir() and not (path / "model.safetensors").is_file():
-        return _fit(load_checkpoint(path).variables, variables, path)
+        return _check_same_model(load_checkpoint(path).variables, variables, path)
     try:
         state = load_resnet(path) if path.is_dir() or path.suffix == ".safetensors" else read_torch(path)
         if "conv1.weight" not in state:
-            return _fit(from_torch(state), variables, path)
-        return _both_streams(_without_classifier(state), variables, depth)
+            return _check_same_model(from_torch(state), variables, path)
+        return _fill_both_streams(_without_classifier(state), variables, depth)
     except UserError as error:
         raise UserError(f"config.initial_weights, {path}: {error}") from error
 
@@ -68,12 +60,12 @@ def load_resnet(path: str | Path) -> dict[str, np.ndarray]:
     """An ImageNet ResNet without its classifier: torchvision's name -> array.
 
     Args:
-      path: torchvision's .pth, or a .safetensors file or folder of a Hugging Face repository. Beside its
-        model.safetensors the config.json is read if it is there.
+      path: torchvision's .pth, or a .safetensors file or folder of a Hugging Face repository. A config.json next to
+        model.safetensors is read, too.
 
     Raises:
-      UserError: the file is missing or broken, or a ResNet with the stride in the first 1x1 convolution, which has the
-        same names and shapes and other results than LBDT's.
+      UserError: the file is missing or broken, or of a ResNet with the stride in the first 1x1 convolution: it has the
+        same names and shapes as LBDT's, but computes something else.
     """
     path = Path(path)
     if path.is_dir():
@@ -83,16 +75,29 @@ def load_resnet(path: str | Path) -> dict[str, np.ndarray]:
     settings = path.with_name("config.json")
     if settings.is_file():
         try:
-            refused = json.loads(settings.read_text()).get("downsample_in_bottleneck", False)
+            stride_in_1x1 = json.loads(settings.read_text()).get("downsample_in_bottleneck", False)
         except (ValueError, AttributeError) as error:
             raise UserError(f"{settings} is not the config.json of a Hugging Face repository: {error}") from error
-        if refused:
+        if stride_in_1x1:
             raise UserError(
                 f"{settings}: downsample_in_bottleneck is true; LBDT's ResNets have the stride in the 3x3 convolution. "
                 "Choose a repository like microsoft/resnet-50."
             )
     state = {_torchvision_name(name): value for name, value in read_safetensors(path).items()}
     return _without_classifier(state)
+
+
+def _how_to_get(path: Path, depth: int | None) -> str:
+    """The message for a missing file or folder."""
+    if not path.suffix or depth is None:
+        return (
+            f"config.initial_weights: there is no {path}. Train that model first, or name the folder of another one "
+            "with --config.initial_weights=DIR."
+        )
+    return (
+        f"config.initial_weights: there is no {path}. For the published recipe download {DOWNLOADS[depth]} and "
+        f"save it as {path}; or start from random weights with --config.initial_weights=''."
+    )
 
 
 def _without_classifier(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,7 +119,12 @@ def _torchvision_name(name: str) -> str:
     return f"layer{int(block[1]) + 1}.{block[2]}.{inside}"
 
 
-def _both_streams(state: Mapping[str, np.ndarray], variables: Mapping[str, Any], depth: int) -> dict[str, Any]:
+def _fill_both_streams(
+    state: Mapping[str, np.ndarray], variables: Mapping[str, Any], depth: int | None
+) -> dict[str, Any]:
+    """The variables with a ResNet's weights in both streams. Raises UserError if the ResNet is of another size."""
+    if depth is None:
+        raise UserError("only LBDT with a ResNet of depth 18, 34, 50 or 101 can start from a ResNet's weights.")
     flat = flatten_dict(dict(variables))
     for stream in ("spatial_stream", "temporal_stream"):
         rows = list(resnet(stream, depth, "", ["layer1", "layer2", "layer3", "layer4"]))
@@ -124,16 +134,16 @@ def _both_streams(state: Mapping[str, np.ndarray], variables: Mapping[str, Any],
     return unflatten_dict(flat)
 
 
-def _fit(found: Mapping[str, Any], variables: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """`found`, if it has the paths and shapes of `variables`."""
-    have, want = (
-        {"/".join(key): array.shape for key, array in flatten_dict(dict(tree)).items()} for tree in (found, variables)
+def _check_same_model(loaded: Mapping[str, Any], variables: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`loaded` as numpy arrays. Raises UserError if it has other paths or shapes than `variables`."""
+    found, expected = (
+        {"/".join(key): array.shape for key, array in flatten_dict(dict(tree)).items()} for tree in (loaded, variables)
     )
     wrong = [
-        f"  {name}: expected {want.get(name, 'nothing')}, found {have.get(name, 'nothing')}"
-        for name in sorted(have.keys() | want.keys())
-        if have.get(name) != want.get(name)
+        f"  {name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
     ]
     if wrong:
-        raise UserError("\n".join([f"config.initial_weights: {path} holds another network than config.model.", *wrong]))
-    return jax.tree.map(np.asarray, dict(found))
+        raise UserError("\n".join([f"config.initial_weights: {path} holds another model than config.model.", *wrong]))
+    return jax.tree.map(np.asarray, dict(loaded))

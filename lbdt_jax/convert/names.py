@@ -1,7 +1,7 @@
-"""The table: a torch name of the published code <-> a path among our variables.
+"""The conversion table: a name in the published code's state dict <-> a path among this model's variables.
 
-Source of the torch names: the released state dict of LBDT (Ding et al., CVPR 2022). `img`, `flo` in them mislead:
-one set of weights serves both directions of the transfer.
+Source of the torch names: the released state dict of LBDT (Ding et al., CVPR 2022). Its `img` and `flo` are misleading
+in the transfer: one set of weights serves both directions.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from input_pipeline.errors import UserError
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.resnet import DEPTHS
 
-#: Torch's counter of the batches that a BatchNorm has seen; nothing depends on it.
+#: Torch's counter of a BatchNorm's batches, which no result depends on.
 COUNTER = ".num_batches_tracked"
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One of our arrays and where torch keeps it.
+    """One array in both formats.
 
     Attributes:
-      path: collection and path among our variables; () for what the published code keeps and never uses: three
-        towers of its decoder, and the counters of batches.
-      key: torch's name.
-      layout: "conv" (torch OIHW, ours HWIO), "dense" (torch (out, in), ours (in, out)) or "same".
-      third: for torch's packed attention projections, which third of the rows: 0 query, 1 key, 2 value.
+      path: collection and path among the variables; () for arrays that the published code never uses: three modules
+        of its decoder, and the counters of batches.
+      key: the torch name.
+      layout: "conv" (torch OIHW, flax HWIO), "dense" (torch (out, in), flax (in, out)) or "same".
+      third: of torch's packed attention projections, which third of the rows: 0 query, 1 key, 2 value.
     """
 
     path: tuple[str, ...]
@@ -41,7 +41,7 @@ class Entry:
     third: int | None = None
 
     def from_torch(self, value: np.ndarray) -> np.ndarray:
-        """Our array of a torch array."""
+        """Converts a torch array to a flax array."""
         if self.third is not None:
             value = np.split(value, 3)[self.third]
         if self.layout == "conv":
@@ -49,13 +49,13 @@ class Entry:
         return value.T if self.layout == "dense" else value
 
     def to_torch(self, value: np.ndarray) -> np.ndarray:
-        """The torch array (or the third of it) of our array."""
+        """Converts a flax array to a torch array, or to a third of a packed one."""
         if self.layout == "conv":
             return value.transpose(3, 2, 0, 1)
         return value.T if self.layout == "dense" else value
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the torch array, all thirds of it, of our array of that shape."""
+        """The shape of the torch array, packed if it has a `third`, for a flax array of that shape."""
         if self.layout == "conv":
             height, width, channels_in, channels_out = shape
             return channels_out, channels_in, height, width
@@ -80,7 +80,7 @@ def conv_norm(conv_key: str, norm_key: str, *path: str) -> Iterator[Entry]:
 
 
 def sequential(key: str, *path: str) -> Iterator[Entry]:
-    """A ConvNorm that torch keeps as Sequential(conv, norm, ...)."""
+    """A ConvNorm that is Sequential(conv, norm, ...) in torch."""
     return conv_norm(f"{key}.0", f"{key}.1", *path)
 
 
@@ -91,7 +91,7 @@ def dense(key: str, *path: str) -> Iterator[Entry]:
 
 
 def attention(key: str, *path: str) -> Iterator[Entry]:
-    """A MultiheadAttention, whose input projections torch packs into one matrix."""
+    """A MultiheadAttention; torch packs its three input projections into one matrix."""
     for third, name in enumerate(("query", "key", "value")):
         yield Entry(("params", *path, name, "kernel"), f"{key}.in_proj_weight", "dense", third)
         yield Entry(("params", *path, name, "bias"), f"{key}.in_proj_bias", "same", third)
@@ -105,7 +105,7 @@ def layer_norm(key: str, *path: str) -> Iterator[Entry]:
 
 
 def resnet(stream: str, depth: int, suffix: str, stages: Iterable[str]) -> Iterator[Entry]:
-    """One stream; torchvision and LBDT differ in a suffix to the stem's names and in the names of the four stages."""
+    """One stream. In LBDT the stem's names have a suffix and the four stages have other names than in torchvision."""
     lengths, bottleneck = DEPTHS[depth]
     yield from conv_norm(f"conv1{suffix}", f"bn1{suffix}", stream, "stem")
     for stage, torch_stage, length in zip(("res2", "res3", "res4", "res5"), stages, lengths, strict=True):
@@ -118,7 +118,7 @@ def resnet(stream: str, depth: int, suffix: str, stages: Iterable[str]) -> Itera
 
 
 def bridge(key: str, *path: str) -> Iterator[Entry]:
-    """One layer of a transfer."""
+    """One layer of a duplex transfer."""
     yield from attention(f"{key}.self_attn_words", *path, "words_to_words")
     yield from attention(f"{key}.cross_attn_img", *path, "words_from_source")
     yield from attention(f"{key}.cross_attn_flo", *path, "target_from_words")
@@ -139,16 +139,20 @@ def tower(key: str, *path: str) -> Iterator[Entry]:
 
 
 def table(depth: int, layers: int) -> list[Entry]:
-    """The whole table of LBDT with ResNets of that depth and that many transfer layers, in torch's order."""
+    """The complete table of LBDT with ResNets of that depth and that many transfer layers, in torch's order."""
     streams = {1: "spatial", 2: "temporal"}
     rows: list[Entry] = []
     for number, stream in streams.items():
         rows += resnet(f"{stream}_stream", depth, f"_{number}", [f"res{stage}_{number}" for stage in (2, 3, 4, 5)])
     for kind in ("kernel", "bias"):
-        for ours, theirs in (("input", "ih"), ("hidden", "hh")):
+        for flax_name, torch_name in (("input", "ih"), ("hidden", "hh")):
             key, layout = ("weight", "dense") if kind == "kernel" else ("bias", "same")
             rows.append(
-                Entry(("params", "text_encoder", f"{ours}_{kind}"), f"text_encoder.lstm.{key}_{theirs}_l0", layout)
+                Entry(
+                    ("params", "text_encoder", f"{flax_name}_{kind}"),
+                    f"text_encoder.lstm.{key}_{torch_name}_l0",
+                    layout,
+                )
             )
     for torch_name, stream in (("spa", "spatial"), ("tem", "temporal")):
         for index in range(4):
@@ -157,31 +161,31 @@ def table(depth: int, layers: int) -> list[Entry]:
         rows += [Entry((), row.key) for row in tower(f"decoder.{torch_name}_tower")]
     activation = "bilateral_channel_activation"
     rows += dense("decoder.fusion.img_flo_fc.0", activation, "joint")
-    for role, ours in (("txt", "language"), ("enhance", "enhance")):
+    for torch_gate, flax_gate in (("txt", "language"), ("enhance", "enhance")):
         for torch_name, stream in (("img", "spatial"), ("flo", "temporal")):
-            rows += dense(f"decoder.fusion.{torch_name}_{role}_fc", activation, f"{stream}_{ours}")
+            rows += dense(f"decoder.fusion.{torch_name}_{torch_gate}_fc", activation, f"{stream}_{flax_gate}")
     rows += sequential("decoder.fusion.fusion_cat_conv", activation, "fuse")
     rows += tower("decoder.fuse_tower", "head")
     rows += [Entry((), "decoder.mask_head.weight"), Entry((), "decoder.mask_head.bias")]
 
-    def around(stage: int, torch_name: str, ours: str) -> Iterator[Entry]:
+    def projections(stage: int, torch_name: str, flax_name: str) -> Iterator[Entry]:
         for number, stream in streams.items():
             key = f"conv_r{stage}_{number}_{torch_name}"
-            yield from sequential(key, f"duplex_transfer{stage}", f"{stream}_{ours}")
+            yield from sequential(key, f"duplex_transfer{stage}", f"{stream}_{flax_name}")
 
-    rows += around(5, "reduce", "reduce")
+    rows += projections(5, "reduce", "reduce")
     for stage in (4, 5):
         for layer in range(layers):
             rows += bridge(f"transformer.stage{stage}.layers.{layer}", f"duplex_transfer{stage}", f"bridges_{layer}")
-    rows += around(4, "reduce", "reduce")
-    rows += around(4, "up", "expand")
-    rows += around(5, "up", "expand")
+    rows += projections(4, "reduce", "reduce")
+    rows += projections(4, "up", "expand")
+    rows += projections(5, "up", "expand")
     return rows
 
 
 @functools.cache
 def shapes(depth: int, layers: int, word_vector_size: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path -> shape of every one of our arrays, in the widths of the published network."""
+    """Path -> shape of every variable, in the widths of the published model."""
     batch = random_batch(1, (32, 32), 1, word_vector_size)
     model = LBDT(resnet_depth=depth, transfer_layers=layers)
     init = functools.partial(model.init, mutable=("params", "batch_stats"))
@@ -192,18 +196,20 @@ def shapes(depth: int, layers: int, word_vector_size: int) -> dict[tuple[str, ..
 
 @functools.cache
 def torch_shapes(depth: int, layers: int, word_vector_size: int) -> dict[str, tuple[int, ...]]:
-    """Torch name -> shape of the whole published state dict, in its order."""
-    ours = shapes(depth, layers, word_vector_size)
+    """Torch name -> shape of the complete published state dict, in its order."""
+    flax_shapes = shapes(depth, layers, word_vector_size)
     rows = table(depth, layers)
-    found = {row.key: row.torch_shape(ours[row.path]) for row in rows if row.path}
-    found |= {"decoder.mask_head.weight": (1, 3, 3, 3), "decoder.mask_head.bias": (1,)}
-    # The unused towers are as the one that is used.
-    alike = {row.key: row.key.replace("spa_tower", "fuse_tower").replace("tem_tower", "fuse_tower") for row in rows}
-    return {key: () if key.endswith(COUNTER) else found[model] for key, model in alike.items()}
+    used = {row.key: row.torch_shape(flax_shapes[row.path]) for row in rows if row.path}
+    used |= {"decoder.mask_head.weight": (1, 3, 3, 3), "decoder.mask_head.bias": (1,)}
+    # The unused towers have the shapes of the one that is used.
+    same_shape = {
+        row.key: row.key.replace("spa_tower", "fuse_tower").replace("tem_tower", "fuse_tower") for row in rows
+    }
+    return {key: () if key.endswith(COUNTER) else used[used_key] for key, used_key in same_shape.items()}
 
 
 def recognise(keys: Iterable[str]) -> tuple[int, int]:
-    """ResNet depth and number of transfer layers, read from the names of a state dict.
+    """ResNet depth and number of transfer layers, from the names in a state dict.
 
     Raises:
       UserError: the names are not those of an LBDT.
@@ -214,14 +220,14 @@ def recognise(keys: Iterable[str]) -> tuple[int, int]:
     depth = _depth(blocks, any(k.startswith("res4_1.") and ".conv3." in k for k in keys))
     if depth is None or not layers:
         raise UserError(
-            f"This is no state dict of LBDT: it has {blocks} blocks named res4_1.* and {layers} layers named "
+            f"This is not a state dict of LBDT: it has {blocks} blocks named res4_1.* and {layers} layers named "
             "transformer.stage4.layers.*; expected a ResNet of depth 18, 34, 50 or 101 and at least one layer."
         )
     return depth, layers
 
 
 def describe(variables: Mapping[str, Mapping]) -> tuple[int | None, int]:
-    """ResNet depth (None if it is none of ours) and number of transfer layers of our variables."""
+    """ResNet depth (None if it is not one of DEPTHS) and number of transfer layers of this model's variables."""
     params = variables.get("params", {})
     layers = sum(name.startswith("bridges_") for name in params.get("duplex_transfer4", {}))
     blocks = params.get("spatial_stream", {}).get("res4", {})
@@ -229,23 +235,23 @@ def describe(variables: Mapping[str, Mapping]) -> tuple[int | None, int]:
 
 
 def _depth(res4_blocks: int, bottleneck: bool) -> int | None:
-    # Every ResNet has another res4.
-    fits = (depth for depth, (lengths, b) in DEPTHS.items() if (lengths[2], b) == (res4_blocks, bottleneck))
-    return next(fits, None)
+    # The ResNets differ in the number of res4 blocks, or in their kind.
+    depths = (depth for depth, (lengths, b) in DEPTHS.items() if (lengths[2], b) == (res4_blocks, bottleneck))
+    return next(depths, None)
 
 
 def check(
     state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()
 ) -> None:
-    """Compares a state dict with the names and shapes that it should have.
+    """Compares a state dict with the expected names, shapes and types.
 
     Args:
       state: torch name -> array.
-      expected: torch name -> shape; float32, counters int64.
-      optional: the expected names that need not be there.
+      expected: torch name -> shape; all are float32 except int64 counters.
+      optional: expected names that may be missing.
 
     Raises:
-      UserError: lists all names that are missing or unexpected, or else all arrays of another shape or type.
+      UserError: lists all missing and unexpected names, or else all arrays of another shape or type.
     """
     missing = sorted(expected.keys() - set(optional) - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
@@ -259,18 +265,18 @@ def check(
         elif state[key].dtype != dtype:
             wrong.append(f"  {key}: expected {dtype}, found {state[key].dtype}")
     if wrong:
-        raise UserError("\n".join(["The state dict does not fit, arrays have other shapes or types.", *wrong]))
+        raise UserError("\n".join(["The state dict does not fit: arrays have other shapes or types.", *wrong]))
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """Our variables {"params", "batch_stats"} of a state dict of the published code, as views of its arrays.
+    """Converts a state dict of the published code to variables {"params", "batch_stats"}, as views of its arrays.
 
     Args:
-      state: torch name -> array, float32; what the published code never uses may be there or not.
+      state: torch name -> array, float32; arrays that the published code never uses may be missing.
 
     Raises:
       UserError: names are missing or unexpected, or arrays have another shape or type than the published ones (all
-        are listed). Only the size of the word vectors is free.
+        are listed). Only the size of the word vectors may differ.
     """
     depth, layers = recognise(state)
     rows = table(depth, layers)
@@ -280,20 +286,20 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
 
 
 def unused(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a state dict that the published code never uses: three towers and the counters of batches."""
+    """The arrays of a state dict that the published code never uses: three modules and the counters of batches."""
     return {row.key: state[row.key] for row in table(*recognise(state)) if not row.path and row.key in state}
 
 
 def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
-    """The state dict of our variables, in torch's order, without what the published code never uses.
+    """Converts variables to a state dict in torch's order, without the arrays that the published code never uses.
 
     Raises:
       UserError: the variables are not those of an LBDT of the published widths.
     """
     if "transformer" in variables["params"].get("text_encoder", {}):
         raise UserError(
-            "This network reads sentences with a transformer, which the published code does not have. From folder to "
-            "folder, its weights are taken as they are."
+            "This model encodes sentences with a transformer, which the published code does not have. Its weights can "
+            "be written to a folder, but not to a state dict."
         )
     flat = flatten_dict(dict(variables))
     depth, layers = describe(variables)
@@ -308,27 +314,30 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
         if flat[path].shape != shape
     ]
     if wrong:
-        raise UserError("\n".join(["The published code has this network in other widths only.", *wrong]))
+        raise UserError("\n".join(["The published code has other widths than this model.", *wrong]))
     state: dict[str, list[np.ndarray]] = {}
-    for row in rows:  # of packed projections the query comes first, then the key, then the value
+    for row in rows:  # packed projections are in the table's order: query, key, value
         state.setdefault(row.key, []).append(row.to_torch(np.asarray(flat[row.path])))
     return {key: np.concatenate(parts) if len(parts) > 1 else parts[0] for key, parts in state.items()}
 
 
 def complete(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict that the published code loads with strict=True: names and order are its own.
+    """Completes a state dict, so that the published code loads it with strict=True.
 
     Args:
-      state: what `to_torch` gives.
-      kept: what `unused` gave, if anything. What isn't there is filled in plainly: norms of scale and variance 1,
-        everything else 0.
+      state: the result of `to_torch`.
+      kept: the result of `unused` for the state dict that the model was converted from, if any. Arrays that it lacks
+        are filled in: 1 for the scales and variances of norms, 0 for everything else.
+
+    Returns:
+      torch name -> array, in torch's order.
     """
     size = state["text_encoder.lstm.weight_ih_l0"].shape[1]
-    known = {**kept, **state}
+    arrays = {**kept, **state}
 
-    def filled(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    def default(key: str, shape: tuple[int, ...]) -> np.ndarray:
         value = 1 if key.endswith((".1.weight", ".running_var")) else 0
         return np.full(shape, value, np.int64 if key.endswith(COUNTER) else np.float32)
 
     expected = torch_shapes(*recognise(state), size)
-    return {key: known[key] if key in known else filled(key, shape) for key, shape in expected.items()}
+    return {key: arrays[key] if key in arrays else default(key, shape) for key, shape in expected.items()}

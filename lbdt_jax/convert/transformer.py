@@ -1,6 +1,6 @@
-"""Pretrained text encoders: tokenizer and configuration through `transformers`, weights from safetensors, into ours.
+"""Loads pretrained BERT and RoBERTa text encoders: the tokenizer by `transformers`, the weights by safetensors.
 
-Nothing is downloaded, and nothing that a folder holds is executed.
+Nothing is downloaded, and no code in the folder is executed.
 """
 
 from __future__ import annotations
@@ -24,53 +24,53 @@ from lbdt_jax.convert.files import read_safetensors
 from lbdt_jax.convert.names import Entry, check, dense, layer_norm
 from lbdt_jax.models.transformer import ACTIVATIONS, Transformer, TransformerConfig
 
-#: model_type in config.json -> whether positions begin behind the row of padding; else they begin in row 0.
+#: model_type in config.json -> whether positions start after the padding's row of the embedding; otherwise at row 0.
 FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}
-#: Before the names of the encoder's arrays, where there are heads beside it.
+#: Prefix of the encoder's arrays in models with a head.
 PREFIXES = r"^(bert|roberta)\."
-#: Beginnings of the names of what LBDT has no use for: pooler, heads of pretraining, a buffer of positions.
+#: Prefixes of arrays that LBDT doesn't use: the pooler, pretraining heads, a buffer of position ids.
 UNUSED = ("pooler.", "cls.predictions.", "cls.seq_relationship.", "lm_head.", "embeddings.position_ids")
-#: A tokenizer that reads all of them as unknown has lost its vocabulary.
-PLAIN_WORDS = ("the", "left", "red", "moving")
+#: A tokenizer to which all of them are unknown has lost its vocabulary.
+COMMON_WORDS = ("the", "left", "red", "moving")
 INSTALL = "pip install -r requirements-text.txt"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A transformer.
+    """A pretrained transformer.
 
     Attributes:
-      sizes: of our module.
-      reader: its tokenizer.
-      params: of our module, float32.
+      config: of `Transformer`.
+      tokenizer: of the same pretrained model.
+      params: of `Transformer`, float32.
     """
 
-    sizes: TransformerConfig
-    reader: TransformerTokenizer
+    config: TransformerConfig
+    tokenizer: TransformerTokenizer
     params: dict[str, Any]
 
 
 def load_pretrained(source: str) -> Pretrained:
-    """Loads a transformer.
+    """Loads a pretrained transformer.
 
     Args:
-      source: the name of an installed package, or a local folder, that holds config.json, model.safetensors and a
+      source: the name of an installed package or a local folder with config.json, model.safetensors and the
         tokenizer's files.
 
     Raises:
-      UserError: nothing of that name is there; a file is missing or broken, or does not fit the others; it is no BERT
-        or RoBERTa; or `transformers` is not installed.
+      UserError: there is no such package or folder; a file is missing, broken or inconsistent with the others; the
+        model is neither a BERT nor a RoBERTa; or `transformers` is not installed.
     """
     folder = find_folder(source)
     try:
-        sizes = read_sizes(folder)
-        return Pretrained(sizes, read_tokenizer(folder, sizes), from_torch(read_weights(folder), sizes))
+        config = read_config(folder)
+        return Pretrained(config, read_tokenizer(folder, config), from_torch(read_weights(folder), config))
     except UserError as error:
         raise UserError(f"config.text_encoder, {folder}: {error}") from error
 
 
 def find_folder(source: str) -> Path:
-    """The folder that a name means, of an installed package the one inside it. Raises UserError if there is none."""
+    """The folder itself, or the model's folder inside an installed package. Raises UserError if there is none."""
     if Path(source).is_dir():
         return Path(source)
     package = importlib.util.find_spec(source) if source.isidentifier() else None
@@ -84,27 +84,29 @@ def find_folder(source: str) -> Path:
     found = [path for root in package.submodule_search_locations or () for path in Path(root).rglob("config.json")]
     folders = [path.parent for path in found if path.with_name("model.safetensors").is_file()]
     if not folders:
-        raise UserError(f"config.text_encoder: the package {source} holds no config.json with a model.safetensors.")
+        raise UserError(
+            f"config.text_encoder: the package {source} has no folder with config.json and model.safetensors."
+        )
     return min(folders, key=lambda folder: len(folder.parts))
 
 
-def read_sizes(folder: Path) -> TransformerConfig:
-    """The sizes that config.json tells. Raises UserError for what our module can't be."""
+def read_config(folder: Path) -> TransformerConfig:
+    """Reads config.json. Raises UserError if `Transformer` does not support it."""
     transformers = import_transformers()
     if not (folder / "config.json").is_file():
         raise UserError("config.json is missing.")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # it raises what its parts raise
+    except Exception as error:  # transformers documents no exceptions
         raise UserError(f"config.json can't be used: {_first_line(error)}") from error
     if config.model_type not in FAMILIES:
-        raise UserError(f"it is of model_type {config.model_type!r}; only {', '.join(FAMILIES)} can be read.")
-    others = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
-    for name, needed in others.items():
-        if getattr(config, name, needed) != needed:
-            raise UserError(f"config.json has {name} {getattr(config, name)!r}; only {needed!r} can be read.")
+        raise UserError(f"model_type is {config.model_type!r}; supported are {', '.join(FAMILIES)}.")
+    required = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
+    for name, value in required.items():
+        if getattr(config, name, value) != value:
+            raise UserError(f"config.json has {name} {getattr(config, name)!r}; only {value!r} is supported.")
     if config.hidden_act not in ACTIVATIONS:
-        raise UserError(f"config.json has hidden_act {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}.")
+        raise UserError(f"config.json has hidden_act {config.hidden_act!r}; supported are {', '.join(ACTIVATIONS)}.")
     if config.hidden_size % config.num_attention_heads:
         raise UserError(f"{config.hidden_size} channels can't be divided among {config.num_attention_heads} heads.")
     return TransformerConfig(
@@ -122,36 +124,36 @@ def read_sizes(folder: Path) -> TransformerConfig:
     )
 
 
-def read_tokenizer(folder: Path, sizes: TransformerConfig) -> TransformerTokenizer:
-    """The tokenizer. Raises UserError if it is not there, does not fit the weights, or knows no word."""
+def read_tokenizer(folder: Path, config: TransformerConfig) -> TransformerTokenizer:
+    """Reads the tokenizer. Raises UserError if it is missing, does not fit the weights, or has no vocabulary."""
     transformers = import_transformers()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # it raises what its parts raise
+        original = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers documents no exceptions
         raise UserError(f"its tokenizer can't be read: {_first_line(error)}") from error
-    if not tokenizer.is_fast:
-        raise UserError("its tokenizer is not of the library tokenizers: tokenizer.json is needed.")
-    reader = TransformerTokenizer(tokenizer.backend_tokenizer.to_str(), sizes.padding_id)
-    if reader.vocabulary_size != sizes.vocabulary:
+    if not original.is_fast:
+        raise UserError("its tokenizer is not one of the library tokenizers: tokenizer.json is needed.")
+    tokenizer = TransformerTokenizer(original.backend_tokenizer.to_str(), config.padding_id)
+    if tokenizer.vocabulary_size != config.vocabulary:
         raise UserError(
-            f"the tokenizer has {reader.vocabulary_size} tokens, the weights are for {sizes.vocabulary} (vocab_size in "
-            "config.json). They are of different models."
+            f"the tokenizer has {tokenizer.vocabulary_size} tokens, the weights are for {config.vocabulary} "
+            "(vocab_size in config.json). They belong to different models."
         )
-    if not any(reader.knows(word, len(word) + reader.special_tokens) for word in PLAIN_WORDS):
+    if not any(tokenizer.knows(word, len(word) + tokenizer.special_tokens) for word in COMMON_WORDS):
         raise UserError(
-            f"the tokenizer reads {', '.join(PLAIN_WORDS)} all as unknown: it has lost its vocabulary. Is "
-            "tokenizer.json missing, or cut short?"
+            f"{', '.join(COMMON_WORDS)} are all unknown to the tokenizer: it has lost its vocabulary. Is "
+            "tokenizer.json missing or truncated?"
         )
-    return reader
+    return tokenizer
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of model.safetensors. Raises UserError if it is missing, even if there are pickles."""
+    """Reads model.safetensors. Raises UserError if it is missing, even if there are pickles."""
     path = folder / "model.safetensors"
     if not path.is_file():
         reason = "model.safetensors is missing."
         if (folder / "model.safetensors.index.json").is_file():
-            reason += " Weights in several files are not read."
+            reason += " Weights in several files are not supported."
         elif list(folder.glob("*.bin")):
             reason += (
                 " pytorch_model.bin is a pickle, which could execute anything, and is not read; in transformers, "
@@ -162,12 +164,12 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def table(layers: int) -> Iterator[Entry]:
-    """Our arrays, and where a BERT or RoBERTa of PyTorch keeps them."""
-    for ours, theirs in (("words", "word"), ("places", "position"), ("types", "token_type")):
-        yield Entry(("params", ours, "embedding"), f"embeddings.{theirs}_embeddings.weight")
+    """The conversion table: `Transformer`'s parameters <-> names in a BERT or RoBERTa of PyTorch."""
+    for flax_name, torch_name in (("words", "word"), ("places", "position"), ("types", "token_type")):
+        yield Entry(("params", flax_name, "embedding"), f"embeddings.{torch_name}_embeddings.weight")
     yield from layer_norm("embeddings.LayerNorm", "norm")
-    for number in range(layers):
-        key, path = f"encoder.layer.{number}", f"layers_{number}"
+    for layer in range(layers):
+        key, path = f"encoder.layer.{layer}", f"layers_{layer}"
         for name in ("query", "key", "value"):
             yield from dense(f"{key}.attention.self.{name}", path, "attention", name)
         yield from dense(f"{key}.attention.output.dense", path, "attention", "out")
@@ -177,12 +179,12 @@ def table(layers: int) -> Iterator[Entry]:
         yield from layer_norm(f"{key}.output.LayerNorm", path, "feed_forward_norm")
 
 
-def from_torch(state: Mapping[str, np.ndarray], sizes: TransformerConfig) -> dict[str, Any]:
-    """The parameters of our module, of a state dict of BertModel or RobertaModel, or one with a head.
+def from_torch(state: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, Any]:
+    """Converts a state dict of a BertModel or RobertaModel, with or without a head, to parameters of `Transformer`.
 
     Args:
       state: torch name -> array, float32.
-      sizes: of the module.
+      config: of the transformer.
 
     Raises:
       UserError: names are missing or unexpected, or arrays have another shape (all are listed).
@@ -190,19 +192,19 @@ def from_torch(state: Mapping[str, np.ndarray], sizes: TransformerConfig) -> dic
     renamed = {}
     for name, array in state.items():
         name = re.sub(PREFIXES, "", name)
-        # TensorFlow's words, in the oldest files.
+        # The oldest files have TensorFlow's names.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if not name.startswith(UNUSED):
             renamed[name] = array
     inputs = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
-    wanted = flatten_dict(jax.eval_shape(lambda: Transformer(sizes).init(jax.random.key(0), *inputs)))
-    rows = list(table(sizes.layers))
-    check(renamed, {row.key: row.torch_shape(wanted[row.path].shape) for row in rows})
+    shapes = flatten_dict(jax.eval_shape(lambda: Transformer(config).init(jax.random.key(0), *inputs)))
+    rows = list(table(config.layers))
+    check(renamed, {row.key: row.torch_shape(shapes[row.path].shape) for row in rows})
     return unflatten_dict({row.path: np.ascontiguousarray(row.from_torch(renamed[row.key])) for row in rows})["params"]
 
 
 def import_transformers() -> ModuleType:
-    """The library, which only training with a transformer needs. Raises UserError if it is not installed."""
+    """Imports `transformers`, which only this module needs. Raises UserError if it is not installed."""
     try:
         import transformers
     except ImportError as error:

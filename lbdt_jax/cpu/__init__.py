@@ -1,1 +1,7 @@
-"""Faster forms of the operations that XLA:CPU is slow at."""
+"""Faster forms of what XLA:CPU is slow at, for `lbdt_jax/ops.py`. Measurements: docs/performance.md."""
+
+from lbdt_jax.cpu.convolution import convolve, convolve_gradients
+from lbdt_jax.cpu.layers import dropout_mask, max_pool
+from lbdt_jax.cpu.matrix_product import matmul, per_head_matmul
+
+__all__ = ["convolve", "convolve_gradients", "dropout_mask", "matmul", "max_pool", "per_head_matmul"]

@@ -1,11 +1,12 @@
-"""The page itself, in Gradio: what stands where, and what happens when something is pressed."""
+"""The Gradio page: its layout and its event handlers."""
 
 from __future__ import annotations
 
+import contextlib
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -15,11 +16,12 @@ from lbdt_jax.demo.checks import Limits
 from lbdt_jax.demo.work import Result
 from lbdt_jax.inference.segmenter import Segmenter
 
-KEPT = 3600  # seconds that uploads and results are kept for their visitor
-WAITING = 20  # questions in the queue; who comes then is told that it is full
+RETENTION_SECONDS = 3600  # how long uploads and results are kept
+QUEUE_SIZE = 20  # waiting requests; further ones are refused
 
-_IN_TURN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-_TRACKED = gr.Progress(track_tqdm=True)  # the bars that prediction shows in a terminal
+# Everything that runs the model shares one queue and runs one request at a time.
+_MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+_PROGRESS = gr.Progress(track_tqdm=True)  # shows the progress bars of `predict` on the page
 
 _CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto; }
@@ -33,17 +35,40 @@ _CSS = """
 #status { margin-bottom: -.5rem; }
 #examples .grid-wrap { min-height: 0; padding: 0; }
 #examples .thumbnail-item { aspect-ratio: 4 / 3; }
-.quiet { color: var(--body-text-color-subdued); margin: 0 !important; }
+.muted { color: var(--body-text-color-subdued); margin: 0 !important; }
 footer { display: none !important; }
 """
 
-Found = TypeVar("Found")
+
+class Inputs(NamedTuple):
+    """The components in which a visitor enters a clip and sentences."""
+
+    clip: gr.File
+    preview: gr.Image
+    sentences: gr.Textbox
+    submit: gr.Button
+
+
+class Results(NamedTuple):
+    """The components that show a result; `state` holds the visitor's `Result`, or None before the first one."""
+
+    state: gr.State
+    status: gr.HTML
+    column: gr.Column
+    legend: gr.HTML
+    video: gr.Video
+    frame: gr.Image
+    frame_index: gr.Slider
+    download: gr.DownloadButton
+    sentence: gr.Radio
+    explain: gr.Button
+    attention: gr.Image
 
 
 def serve(
     segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[tuple[Path, str]], host: str, port: int
 ) -> None:
-    """Serves the page until it is stopped; arguments as for `build`. Raises OSError where the port is taken."""
+    """Serves the page until it is stopped; arguments as for `build`. Raises OSError if the port is in use."""
     page = build(segmenter, root, limits, examples)
     try:
         page.launch(
@@ -67,7 +92,7 @@ def serve(
 
 
 def theme() -> gr.Theme:
-    """Quiet colors, so that those of the masks are seen; the browser's own fonts, so that none is fetched."""
+    """Neutral colors, so that the masks stand out, and system fonts, so that none is downloaded."""
     return gr.themes.Default(
         primary_hue="blue",
         neutral_hue="slate",
@@ -77,170 +102,226 @@ def theme() -> gr.Theme:
 
 
 def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[tuple[Path, str]]) -> gr.Blocks:
-    """Lays out the page.
+    """Builds the page.
 
     Args:
-      segmenter: the model; one question at a time is asked of it.
-      root: a folder for everything that visitors cause to be written.
-      limits: of what they may ask.
-      examples: clips and sentences about them, one a line.
+      segmenter: the model; it runs one request at a time.
+      root: a folder for all files that are written for visitors.
+      limits: what a visitor may upload and enter.
+      examples: (clip, sentences, one per line); each clip has a thumbnail beside it, a .png of the same name.
     """
-    known, placeholder = "", "the dog that jumps\nthe cat on the left"
-    if segmenter.checkpoint.config.dataset == "moving_shapes":
-        known = " The model behind this page knows coloured shapes and how they move, and nothing else."
-        placeholder = "the red circle moving left\nthe largest shape"
-    allowed = (
-        f"Clips of up to {limits.seconds:g} seconds and {limits.megabytes:g} MB, as mp4, mov, webm, mkv, avi or gif."
+    shapes_only = segmenter.checkpoint.config.dataset == "moving_shapes"
+    with gr.Blocks(
+        title="Find objects in a video",
+        analytics_enabled=False,
+        delete_cache=(RETENTION_SECONDS // 12, RETENTION_SECONDS),
+    ) as page:
+        gr.Markdown(
+            "# Find objects in a video\n"
+            "Describe an object in your own words and see its mask in every frame of your clip. "
+            "Each sentence has its own color."
+            + (" This model only knows colored shapes and how they move." if shapes_only else ""),
+            elem_id="title",
+        )
+        inputs = _layout_inputs(
+            "the red circle moving left\nthe largest shape" if shapes_only else "the jumping dog\nthe cat on the left",
+            limits,
+        )
+        if examples:
+            _layout_examples(examples, inputs)
+        results = _layout_results(limits)
+
+        _connect_preview(inputs, results, limits)
+        _connect_segmentation(inputs, results, segmenter, root, limits)
+        _connect_frame_slider(results)
+        _connect_attention(results, segmenter)
+    return page.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
+
+
+def _layout_inputs(placeholder: str, limits: Limits) -> Inputs:
+    """The clip with its first frame on the left, the sentences on the right."""
+    with gr.Row(equal_height=True):
+        with gr.Column(scale=5), gr.Row(equal_height=True):
+            clip = gr.File(label="Your clip", height=190, min_width=220, scale=3, elem_id="clip")
+            preview = gr.Image(
+                label="First frame",
+                visible=False,
+                interactive=False,
+                buttons=[],
+                height=190,
+                min_width=140,
+                scale=2,
+                elem_id="preview",
+            )
+        with gr.Column(scale=4):
+            sentences = gr.Textbox(
+                label="Sentences, one per line",
+                placeholder=placeholder,
+                lines=4,
+                max_lines=limits.sentences,
+                elem_id="sentences",
+            )
+            submit = gr.Button("Segment", variant="primary", elem_id="submit")
+    return Inputs(clip, preview, sentences, submit)
+
+
+def _layout_examples(examples: Sequence[tuple[Path, str]], inputs: Inputs) -> None:
+    """A row of example clips; selecting one fills the inputs."""
+    gr.HTML(muted("Or try an example:"), elem_id="or")
+    gallery = gr.Gallery(
+        [(str(path.with_suffix(".png")), sentences.partition("\n")[0]) for path, sentences in examples],
+        show_label=False,
+        container=False,
+        columns=6,
+        allow_preview=False,
+        buttons=[],
+        interactive=False,
+        elem_id="examples",
     )
 
-    def choose(upload: str | None) -> dict[Any, Any]:
-        if upload is None:
-            return {preview: gr.Image(value=None, visible=False), status: quiet(allowed)}
-        described, first = tell(checks.look, Path(upload), limits)
-        return {preview: gr.Image(value=first, visible=True), status: quiet(described)}
-
-    def ask(upload: str | None, text: str, previous: Result | None, progress: gr.Progress = _TRACKED) -> dict[Any, Any]:
-        if upload is None:
-            raise told("Choose a clip first.")
-        result = tell(work.answer, segmenter, Path(upload), text, root, limits)
-        work.remove(previous)
-        middle = len(result.times) // 2  # at the beginning nothing has moved yet
-        return {
-            state: result,
-            status: quiet(" ".join([f"{result.name}: {len(result.times)} frames asked about.", *result.notes])),
-            found: gr.Column(visible=True),
-            confidences: legend.draw(result, middle),
-            video: str(result.folder / "shown.mp4"),
-            picture: str(result.frame(middle)),
-            slider: gr.Slider(maximum=max(1, len(result.times) - 1), value=middle),
-            download: str(result.folder / "result.zip"),
-            sentence: gr.Radio(choices=[(each, number) for number, each in enumerate(result.sentences)], value=0),
-            sheet: gr.Image(value=None, visible=False),
-        }
-
-    def turn(result: Result | None, index: float) -> tuple[str, str]:
-        result, index = current(result), int(index)
-        return str(tell(result.frame, index)), legend.draw(result, index)
-
-    def explain(result: Result | None, index: float, number: int) -> Any:
-        return gr.Image(value=str(tell(work.attention, segmenter, current(result), int(index), number)), visible=True)
-
-    def try_example(event: gr.SelectData) -> tuple[str, str]:
+    def use_example(event: gr.SelectData) -> tuple[str, str]:
         path, sentences = examples[event.index]
         return str(path), sentences
 
-    with gr.Blocks(title="Ask a video", analytics_enabled=False, delete_cache=(KEPT // 12, KEPT)) as page:
-        state = gr.State(None, time_to_live=KEPT, delete_callback=work.remove)
-        gr.Markdown(
-            "# Ask a video\n"
-            "Say in your own words what to look for, and see where it is in every frame of your clip. "
-            f"Several sentences are asked together, each in a color of its own.{known}",
-            elem_id="title",
-        )
+    gallery.select(use_example, None, [inputs.clip, inputs.sentences], show_progress="hidden", api_visibility="private")
+
+
+def _layout_results(limits: Limits) -> Results:
+    """A status line, and below it everything about a result, hidden until there is one."""
+    state = gr.State(None, time_to_live=RETENTION_SECONDS, delete_callback=work.remove)
+    status = gr.HTML(muted(accepted_clips(limits)), elem_id="status")
+    with gr.Column(visible=False, elem_id="results") as column:
+        confidences = gr.HTML(elem_id="legend")
         with gr.Row(equal_height=True):
-            with gr.Column(scale=5), gr.Row(equal_height=True):
-                clip = gr.File(label="Your clip", height=190, min_width=220, scale=3, elem_id="clip")
-                preview = gr.Image(
-                    label="First frame",
-                    visible=False,
-                    interactive=False,
-                    buttons=[],
-                    height=190,
-                    min_width=140,
-                    scale=2,
-                    elem_id="preview",
-                )
-            with gr.Column(scale=4):
-                text = gr.Textbox(
-                    label="What to look for, one sentence a line",
-                    placeholder=placeholder,
-                    lines=4,
-                    max_lines=limits.sentences,
-                    elem_id="text",
-                )
-                button = gr.Button("Find it", variant="primary", elem_id="ask")
-        if examples:
-            gr.HTML(quiet("Or try one of these:"), elem_id="or")
-            gallery = gr.Gallery(
-                [(str(path.with_suffix(".png")), sentences.partition("\n")[0]) for path, sentences in examples],
-                show_label=False,
-                container=False,
-                columns=6,
-                allow_preview=False,
-                buttons=[],
-                interactive=False,
-                elem_id="examples",
-            )
-            gallery.select(try_example, None, [clip, text], show_progress="hidden", api_visibility="private")
-        status = gr.HTML(quiet(allowed), elem_id="status")
-        with gr.Column(visible=False, elem_id="found") as found:
-            confidences = gr.HTML(elem_id="legend")
-            with gr.Row(equal_height=True):
-                video = gr.Video(label="The clip", autoplay=True, loop=True, buttons=[], elem_id="video")
-                picture = gr.Image(label="A frame", buttons=["fullscreen"], interactive=False, elem_id="picture")
-            slider = gr.Slider(0, 1, 0, step=1, label="Frame", buttons=[], elem_id="slider", interactive=True)
-            download = gr.DownloadButton(
-                "Download the overlay video, all masks and confidences (zip)", size="md", elem_id="download"
-            )
-            gr.Markdown("### What did the model attend to?", elem_id="attended")
-            with gr.Row():
-                sentence = gr.Radio(show_label=False, container=False, scale=4, elem_id="sentence")
-                show = gr.Button("Show it for this frame", size="md", min_width=200, elem_id="explain")
-            sheet = gr.Image(
-                show_label=False, buttons=["fullscreen", "download"], visible=False, interactive=False, elem_id="sheet"
-            )
-
-        shown = {state, status, found, confidences, video, picture, slider, download, sentence, sheet}
-        clip.change(choose, clip, {preview, status}, show_progress="hidden", api_visibility="private")
-        gr.on(
-            [button.click, text.submit],  # Shift and Enter, in a field of several lines
-            ask,
-            [clip, text, state],
-            shown,
-            show_progress_on=status,
-            api_visibility="private",
-            **_IN_TURN,
+            video = gr.Video(label="Clip", autoplay=True, loop=True, buttons=[], elem_id="video")
+            frame = gr.Image(label="Frame", buttons=["fullscreen"], interactive=False, elem_id="frame")
+        frame_index = gr.Slider(0, 1, 0, step=1, label="Frame", buttons=[], elem_id="slider", interactive=True)
+        download = gr.DownloadButton(
+            "Download the overlay video, all masks and confidences (zip)", size="md", elem_id="download"
         )
-        slider.input(
-            turn,
-            [state, slider],
-            [picture, confidences],
-            show_progress="hidden",
-            queue=False,
-            trigger_mode="always_last",
-            api_visibility="private",
+        gr.Markdown("### Attention", elem_id="attention-title")
+        with gr.Row():
+            sentence = gr.Radio(show_label=False, container=False, scale=4, elem_id="sentence")
+            explain = gr.Button("Show for this frame", size="md", min_width=200, elem_id="explain")
+        attention = gr.Image(
+            show_label=False, buttons=["fullscreen", "download"], visible=False, interactive=False, elem_id="attention"
         )
-        show.click(
-            explain,
-            [state, slider, sentence],
-            sheet,
-            show_progress_on=[sheet, show],
-            api_visibility="private",
-            **_IN_TURN,
-        )
-    return page.queue(max_size=WAITING, default_concurrency_limit=4)
+    return Results(
+        state, status, column, confidences, video, frame, frame_index, download, sentence, explain, attention
+    )
 
 
-def quiet(text: str) -> str:
-    """A line of html in a subdued color."""
-    return f'<p class="quiet">{html.escape(text)}</p>'
+def _connect_preview(inputs: Inputs, results: Results, limits: Limits) -> None:
+    """An uploaded clip is checked, and its first frame shown."""
+
+    def preview(upload: str | None) -> tuple[gr.Image, str]:
+        if upload is None:
+            return gr.Image(value=None, visible=False), muted(accepted_clips(limits))
+        with show_user_errors():
+            description, first_frame = checks.preview_clip(Path(upload), limits)
+        return gr.Image(value=first_frame, visible=True), muted(description)
+
+    inputs.clip.change(
+        preview, inputs.clip, [inputs.preview, results.status], show_progress="hidden", api_visibility="private"
+    )
 
 
-def told(message: str) -> gr.Error:
-    """A message for the visitor, which Gradio takes for html; it stays until it is closed."""
-    return gr.Error(html.escape(message, quote=False), duration=None, print_exception=False)
+def _connect_segmentation(inputs: Inputs, results: Results, segmenter: Segmenter, root: Path, limits: Limits) -> None:
+    """The button, and Shift-Enter in the text field, segment the clip and show the result."""
+
+    def segment(
+        upload: str | None, text: str, previous: Result | None, progress: gr.Progress = _PROGRESS
+    ) -> dict[Any, Any]:
+        with show_user_errors():
+            if upload is None:
+                raise UserError("Choose a clip first.")
+            result = work.segment_clip(segmenter, Path(upload), text, root, limits)
+        work.remove(previous)
+        middle = len(result.times) // 2  # in the first frames nothing has moved yet
+        summary = f"{result.name}: {len(result.times)} frames segmented."
+        return {
+            results.state: result,
+            results.status: muted(" ".join([summary, *result.notes])),
+            results.column: gr.Column(visible=True),
+            results.legend: legend.render(result, middle),
+            results.video: str(result.folder / "display.mp4"),
+            results.frame: str(result.frame(middle)),
+            results.frame_index: gr.Slider(maximum=max(1, len(result.times) - 1), value=middle),
+            results.download: str(result.folder / "result.zip"),
+            results.sentence: gr.Radio(choices=[(text, index) for index, text in enumerate(result.sentences)], value=0),
+            results.attention: gr.Image(value=None, visible=False),
+        }
+
+    gr.on(
+        [inputs.submit.click, inputs.sentences.submit],
+        segment,
+        [inputs.clip, inputs.sentences, results.state],
+        list(results),
+        show_progress_on=results.status,
+        api_visibility="private",
+        **_MODEL_QUEUE,
+    )
 
 
-def tell(function: Callable[..., Found], *arguments: Any) -> Found:
-    """Calls; what the visitor can mend becomes a message on the page."""
+def _connect_frame_slider(results: Results) -> None:
+    """The slider chooses the frame that is shown."""
+
+    def show_frame(result: Result | None, index: float) -> tuple[str, str]:
+        with show_user_errors():
+            result = require_result(result)
+            return str(result.frame(int(index))), legend.render(result, int(index))
+
+    results.frame_index.input(
+        show_frame,
+        [results.state, results.frame_index],
+        [results.frame, results.legend],
+        show_progress="hidden",
+        queue=False,
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+
+
+def _connect_attention(results: Results, segmenter: Segmenter) -> None:
+    """The lower button draws the attention for the chosen frame and sentence."""
+
+    def show_attention(result: Result | None, index: float, sentence: int) -> gr.Image:
+        with show_user_errors():
+            sheet = work.draw_attention(segmenter, require_result(result), int(index), sentence)
+        return gr.Image(value=str(sheet), visible=True)
+
+    results.explain.click(
+        show_attention,
+        [results.state, results.frame_index, results.sentence],
+        results.attention,
+        show_progress_on=[results.attention, results.explain],
+        api_visibility="private",
+        **_MODEL_QUEUE,
+    )
+
+
+def accepted_clips(limits: Limits) -> str:
+    """Which clips may be uploaded, for the status line."""
+    return f"Clips of up to {limits.seconds:g} seconds and {limits.megabytes:g} MB: mp4, mov, webm, mkv, avi or gif."
+
+
+def muted(text: str) -> str:
+    """An HTML paragraph in a subdued color."""
+    return f'<p class="muted">{html.escape(text)}</p>'
+
+
+@contextlib.contextmanager
+def show_user_errors() -> Iterator[None]:
+    """Turns a UserError into a message on the page, which stays until the visitor closes it."""
     try:
-        return function(*arguments)
+        yield
     except UserError as error:
-        raise told(str(error)) from error
+        # Gradio renders messages as HTML.
+        raise gr.Error(html.escape(str(error), quote=False), duration=None, print_exception=False) from error
 
 
-def current(result: Result | None) -> Result:
-    """The visitor's result, if it is still there."""
+def require_result(result: Result | None) -> Result:
+    """The visitor's result. Raises UserError if it has expired."""
     if result is None:
-        raise told("This result has been removed. Ask again.")
+        raise UserError(work.EXPIRED)
     return result

@@ -1,4 +1,4 @@
-"""What the page does for a visitor: answers, draws, packs and cleans up; messages name no folder of the server."""
+"""Segments an uploaded clip and writes the files that the page shows; error messages name no folder of the server."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ from lbdt_jax.demo.checks import Limits, check_clip, read_sentences, unknown_wor
 from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import ClipWriter, open_clip
-from lbdt_jax.visualization import render, video_strip
+from lbdt_jax.visualization.overlays import color_of, overlay
 
-_SIDE = 640  # pixels of the longer side of pictures on the page
-_MOST_ENLARGED = 8  # times, so that masks of a small clip have a smooth contour
+EXPIRED = "This result has expired. Please segment the clip again."
+
+_MAX_SIDE = 640  # pixels of the longer side of a frame on the page
+_MAX_SCALE = 8  # small clips are enlarged up to this factor, so that mask contours look smooth
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What was found in a clip; its files lie in a folder of its own.
+    """A segmented clip of T frames and S sentences; its files lie in a folder of its own.
 
     Attributes:
-      folder: holds "clip", the upload, and what is made of it: "found" (what predict writes), "result.zip" of that,
-        "shown.mp4" and "frames" with the masks over the clip, as the page shows it, and "attention".
-      name: of the upload, to be shown.
+      folder: holds the upload as "clip", the output of `predict` in "found" and zipped as "result.zip", and what the
+        page shows: "display.mp4", "frames" and "attention".
+      name: the file name of the upload, for display.
       sentences: S of them.
-      notes: what the visitor should know about the answer.
-      times: (T,) seconds of each frame.
-      confidence: (T, S) in [0, 1], as in `Answer.scores`.
+      notes: remarks for the visitor.
+      times: (T,) time of each frame in seconds.
+      confidence: (T, S) in [0, 1], as in `Segmentation.scores`.
     """
 
     folder: Path
@@ -50,18 +52,25 @@ class Result:
     confidence: np.ndarray
 
     def frame(self, index: int) -> Path:
-        """The picture of a frame, with masks. Raises UserError if its time is over and it was removed."""
+        """The image of a frame with its masks. Raises UserError if the result has expired or has no such frame."""
         path = self.folder / "frames" / f"{index:06d}.jpg"
         if not path.is_file():
-            raise UserError("This result has been removed. Ask again.")
+            raise UserError(EXPIRED)
         return path
 
 
-def answer(segmenter: Segmenter, upload: Path, text: str, root: Path, limits: Limits) -> Result:
-    """Checks everything, then asks all sentences about a clip; in a new folder below `root`, gone if that fails.
+def segment_clip(segmenter: Segmenter, upload: Path, text: str, root: Path, limits: Limits) -> Result:
+    """Checks a clip and its sentences, then segments every frame.
+
+    Args:
+      segmenter: the model.
+      upload: the clip.
+      text: the sentences, one per line.
+      root: where a new folder is made for the result; it is removed if anything fails.
+      limits: what is accepted.
 
     Raises:
-      UserError: the clip or a sentence can't be used, in words for the visitor.
+      UserError: the clip or a sentence can't be used; the message is for the visitor.
     """
     sentences = read_sentences(text, limits)
     check_clip(upload, limits)
@@ -72,8 +81,8 @@ def answer(segmenter: Segmenter, upload: Path, text: str, root: Path, limits: Li
         shutil.copyfile(upload, clip)
         settings = predict.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
         predict.predict(segmenter, settings, folder / "found")
-        times, confidence = zip(*_draw(folder, len(sentences)), strict=True)
-        _pack(folder, upload.name)
+        times, confidence = zip(*_draw_frames(folder, len(sentences)), strict=True)
+        _write_zip(folder, upload.name)
     except UserError as error:
         message = str(error).replace(str(folder / "clip"), upload.name).replace(f"{folder}/", "")
         shutil.rmtree(folder, ignore_errors=True)
@@ -81,20 +90,26 @@ def answer(segmenter: Segmenter, upload: Path, text: str, root: Path, limits: Li
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    notes = (
-        [f"The model does not know {', '.join(f'“{word}”' for word in unknown)}: read as blanks."] if unknown else []
-    )
-    promised = open_clip(clip).frames
-    if len(times) < promised:
-        notes.append(f"The clip promises {promised} frames and holds {len(times)}. Is it cut short?")
+    notes = []
+    if unknown:
+        notes.append(f"Words unknown to the model, read as blanks: {', '.join(f'“{word}”' for word in unknown)}.")
+    header_frames = open_clip(clip).frames
+    if len(times) < header_frames:
+        notes.append(f"According to its header, the clip has {header_frames} frames. Is the file truncated?")
     return Result(folder, upload.name, sentences, tuple(notes), np.array(times), np.array(confidence))
 
 
-def attention(segmenter: Segmenter, result: Result, frame: int, sentence: int) -> Path:
-    """Draws, once, what the model attends to in a frame; frame and sentence are counted from 0.
+def draw_attention(segmenter: Segmenter, result: Result, frame: int, sentence: int) -> Path:
+    """Draws the attention for one frame and sentence, or finds the image if it was drawn before.
+
+    Args:
+      segmenter: the model that segmented the clip.
+      result: the segmented clip.
+      frame: index, from 0.
+      sentence: index, from 0.
 
     Raises:
-      UserError: the result was removed, or has no such frame.
+      UserError: the result has expired, or has no such frame.
     """
     result.frame(frame)
     folder = result.folder / "attention" / str(sentence)
@@ -106,38 +121,45 @@ def attention(segmenter: Segmenter, result: Result, frame: int, sentence: int) -
 
 
 def remove(result: Result | None) -> None:
-    """Deletes everything that belongs to a result."""
+    """Deletes all files of a result."""
     if result:
         shutil.rmtree(result.folder, ignore_errors=True)
 
 
-def _draw(folder: Path, sentences: int) -> Iterator[tuple[float, list[float]]]:
-    """Draws frames and video for the page; gives each frame's time and confidences."""
+def _draw_frames(folder: Path, sentences: int) -> Iterator[tuple[float, list[float]]]:
+    """Draws the frames and the video with masks; yields each frame's time and its confidences."""
     clip = open_clip(folder / "clip")
     (folder / "frames").mkdir()
-    writer, square = None, dataclasses.replace(clip, pixel_aspect=Fraction(1))
+    writer, square_pixels = None, dataclasses.replace(clip, pixel_aspect=Fraction(1))
     predictions = list(PredictionStore(folder / "found", sentences).load())
     with contextlib.ExitStack() as stack:
         for (time, frame), prediction in tqdm(
             zip(clip, predictions, strict=True), "drawing", len(predictions), unit="frame"
         ):
-            height, width = frame.shape[0], frame.shape[1] * float(clip.pixel_aspect)
-            scale = min(_SIDE / max(height, width), _MOST_ENLARGED)
-            # Even sides: H.264 with colors at half resolution, which every browser plays.
-            size = max(2, 2 * round(scale * width / 2)), max(2, 2 * round(scale * height / 2))
-            picture = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-            for number, mask in enumerate(prediction.decode_masks()):
-                mask = Image.fromarray(255 * mask.astype(np.uint8))
-                mask = np.asarray(mask.resize(size, Image.Resampling.BICUBIC)) >= 128
-                picture = render.overlay(picture, mask, video_strip.color_of(number))
-            Image.fromarray(picture).save(folder / "frames" / f"{prediction.index:06d}.jpg", quality=90)
-            writer = writer or stack.enter_context(ClipWriter(folder / "shown.mp4", picture.shape[:2], square))
-            writer.write(time, picture)
+            size = _display_size(frame, clip.pixel_aspect)
+            image = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+            for index, mask in enumerate(prediction.decode_masks()):
+                mask_image = Image.fromarray(255 * mask.astype(np.uint8))
+                enlarged = np.asarray(mask_image.resize(size, Image.Resampling.BICUBIC)) >= 128
+                image = overlay(image, enlarged, color_of(index))
+            Image.fromarray(image).save(folder / "frames" / f"{prediction.index:06d}.jpg", quality=90)
+            writer = writer or stack.enter_context(ClipWriter(folder / "display.mp4", image.shape[:2], square_pixels))
+            writer.write(time, image)
             yield prediction.time, [*prediction.scores]
 
 
-def _pack(folder: Path, name: str) -> None:
-    """Zips what predict wrote, the clip called by its own name instead of the server's."""
+def _display_size(frame: np.ndarray, pixel_aspect: Fraction) -> tuple[int, int]:
+    """(width, height) at which a frame (h, w, 3) is shown, with square pixels.
+
+    Both are even, as H.264 with subsampled colors requires, the only kind that every browser plays.
+    """
+    height, width = frame.shape[0], frame.shape[1] * float(pixel_aspect)
+    scale = min(_MAX_SIDE / max(height, width), _MAX_SCALE)
+    return max(2, 2 * round(scale * width / 2)), max(2, 2 * round(scale * height / 2))
+
+
+def _write_zip(folder: Path, name: str) -> None:
+    """Zips the output of `predict`, with the name of the upload in place of the server's path."""
     found = folder / "found"
     settings = json.loads((found / "settings.json").read_text()) | {"video": name}
     with zipfile.ZipFile(folder / "result.zip", "w") as archive:

@@ -1,6 +1,6 @@
 """Attention maps and channel gates behind a predicted mask, as numpy arrays.
 
-`render.attention_sheet` draws them.
+`lbdt_jax.visualization.attention` draws them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.types import Array, FramePairFeatures
-from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, shard_batch
 
 Item = TypeVar("Item")
 
@@ -94,7 +94,7 @@ class BatchedPredictor:
         frames, earlier_frames, _, _ = zip(*padded, strict=True)
         features = self._encode(
             self._variables,
-            split({"frame": np.stack(frames), "earlier_frame": np.stack(earlier_frames)}, self._mesh),
+            shard_batch({"frame": np.stack(frames), "earlier_frame": np.stack(earlier_frames)}, self._mesh),
         )
         # Device d holds the frame pairs from d * frames on, and segments their sentences.
         pending: list[list[_SentenceIndex]] = [[] for _ in range(self._devices)]
@@ -104,7 +104,7 @@ class BatchedPredictor:
         while any(pending):
             current = [sentences[: self._sentences] for sentences in pending]
             pending = [sentences[self._sentences :] for sentences in pending]
-            arrays = split(self._sentence_arrays(batch, current), self._mesh)
+            arrays = shard_batch(self._sentence_arrays(batch, current), self._mesh)
             outputs = np.asarray(self._segment(self._variables, features, arrays))
             for device, sentences in enumerate(current):
                 for row, (index, _) in enumerate(sentences, start=device * self._sentences):

@@ -1,7 +1,7 @@
 """Scores of referring segmentation in two protocols that are never mixed: "paper" and "standard".
 
-Both are kept as states: empty at first, `add` takes one sample, `merge` unites those of several processes or groups,
-`compute` gives the numbers.
+Each metric is a state: `PaperScores()` is the empty state, `add` scores one sample, `merge` combines two states (of
+processes or groups) into a new one, and `compute` returns the scores. States are small and can be pickled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from lbdt_jax.metrics.boundary import boundary_accuracy, region_similarity
 from lbdt_jax.metrics.davis import MAX_PROPOSALS, MatchedScores, merge_objects
-from lbdt_jax.metrics.paper import PaperScores, enlarge_as_published
+from lbdt_jax.metrics.paper import PaperScores, resize_as_published
 from lbdt_jax.metrics.standard import StandardScores, foreground_score, resize_logits
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "PaperScores",
     "StandardScores",
     "boundary_accuracy",
-    "enlarge_as_published",
+    "resize_as_published",
     "foreground_score",
     "format_table",
     "merge_objects",
@@ -47,37 +47,36 @@ _COLUMNS = {
 
 
 def format_table(groups: Mapping[str, Mapping[str, Any]], published: Iterable[tuple[str, str, float]] = ()) -> str:
-    """The scores as text for the screen, one table per protocol.
+    """Formats scores as text, one table per protocol.
 
     Args:
-      groups: name of a group of samples ("all", then each tier) -> {"samples": how many, "paper": what
-        `PaperScores.compute` gives, "standard": what `StandardScores.compute` or `MatchedScores.compute` gives,
-        "per_expression": {"j", "f", "j_and_f"}}. A group stands in the tables of the protocols that it has, with the
-        measures that it has and the tables know.
-      published: (protocol, measure, score) to print below the first group of that protocol's table, with what this
-        group is above them.
+      groups: name of a group of samples ("all", then each tier) -> {"samples": their number, "paper": the result of
+        `PaperScores.compute`, "standard": that of `StandardScores.compute` or `MatchedScores.compute`,
+        "per_expression": {"j", "f", "j_and_f"}}. Missing protocols and measures are left out.
+      published: (protocol, measure, score) to print below the first group of that protocol, with the differences.
 
     Returns:
-      Lines of at most 120 characters, for names of up to 14: a row per group, a column per measure, in percent. Empty
-      if no group has scores.
+      Lines of at most 120 characters, for group names of up to 14: a row per group, a column per measure, in percent.
+      Empty if no group has scores.
     """
     published = list(published)
-    label = max(map(len, [*groups, *(["difference"] if published else [])]), default=0)
+    width = max(map(len, [*groups, *(["difference"] if published else [])]), default=0)
     lines = []
     for protocol, title in PROTOCOLS.items():
-        rows = [(name, f"{group['samples']}", group[protocol]) for name, group in groups.items() if protocol in group]
-        if not rows:
+        scored = {name: group for name, group in groups.items() if protocol in group}
+        if not scored:
             continue
-        ours, theirs = rows[0][2], {measure: score for of, measure, score in published if of == protocol}
-        rows = [(name, samples, _percent(scores)) for name, samples, scores in rows]
+        rows = [(name, f"{group['samples']}", _percent(group[protocol])) for name, group in scored.items()]
+        ours = next(iter(scored.values()))[protocol]
+        theirs = {measure: score for its_protocol, measure, score in published if its_protocol == protocol}
         if theirs:
             differences = {measure: ours[measure] - score for measure, score in theirs.items() if measure in ours}
             rows[1:1] = [("published", "", _percent(theirs)), ("difference", "", _percent(differences, "+"))]
-        heads = {m: head.rjust(5) for m, head in _COLUMNS.items() if any(m in scores for _, _, scores in rows)}
-        lines += ["", title, "  ".join([" " * label, "samples", *heads.values()])]
+        headers = {m: header.rjust(5) for m, header in _COLUMNS.items() if any(m in scores for _, _, scores in rows)}
+        lines += ["", title, "  ".join([" " * width, "samples", *headers.values()])]
         for name, samples, scores in rows:
-            cells = [scores.get(measure, "").rjust(len(head)) for measure, head in heads.items()]
-            lines.append("  ".join([name.ljust(label), samples.rjust(7), *cells]).rstrip())
+            cells = [scores.get(measure, "").rjust(len(header)) for measure, header in headers.items()]
+            lines.append("  ".join([name.ljust(width), samples.rjust(7), *cells]).rstrip())
     return "\n".join(lines[1:])
 
 

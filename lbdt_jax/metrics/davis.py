@@ -1,8 +1,8 @@
-"""Ref-DAVIS17 by the rule of the public davis2017 evaluation code, task "unsupervised", whose numbers these equal.
+"""Ref-DAVIS17 scores as in the public davis2017 evaluation code, task "unsupervised", with which the results agree.
 
-A video's predicted objects carry no names: they are matched with the true ones so that the mean of J and F over all
-frames is largest. J and F are then means over the frames of each true object and over the objects of all videos. The
-benchmark scores the sentences of each of its four annotators this way and takes the mean of the four.
+The predicted objects of a video have no identity: they are matched to the true ones so that the mean of J and F over
+all frames is maximal. J and F are then averaged over the frames of each true object, and over the objects of all
+videos. The benchmark scores the sentences of each of its four annotators this way and averages the four.
 
 Sources: Caelles et al., "The 2019 DAVIS Challenge on VOS: Unsupervised Multi-Object Segmentation", arXiv 1905.00737;
 `merge_objects`: the Ref-DAVIS17 evaluator of ReferFormer, which its successors share.
@@ -20,21 +20,20 @@ from scipy.optimize import linear_sum_assignment
 from lbdt_jax.metrics.boundary import boundary_accuracies
 
 MAX_PROPOSALS = 20  # in a video, as the public code allows
-VOID = 255  # of a true label map: pixels that count for nobody
+VOID = 255  # label of pixels to ignore, in true label maps
 _BACKGROUND = 0.1
 
 
 def merge_objects(probabilities: np.ndarray) -> np.ndarray:
-    """One label map of the masks that sentences found in a frame, each sentence for an object of its own.
+    """Merges the masks of a frame's objects, one per object, into a label map.
 
-    Probabilities below .5 become 0, a background of constant .1 stands before them, the largest wins, the first of
-    equals.
+    Probabilities below .5 become 0, and the background has a constant .1; the largest wins, the first of equals.
 
     Args:
       probabilities: (O, h, w) float in [0, 1], at the frame's size.
 
     Returns:
-      (h, w) uint8: o + 1 for the o-th object, counted from 0; 0 is the background.
+      (h, w) uint8: 0 for the background, o + 1 for object o (from 0).
 
     Raises:
       ValueError: more than 254 objects, or a probability is not finite.
@@ -50,88 +49,88 @@ def merge_objects(probabilities: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class MatchedScores:
-    """What is known of the frames so far; `MatchedScores()` knows of none. A frame takes some hundred bytes.
+    """The scores of frames; `MatchedScores()` is the empty state. A frame takes a few hundred bytes.
 
     Attributes:
-      frames: video -> index of the frame -> (2, predicted objects + 1, true objects + 1) float64: J and F of each with
-        each, counting to the largest label in the frame. The last row and column are those of an empty mask.
+      frames: video -> frame index -> (2, predicted objects + 1, true objects + 1) float64: J and F of every pair, up to
+        the largest labels in the frame. The last row and column belong to an empty mask.
     """
 
     frames: dict[str, dict[int, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def add(self, video: str, frame_index: int, labels: np.ndarray, truth: np.ndarray) -> None:
-        """Scores one frame. All frames of a video count; they may come in any order.
+        """Scores one frame. All frames of a video must be added, in any order.
 
         Args:
           video: its name.
-          frame_index: of the frame in its video. The largest label in the true map of the earliest frame is the
-            number of the video's objects: labels above it, of objects that appear later, do not count.
-          labels: (h, w) uint8, 0 the background, o + 1 the o-th predicted object.
-          truth: (h, w) uint8, 0 the background, 255 void, o + 1 the o-th true object.
+          frame_index: index of the frame in the video. The largest true label in the video's first frame is its number
+            of objects: larger labels, of objects that appear later, are ignored.
+          labels: (h, w) uint8, predicted: 0 for the background, o + 1 for object o.
+          truth: (h, w) uint8, true: 0 for the background, 255 for void, o + 1 for object o.
 
         Raises:
-          ValueError: the shapes differ, a predicted label exceeds 20, or the frame was scored already.
+          ValueError: the shapes differ, a predicted label exceeds 20, or the frame was added before.
         """
-        place = f"{video}, frame {frame_index}"
+        frame = f"{video}, frame {frame_index}"
         if labels.shape != truth.shape:
-            raise ValueError(f"{place}: predicted labels of shape {labels.shape}, true ones of shape {truth.shape}")
+            raise ValueError(f"{frame}: predicted labels of shape {labels.shape}, true ones of shape {truth.shape}")
         if labels.max() > MAX_PROPOSALS:
             raise ValueError(
-                f"{place}: predicted label {labels.max()}, but {MAX_PROPOSALS} objects a video are allowed"
+                f"{frame}: predicted label {labels.max()}, but {MAX_PROPOSALS} objects a video are allowed"
             )
         if frame_index in self.frames.get(video, {}):
-            raise ValueError(f"{place} was scored twice")
+            raise ValueError(f"{frame} was scored twice")
         void = truth == VOID
-        proposals = int(labels.max())  # with those in void pixels, as in the public code
-        predicted, true = (np.where(void, 0, each) for each in (labels, truth))
+        proposals = int(labels.max())  # counts labels in void pixels, as the public code does
+        predicted, true = np.where(void, 0, labels), np.where(void, 0, truth)
         objects = int(true.max())
-        # A label more than there are, on both sides: the empty mask.
+        # One label more than there are, for the empty mask.
         f = boundary_accuracies(
             [predicted == label for label in range(1, proposals + 2)],
             [true == label for label in range(1, objects + 2)],
         )
         shape = (proposals + 2, objects + 2)
-        pixels = np.bincount(np.ravel_multi_index((predicted.ravel(), true.ravel()), shape), minlength=math.prod(shape))
-        pixels = pixels.reshape(shape)
+        pairs = np.ravel_multi_index((predicted.ravel(), true.ravel()), shape)
+        pixels = np.bincount(pairs, minlength=math.prod(shape)).reshape(shape)
         intersection = pixels[1:, 1:]
         union = pixels.sum(1)[1:, None] + pixels.sum(0)[1:] - intersection
         j = np.where(union, intersection / np.maximum(union, 1), 1.0)
         self.frames.setdefault(video, {})[frame_index] = np.stack([j, f])
 
     def merge(self, other: MatchedScores) -> MatchedScores:
-        """The scores of the frames of both, which may be of the same videos.
+        """The scores of the frames of both, which may belong to the same videos.
 
         Raises:
           ValueError: a frame was scored in both.
         """
-        frames = {video: dict(own) for video, own in self.frames.items()}
-        for video, others in other.frames.items():
-            twice = frames.setdefault(video, {}).keys() & others.keys()
-            if twice:
-                raise ValueError(f"{video}, frame {min(twice)} was scored twice")
-            frames[video].update(others)
+        frames = {video: dict(by_index) for video, by_index in self.frames.items()}
+        for video, by_index in other.frames.items():
+            duplicates = frames.setdefault(video, {}).keys() & by_index.keys()
+            if duplicates:
+                raise ValueError(f"{video}, frame {min(duplicates)} was scored twice")
+            frames[video].update(by_index)
         return MatchedScores(frames)
 
     def compute(self) -> dict[str, float]:
-        """{"j", "f", "j_and_f"} in [0, 1], means over the frames of an object, then over the objects of all videos.
+        """{"j", "f", "j_and_f"} in [0, 1]: means over the frames of each object, then over the objects of all videos.
 
         Raises:
           ValueError: no frame was added, or none with an object.
         """
-        matched = [_match([own[index] for index in sorted(own)]) for own in self.frames.values()]
-        if not sum(each.shape[1] for each in matched):
+        matched = [_match([by_index[index] for index in sorted(by_index)]) for by_index in self.frames.values()]
+        if not sum(scores.shape[1] for scores in matched):
             raise ValueError("no object was scored")
         j, f = map(float, np.concatenate(matched, axis=1).mean(axis=1))
         return {"j": j, "f": f, "j_and_f": (j + f) / 2}
 
 
 def _match(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """A video's entries of `MatchedScores.frames`, the earliest first -> (2, objects) J and F of the best matching."""
+    """A video's entries of `MatchedScores.frames` in order of time -> (2, objects) J and F of the best matching."""
     objects = frames[0].shape[2] - 1
-    proposals = max(objects, *(each.shape[1] - 1 for each in frames))  # missing ones are empty masks
+    proposals = max(objects, *(scores.shape[1] - 1 for scores in frames))
     sums = np.zeros((2, proposals, objects))
-    for each in frames:
-        rows = np.minimum(np.arange(proposals), each.shape[1] - 1)  # labels that the frame lacks are empty masks
-        columns = np.minimum(np.arange(objects), each.shape[2] - 1)
-        sums += each[:, rows[:, None], columns]
+    for scores in frames:
+        rows = np.minimum(np.arange(proposals), scores.shape[1] - 1)  # labels missing in the frame are empty masks
+        columns = np.minimum(np.arange(objects), scores.shape[2] - 1)
+        sums += scores[:, rows[:, None], columns]
     return sums[:, *linear_sum_assignment(sums.sum(axis=0), maximize=True)] / len(frames)

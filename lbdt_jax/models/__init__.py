@@ -1,1 +1,1 @@
-"""The network of LBDT (Ding et al., CVPR 2022), box by box. Knows flax, never TensorFlow."""
+"""The network of LBDT (Ding et al., CVPR 2022), one module for each box of figure 2, in flax."""

@@ -1,7 +1,7 @@
 """The whole network on one page: figure 2 of the paper.
 
-It has two doors. `encode` looks at a frame pair, once; `answer` answers a sentence about it, as often as one asks.
-The plain forward pass is `answer(encode(...), ...)`.
+The forward pass is `segment(encode(frame pair), sentence)`. `encode` does not depend on the sentence: its features
+serve any number of sentences about the same frame pair.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flax import linen as nn
 from lbdt_jax.models.decoder import BilateralChannelActivation, Decoder, Head
 from lbdt_jax.models.duplex_transfer import DuplexTransfer
 from lbdt_jax.models.resnet import ResNet, output_channels
-from lbdt_jax.models.text_encoder import TextEncoder, TransformerEncoder
+from lbdt_jax.models.text_encoder import LSTMTextEncoder, TransformerTextEncoder
 from lbdt_jax.models.transformer import TransformerConfig
 from lbdt_jax.models.types import Array, FramePairFeatures
 
@@ -27,8 +27,10 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class LBDT(nn.Module):
     """Language-Bridged Duplex Transfer for referring video object segmentation (Ding et al., CVPR 2022).
 
-    The attributes are the fields of `config.model`, see configs/base.py, `transformer` None for the published text
-    encoder; `norm_axis_name` is the mesh axis over which batch statistics are averaged, None for statistics per device.
+    Attributes:
+      transformer: of the text encoder; None for the published LSTM.
+      norm_axis_name: mesh axis over which batch statistics are averaged; None for statistics per device.
+      All others: see `config.model` in configs/base.py.
     """
 
     resnet_depth: int = 50
@@ -48,10 +50,11 @@ class LBDT(nn.Module):
         shared: dict[str, Any] = {"norm_axis_name": self.norm_axis_name, "dtype": self.dtype}
         self.spatial_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
         self.temporal_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
-        if self.transformer:
-            self.text_encoder = TransformerEncoder(self.transfer_width, self.transformer, self.dropout, self.dtype)
-        else:
-            self.text_encoder = TextEncoder(self.transfer_width, self.dtype)
+        self.text_encoder: LSTMTextEncoder | TransformerTextEncoder = (
+            TransformerTextEncoder(self.transfer_width, self.transformer, self.dropout, self.dtype)
+            if self.transformer
+            else LSTMTextEncoder(self.transfer_width, self.dtype)
+        )
         if self.transfer_layers:
             transfer = (self.transfer_layers, self.transfer_width, self.attention_heads, self.dropout)
             *_, res4, res5 = output_channels(self.resnet_depth, self.stream_width)
@@ -65,7 +68,7 @@ class LBDT(nn.Module):
     def __call__(
         self, frame: Array, earlier_frame: Array, words: Array, word_mask: Array, train: bool = False
     ) -> Array:
-        """The plain forward pass over a batch, see input_pipeline/batch.py: -> logits (B, H, W), float32."""
+        """The forward pass over a batch of input_pipeline/batch.py -> logits (B, H, W), float32."""
         features = self.encode(frame, earlier_frame, train)
         sentences_per_frame = words.shape[0] // frame.shape[0]
         if sentences_per_frame > 1:
@@ -73,23 +76,31 @@ class LBDT(nn.Module):
         return self.segment(features, words, word_mask, train=train)
 
     def encode(self, frame: Array, earlier_frame: Array, train: bool = False) -> FramePairFeatures:
-        """Looks at frame pairs, (B, H, W, 3) uint8 each, H and W multiples of 32."""
-        frame, earlier_frame = normalise(frame, self.dtype), normalise(earlier_frame, self.dtype)
-        return self.encode_normalised(frame, jnp.abs(frame - earlier_frame), train)
+        """Features of B frame pairs.
 
-    def encode_normalised(self, frame: Array, motion: Array, train: bool = False) -> FramePairFeatures:
-        """Looks at normalised frames and frame differences, (B, H, W, 3) floats each."""
+        Args:
+          frame, earlier_frame: (B, H, W, 3) uint8 RGB, H and W multiples of 32.
+          train: whether batch statistics are active.
+        """
+        frame, earlier_frame = normalize(frame, self.dtype), normalize(earlier_frame, self.dtype)
+        return self.encode_normalized(frame, jnp.abs(frame - earlier_frame), train)
+
+    def encode_normalized(self, frame: Array, motion: Array, train: bool = False) -> FramePairFeatures:
+        """The same of normalized frames and their absolute differences from the earlier ones, (B, H, W, 3) floats."""
         spatial_res2, spatial_res3, spatial_res4 = self.spatial_stream.stem_to_res4(frame, train)
         temporal_res2, temporal_res3, temporal_res4 = self.temporal_stream.stem_to_res4(motion, train)
-        reduced = (None, None)
+        spatial_reduced, temporal_reduced = None, None
         if self.transfer_layers:
-            reduced = self.duplex_transfer4.reduce(spatial_res4, temporal_res4, train)
+            spatial_reduced, temporal_reduced = self.duplex_transfer4.reduce(spatial_res4, temporal_res4, train)
         return FramePairFeatures(
-            spatial_res4,
-            temporal_res4,
-            *reduced,
-            self.spatial_decoder.high_resolution_features(spatial_res2, spatial_res3, train),
-            self.temporal_decoder.high_resolution_features(temporal_res2, temporal_res3, train),
+            spatial_res4=spatial_res4,
+            temporal_res4=temporal_res4,
+            spatial_reduced=spatial_reduced,
+            temporal_reduced=temporal_reduced,
+            spatial_high_resolution=self.spatial_decoder.high_resolution_features(spatial_res2, spatial_res3, train),
+            temporal_high_resolution=self.temporal_decoder.high_resolution_features(
+                temporal_res2, temporal_res3, train
+            ),
         )
 
     def segment(
@@ -100,26 +111,24 @@ class LBDT(nn.Module):
         image_mask: Array | None = None,
         train: bool = False,
     ) -> Array:
-        """Finds what each sentence refers to in its frame.
+        """Segments the object that each sentence refers to.
 
         Args:
           features: of B frame pairs, one for each sentence (`FramePairFeatures.for_sentences` repeats them).
-          words: (B, N, D) word vectors, or (B, N) int32 ids of a transformer's tokens; see input_pipeline/batch.py.
-          word_mask: (B, N) bool, True for a token, at least one each.
-          image_mask: (B, H/32 * W/32) bool, True where words may look at the picture; None for everywhere.
-          train: whether dropout and batch statistics are in use.
+          words: (B, N, D) word vectors, or (B, N) int32 token ids of a transformer; see input_pipeline/batch.py.
+          word_mask: (B, N) bool, True for a token, at least one in each sentence.
+          image_mask: (B, H/32 * W/32) bool, True where words may attend to the frame; None for everywhere.
+          train: whether dropout and batch statistics are active.
 
         Returns:
           (B, H, W) float32 logits; positive means object.
         """
-        if self.transformer:
-            word_features, sentence = self.text_encoder(words, word_mask, train)
-        else:
-            word_features, sentence = self.text_encoder(words)
+        word_features, sentence = self.text_encoder(words, word_mask, train)
         spatial, temporal = features.spatial_res4, features.temporal_res4
         if self.transfer_layers:
-            # Published: the mask of the 32-stride grid is repeated end to end, not enlarged, for the 16-stride one.
+            # As published, the mask at stride 32 is repeated end to end, not enlarged, to have the size at stride 16.
             res4_mask = None if image_mask is None else jnp.tile(image_mask, (1, 4))
+            assert features.spatial_reduced is not None and features.temporal_reduced is not None
             spatial, temporal = self.duplex_transfer4(
                 spatial,
                 temporal,
@@ -142,8 +151,8 @@ class LBDT(nn.Module):
         return self.head(self.bilateral_channel_activation(spatial, temporal, sentence, train), train)
 
 
-def normalise(frame: Array, dtype: str = "float32") -> Array:
-    """uint8 RGB (..., 3) -> floats, ImageNet's mean subtracted and divided by its standard deviation."""
-    compute = jnp.promote_types(dtype, jnp.float32)
-    mean, std = jnp.asarray(IMAGE_MEAN, compute), jnp.asarray(IMAGE_STD, compute)
-    return ((frame.astype(compute) / 255 - mean) / std).astype(dtype)
+def normalize(frame: Array, dtype: str = "float32") -> Array:
+    """uint8 RGB (..., 3) -> floats, normalized by ImageNet's mean and standard deviation."""
+    compute_dtype = jnp.promote_types(dtype, jnp.float32)
+    mean, std = jnp.asarray(IMAGE_MEAN, compute_dtype), jnp.asarray(IMAGE_STD, compute_dtype)
+    return ((frame.astype(compute_dtype) / 255 - mean) / std).astype(dtype)

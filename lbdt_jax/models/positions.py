@@ -1,6 +1,6 @@
-"""Sinusoidal position encodings of words and of pixels, added inside the duplex transfer.
+"""Sinusoidal position encodings of words and pixels, added inside the duplex transfer.
 
-Vaswani et al., "Attention is all you need", 2017; computed in float64, rounded once at the end by the caller.
+Vaswani et al., "Attention is all you need", 2017. Computed in float64; the caller rounds once, at the end.
 """
 
 from __future__ import annotations

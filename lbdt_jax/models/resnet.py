@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from lbdt_jax.models.layers import ConvNorm, recomputed
+from lbdt_jax import ops
+from lbdt_jax.models.layers import ConvNorm, rematerialized
 from lbdt_jax.models.types import Array
 
 #: depth -> (blocks in res2..res5, whether they are bottlenecks)
@@ -56,12 +55,12 @@ class ResidualBlock(nn.Module):
         shortcut = self.shortcut(x, train) if self.projected else x
         branch = self.conv1(x, train)
         if self.bottleneck:
-            return self.conv3(self.conv2(branch, train), train, shortcut)
-        return self.conv2(branch, train, shortcut)
+            return self.conv3(self.conv2(branch, train), train, residual=shortcut)
+        return self.conv2(branch, train, residual=shortcut)
 
 
 class Stage(nn.Module):
-    """One of res2..res5: `length` blocks, of which the first changes resolution and channels."""
+    """One of res2..res5: `length` blocks, the first of which changes resolution and channels."""
 
     length: int
     width: int
@@ -72,7 +71,7 @@ class Stage(nn.Module):
     dtype: str = "float32"
 
     def setup(self) -> None:
-        block = recomputed(ResidualBlock, train=2) if self.rematerialise else ResidualBlock
+        block = rematerialized(ResidualBlock, train_index=2) if self.rematerialise else ResidualBlock
         self.blocks = [
             block(
                 self.width,
@@ -93,7 +92,7 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """One stream of the network, without the classifier.
+    """One stream of the network: a ResNet without its classifier.
 
     Attributes:
       depth: 18, 34, 50 or 101.
@@ -124,28 +123,11 @@ class ResNet(nn.Module):
 
     def stem_to_res4(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
         """(B, H, W, 3) -> res2, res3, res4 at strides 4, 8, 16."""
-        x = self.stem(x, train)
-        x = max_pool(max_pool(x, axis=2), axis=1)
+        x = ops.max_pool(self.stem(x, train))
         self.sow("intermediates", "pooled", x)
         res2 = self.res2(x, train)
         res3 = self.res3(res2, train)
         return res2, res3, self.res4(res3, train)
-
-
-def max_pool(x: Array, axis: int) -> Array:
-    """The largest of three neighbours along an axis of even length, at every second place.
-
-    Along one axis after the other it is torch's max-pool of 3x3 cells, stride 2, padded with -inf: of equal cells, the
-    first in reading order takes the gradient. XLA:CPU takes three times as long for the gradient of its own.
-    """
-    ends = [(0, 0)] * x.ndim
-    ends[axis] = (1, 0)
-    padded = jnp.pad(x, ends, constant_values=-jnp.inf)
-    first, second, third = (
-        jax.lax.slice_in_dim(padded, start, start + x.shape[axis] - 1, 2, axis) for start in range(3)
-    )
-    largest = jnp.where(second > first, second, first)
-    return jnp.where(third > largest, third, largest)
 
 
 def output_channels(depth: int, width: int) -> tuple[int, int, int, int]:

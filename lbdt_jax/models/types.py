@@ -1,4 +1,4 @@
-"""Types that several modules of the network share."""
+"""Types shared by the modules of the network."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import jax
 from flax import struct
 
 Array = jax.Array
-#: Of a convolution, down and to the right; and zeros ((above, below), (left, right)) around what it sees.
-Strides = tuple[int, int]
-Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 @struct.dataclass
 class FramePairFeatures:
-    """What the network knows of a frame pair before it hears a sentence; B frame pairs of H x W pixels.
+    """Features of B frame pairs of H x W pixels, before any sentence plays a part.
 
     Attributes:
-      spatial_res4, temporal_res4: (B, H/16, W/16, C) outputs of res4.
-      spatial_reduced, temporal_reduced: (B, H/16, W/16, width) the same, narrowed for the first duplex transfer;
-        None in a network without transfer.
+      spatial_res4, temporal_res4: (B, H/16, W/16, C) outputs of res4 of both streams.
+      spatial_reduced, temporal_reduced: (B, H/16, W/16, transfer width) the same, reduced for the first duplex
+        transfer; None in a network without one.
       spatial_high_resolution, temporal_high_resolution: (B, H/4, W/4, decoder width) the decoders' sums over res2 and
         res3.
     """
@@ -31,5 +28,5 @@ class FramePairFeatures:
     temporal_high_resolution: Array
 
     def for_sentences(self, frame_of_sentence: Array) -> FramePairFeatures:
-        """Repeats the features for S sentences; frame_of_sentence (S,) int32 tells which frame pair each is about."""
+        """One frame pair for each of S sentences: frame_of_sentence (S,) int32 is the index of its frame pair."""
         return jax.tree.map(lambda x: x[frame_of_sentence], self)

@@ -1,4 +1,4 @@
-"""Text on pictures, in any letters that an installed font has; others are counted, not drawn as boxes."""
+"""Text on images, in any script that an installed font supports; other characters are counted instead of drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import unicodedata
 
 from PIL import ImageDraw, ImageFont
 
-#: Fonts of Linux, macOS and Windows, looked for where Pillow's own, which has English letters only, lacks one.
+#: Fonts of Linux, macOS and Windows, tried where Pillow's own font, which is for English, lacks a character.
 SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -20,17 +20,59 @@ SYSTEM_FONTS = (
     "arial.ttf",
     "msyh.ttc",
 )
-_NO_CHARACTER = "\U0010ffff"  # what fonts draw for it, they draw for all that they lack
+_UNASSIGNED = "\U0010ffff"  # fonts draw it as they draw every character that they lack
 
 Font = ImageFont.FreeTypeFont
 
 
-@functools.lru_cache(1024)
-def legible(text: str, size: int) -> tuple[str, Font]:
-    """A text on one line and a font of that size, in pixels, that has all of its characters.
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    size: int,
+    color: tuple[int, int, int],
+    width: int,
+    lines: int = 1,
+) -> int:
+    """Draws text from its upper left corner, wrapped to a width; what doesn't fit is replaced by an ellipsis.
 
-    The font is Pillow's own, or the first of SYSTEM_FONTS that is installed and has them. Where none has, accents are
-    left out, and what then still can't be drawn is counted: "(2 characters without a font)".
+    Args:
+      draw: of the image.
+      corner: (left, top) in pixels.
+      text: its white space, newlines included, becomes single spaces.
+      size: of the font, in pixels.
+      color: RGB, 0 to 255.
+      width: in pixels.
+      lines: at most so many.
+
+    Returns:
+      The lower edge of the text, in pixels.
+    """
+    left, top = corner
+    rest, font = choose_font(text, size)
+    for index in range(lines):
+        line = rest
+        if font.getlength(rest) > width:
+            ellipsis = "…" if index == lines - 1 else ""
+            fitting = (
+                bisect.bisect(range(len(rest)), float(width), key=lambda n: font.getlength(rest[:n] + ellipsis)) - 1
+            )
+            space = rest.rfind(" ", 1, fitting + 1)
+            line = rest[: fitting if space < 0 else space] + ellipsis
+        draw.text((left, top), line, color, font)
+        top += round(1.3 * size)
+        rest = rest[len(line) :].lstrip()
+        if not rest:
+            break
+    return top
+
+
+@functools.lru_cache(1024)
+def choose_font(text: str, size: int) -> tuple[str, Font]:
+    """The text on one line, and a font of that size, in pixels, that has all of its characters.
+
+    The font is Pillow's own, or the first installed one of SYSTEM_FONTS that has them. If none has, accents are
+    removed, and remaining characters that can't be drawn are counted: "(2 characters without a font)".
     """
     text = " ".join(text.split())
     fonts = []
@@ -41,59 +83,33 @@ def legible(text: str, size: int) -> tuple[str, Font]:
         fonts += [font] if font else []
     font = max(fonts, key=lambda font: sum(_has(font, character) for character in text))
     parts = []
-    for drawn, run in itertools.groupby(
-        "".join(_plain(font, character) for character in text), lambda c: _has(font, c)
-    ):
-        part = "".join(run)
-        s = "" if len(part) == 1 else "s"
-        parts.append(part if drawn else f"({len(part)} character{s} without a font)")
+    without_accents = "".join(_without_accents(font, character) for character in text)
+    for supported, characters in itertools.groupby(without_accents, lambda character: _has(font, character)):
+        part = "".join(characters)
+        plural = "" if len(part) == 1 else "s"
+        parts.append(part if supported else f"({len(part)} character{plural} without a font)")
     return "".join(parts), font
 
 
-def _plain(font: Font, character: str) -> str:
-    """A character the font lacks, without its accents if it has it so."""
-    bare = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
-    return bare if not _has(font, character) and bare and all(_has(font, c) for c in bare) else character
+def _without_accents(font: Font, character: str) -> str:
+    """A character that the font lacks, without its accents if the font has it so."""
+    base = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
+    return base if not _has(font, character) and base and all(_has(font, c) for c in base) else character
 
 
 @functools.cache
 def _load(name: str, size: int) -> Font | None:
+    """An installed font, or Pillow's own for an empty name; None if it is not installed."""
     try:
-        return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
-    except OSError:  # not installed
+        font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+    except OSError:
         return None
+    return font if isinstance(font, Font) else None
 
 
 @functools.cache
 def _has(font: Font, character: str) -> bool:
-    if unicodedata.category(character) in ("Cc", "Cs"):  # no characters; half a surrogate can't even be asked for
+    if unicodedata.category(character) in ("Cc", "Cs"):  # controls, and halves of surrogates, which getmask refuses
         return False
-    found, lacking = (font.getmask(each) for each in (character, _NO_CHARACTER))
-    return (found.size, bytes(found)) != (lacking.size, bytes(lacking))
-
-
-def write(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    text: str,
-    size: int,
-    color: tuple[int, int, int],
-    width: int,
-    lines: int = 1,
-) -> int:
-    """Writes from the upper left corner, wrapped to a width and cut with an ellipsis; returns the lower edge."""
-    left, top = corner
-    rest, font = legible(text, size)
-    for line in range(lines):
-        head = rest
-        if font.getlength(rest) > width:
-            mark = "…" if line == lines - 1 else ""
-            fitting = bisect.bisect(range(len(rest)), width, key=lambda n: font.getlength(rest[:n] + mark)) - 1
-            blank = rest.rfind(" ", 1, fitting + 1)
-            head = rest[: fitting if blank < 0 else blank] + mark
-        draw.text((left, top), head, color, font)
-        top += round(1.3 * size)
-        rest = rest[len(head) :].lstrip()
-        if not rest:
-            break
-    return top
+    image, missing = (font.getmask(c) for c in (character, _UNASSIGNED))
+    return (image.size, bytes(image)) != (missing.size, bytes(missing))

@@ -1,4 +1,4 @@
-"""Pictures of an answered video: frames with masks and sentences on them, and a sheet of frames from all over it."""
+"""Frames of a segmented video: masks and sentences drawn over each, and a sheet of frames from all over the video."""
 
 from __future__ import annotations
 
@@ -7,103 +7,103 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lbdt_jax.visualization.render import INK, PALETTE, PAPER, QUIET, Color, overlay
-from lbdt_jax.visualization.text import legible, write
+from lbdt_jax.visualization.overlays import color_of, overlay
+from lbdt_jax.visualization.sheet import BACKGROUND, GAP, LABEL_COLOR, MARGIN, TEXT_COLOR
+from lbdt_jax.visualization.text import choose_font, draw_text
 
-_WIDTH = 360  # pixels of a frame on the sheet
-_GAP, _MARGIN = 12, 36  # pixels between frames, and around all
-_COLUMNS = 3  # frames in a row
-
-
-def color_of(sentence: int) -> Color:
-    """The color of a sentence, counted from 0; after the palette's last it begins again."""
-    return PALETTE[sentence % len(PALETTE)]
+_FRAME_WIDTH = 360  # pixels of a frame on the sheet
+_COLUMNS = 3  # frames in a row of the sheet
+_MAX_SENTENCES, _LINE_HEIGHT = 12, 26  # of the sheet's legend
 
 
 def draw_segmentation(frame: np.ndarray, masks: np.ndarray, sentences: Sequence[str]) -> np.ndarray:
-    """Lays the masks of all sentences over a frame, and the sentences, each in its color, over its lower edge.
+    """Draws the masks of all sentences over a frame, and a legend of the sentences over its lower edge.
 
     Args:
       frame: (h, w, 3) uint8 RGB.
-      masks: (S, h, w) bool; where they overlap, later ones lie above.
-      sentences: S of them. Those that don't fit into the lower third of the frame are counted only; a frame of less
-        than 160 pixels in either direction has room for none.
+      masks: (S, h, w) bool; later masks are drawn over earlier ones.
+      sentences: S of them. Those that don't fit into the lower third of the frame are only counted; a frame of less
+        than 160 pixels in either direction has no legend.
 
     Returns:
       (h, w, 3) uint8 RGB.
     """
-    for number, mask in enumerate(masks):
-        frame = overlay(frame, mask, color_of(number))
-    picture = Image.fromarray(frame)
-    if min(picture.size) < 160:
+    for index, mask in enumerate(masks):
+        frame = overlay(frame, mask, color_of(index))
+    image = Image.fromarray(frame)
+    if min(image.size) < 160:
         return frame
-    size = max(10, round(min(picture.size) / 24))
-    line, margin = round(1.5 * size), size // 2
-    lines = max(1, picture.height // 3 // line)
-    shown = len(sentences) if len(sentences) <= lines else lines - 1
+    _draw_legend(image, sentences)
+    return np.asarray(image)
+
+
+def _draw_legend(image: Image.Image, sentences: Sequence[str]) -> None:
+    """Writes the sentences, each next to a square of its color, into the lower left corner."""
+    size = max(10, round(min(image.size) / 24))
+    line_height, padding = round(1.5 * size), size // 2
+    max_lines = max(1, image.height // 3 // line_height)
+    shown = len(sentences) if len(sentences) <= max_lines else max_lines - 1
     labels = [*sentences[:shown]]
     if shown < len(sentences):
         labels.append(f"and {len(sentences) - shown} more")
 
     # Darkened, so that the text is legible on any frame.
-    longest = max(font.getlength(text) for text, font in (legible(label, size) for label in labels))
-    box = min(picture.width, round(longest) + 3 * margin + size), len(labels) * line + margin
-    top = picture.height - box[1]
-    corner = 0, top
-    dark = picture.crop((*corner, box[0], picture.height)).point(lambda value: round(0.3 * value))
-    picture.paste(dark, corner)
-    draw = ImageDraw.Draw(picture)
-    for number, label in enumerate(labels):
-        upper = top + margin // 2 + number * line
-        if number < shown:
-            draw.rectangle(
-                (margin, upper + size // 4, margin + size - 1, upper + size // 4 + size - 1), color_of(number)
-            )
-        write(draw, (2 * margin + size, upper), label, size, PAPER, picture.width - 3 * margin - size)
-    return np.asarray(picture)
+    longest = max(font.getlength(text) for text, font in (choose_font(label, size) for label in labels))
+    width = min(image.width, round(longest) + 3 * padding + size)
+    top = image.height - len(labels) * line_height - padding
+    image.paste(image.crop((0, top, width, image.height)).point(lambda value: round(0.3 * value)), (0, top))
+    draw = ImageDraw.Draw(image)
+    for index, label in enumerate(labels):
+        line_top = top + padding // 2 + index * line_height
+        if index < shown:
+            square_top = line_top + size // 4
+            draw.rectangle((padding, square_top, padding + size - 1, square_top + size - 1), color_of(index))
+        left = 2 * padding + size
+        draw_text(draw, (left, line_top), label, size, BACKGROUND, image.width - 3 * padding - size)
 
 
 class FrameSampler:
-    """Keeps frames from all over a video of unknown length: as many as a sheet holds.
+    """Keeps evenly spaced frames of a video of unknown length, and draws them on a sheet.
 
     Args:
-      most: frames on the sheet, an even number.
-      pixel_aspect: width of a frame's pixel by its height.
+      max_frames: on the sheet, an even number.
+      pixel_aspect: width of a frame's pixel divided by its height.
     """
 
-    def __init__(self, most: int, pixel_aspect: float = 1.0) -> None:
-        self._most, self._pixel_aspect, self._count, self._step = most, float(pixel_aspect), 0, 1
-        self._kept: list[tuple[str, Image.Image]] = []
+    def __init__(self, max_frames: int, pixel_aspect: float = 1.0) -> None:
+        self._max_frames, self._pixel_aspect, self._count, self._step = max_frames, float(pixel_aspect), 0, 1
+        self._frames: list[tuple[str, Image.Image]] = []
 
-    def add(self, picture: np.ndarray, label: str) -> None:
-        """Considers a frame (h, w, 3) uint8 RGB."""
+    def add(self, frame: np.ndarray, label: str) -> None:
+        """Takes the next frame, (h, w, 3) uint8 RGB, and keeps it if it is on the current grid."""
         if self._count % self._step == 0:
-            small = Image.fromarray(picture)
-            height = max(1, round(_WIDTH * small.height / (small.width * self._pixel_aspect)))
-            small = small.resize((_WIDTH, height), Image.Resampling.BICUBIC)
-            self._kept.append((label, small))
-            if len(self._kept) > self._most:  # full: every second one goes, and every second one comes from now on
-                self._kept, self._step = self._kept[::2], 2 * self._step
+            image = Image.fromarray(frame)
+            height = max(1, round(_FRAME_WIDTH * image.height / (image.width * self._pixel_aspect)))
+            self._frames.append((label, image.resize((_FRAME_WIDTH, height), Image.Resampling.BICUBIC)))
+            if len(self._frames) > self._max_frames:  # drop every second frame, and double the step from here on
+                self._frames, self._step = self._frames[::2], 2 * self._step
         self._count += 1
 
     def sheet(self, sentences: Sequence[str]) -> Image.Image:
-        """The frames in rows, below the sentences in their colors; an RGB image 1176 pixels wide."""
-        width = _COLUMNS * (_WIDTH + _GAP) - _GAP
-        shown = sentences[:12]
-        top = 2 * _MARGIN + 26 * len(shown) + (26 if len(shown) < len(sentences) else 0)
-        height = self._kept[0][1].height + 34
-        rows = -(-len(self._kept) // _COLUMNS)
-        sheet = Image.new("RGB", (width + 2 * _MARGIN, top + rows * height + _MARGIN), PAPER)
+        """Draws the frames in rows, below the sentences in their colors: an RGB image 1176 pixels wide."""
+        width = _COLUMNS * (_FRAME_WIDTH + GAP) - GAP
+        shown = sentences[:_MAX_SENTENCES]
+        legend_lines = len(shown) + (len(shown) < len(sentences))
+        top = 2 * MARGIN + _LINE_HEIGHT * legend_lines
+        row_height = self._frames[0][1].height + 34
+        rows = -(-len(self._frames) // _COLUMNS)
+        sheet = Image.new("RGB", (width + 2 * MARGIN, top + rows * row_height + MARGIN), BACKGROUND)
         draw = ImageDraw.Draw(sheet)
-        for number, sentence in enumerate(shown):
-            upper = _MARGIN + 26 * number
-            draw.rectangle((_MARGIN, upper + 3, _MARGIN + 15, upper + 18), color_of(number))
-            write(draw, (_MARGIN + 26, upper), sentence, 17, INK, width - 26)
+        for index, sentence in enumerate(shown):
+            line_top = MARGIN + _LINE_HEIGHT * index
+            draw.rectangle((MARGIN, line_top + 3, MARGIN + 15, line_top + 18), color_of(index))
+            draw_text(draw, (MARGIN + 26, line_top), sentence, 17, TEXT_COLOR, width - 26)
         if len(shown) < len(sentences):
-            upper = _MARGIN + 26 * len(shown)
-            write(draw, (_MARGIN + 26, upper), f"and {len(sentences) - len(shown)} more", 17, QUIET, width)
-        for place, (label, small) in enumerate(self._kept):
-            left, upper = _MARGIN + place % _COLUMNS * (_WIDTH + _GAP), top + place // _COLUMNS * height
-            sheet.paste(small, (left, upper))
-            write(draw, (left, upper + small.height + 4), label, 14, QUIET, _WIDTH)
+            line_top = MARGIN + _LINE_HEIGHT * len(shown)
+            draw_text(draw, (MARGIN + 26, line_top), f"and {len(sentences) - len(shown)} more", 17, LABEL_COLOR, width)
+        for index, (label, image) in enumerate(self._frames):
+            row, column = divmod(index, _COLUMNS)
+            left, frame_top = MARGIN + column * (_FRAME_WIDTH + GAP), top + row * row_height
+            sheet.paste(image, (left, frame_top))
+            draw_text(draw, (left, frame_top + image.height + 4), label, 14, LABEL_COLOR, _FRAME_WIDTH)
         return sheet

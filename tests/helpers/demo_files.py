@@ -1,4 +1,4 @@
-"""A tiny checkpoint and clips for the tests of the page."""
+"""A tiny checkpoint and clips for the tests of lbdt_jax.demo."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TEXT = "the red dog\n\n  a black   cat "
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """An untrained model, by chance one that finds something and not everything."""
+    """An untrained model whose masks, by choice of the seed, are neither empty nor full."""
     config = tiny_config()
-    config.word_vectors = "no/such/vectors"  # so that other words are unknown
+    config.word_vectors = "no/such/vectors"  # so that all other words are unknown
     vectors = load_word_vectors("random:6", {"the", "red", "dog", "a", "black", "cat"})
     with CheckpointWriter(folder / "checkpoints", 1) as writer:
         state = initial_state(tiny_variables(seed=3), make_optimizer(config, STEPS_PER_EPOCH))
@@ -36,7 +36,14 @@ def write_checkpoint(folder: Path) -> Path:
 def write_clip(
     path: Path, times: Sequence[int] = range(6), size: tuple[int, int] = (48, 64), aspect: Fraction = Fraction(1)
 ) -> Path:
-    """A clip of noise that brightens, with a red corner; times in units of 1/24 s, the aspect is a pixel's."""
+    """Writes a clip of noise that brightens, with a red corner.
+
+    Args:
+      path: of the new file; its ending decides the format.
+      times: of the frames, in units of 1/24 s.
+      size: (h, w) in pixels.
+      aspect: width of a pixel by its height.
+    """
     rng = np.random.default_rng(0)
     codec, pixels = {".gif": ("gif", "rgb8")}.get(path.suffix, ("libx264", "yuv420p"))
     with av.open(str(path), "w") as container:
@@ -44,12 +51,10 @@ def write_clip(
         stream.height, stream.width = size
         stream.pix_fmt = pixels
         stream.codec_context.sample_aspect_ratio = aspect
-        for number, time in enumerate(times):
-            picture = np.full((*size, 3), 30 + 8 * number % 200, np.uint8) + rng.integers(
-                0, 9, (*size, 3), dtype=np.uint8
-            )
-            picture[: size[0] // 4, : size[1] // 4] = (220, 30, 30)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for index, time in enumerate(times):
+            image = np.full((*size, 3), 30 + 8 * index % 200, np.uint8) + rng.integers(0, 9, (*size, 3), dtype=np.uint8)
+            image[: size[0] // 4, : size[1] // 4] = (220, 30, 30)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 24)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

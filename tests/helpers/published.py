@@ -1,4 +1,4 @@
-"""The published network's weights, inputs and inner values, in our layout."""
+"""Weights, inputs and intermediate values of the published network, in our layout."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def published_inputs(case: str, dtype: str) -> dict[str, np.ndarray]:
 
 
 def encode_and_segment(model: LBDT, inputs: dict[str, Any], train: bool = False) -> jax.Array:
-    """The forward pass from normalised frames, through both doors."""
-    features = model.encode_normalised(inputs["frame"], inputs["motion"], train)
+    """The forward pass from normalized frames: `encode`, then `segment`."""
+    features = model.encode_normalized(inputs["frame"], inputs["motion"], train)
     return model.segment(features, inputs["words"], inputs["word_mask"], inputs["image_mask"], train)
 
 
-def inner_values(model: LBDT, variables: dict[str, Any], inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+def intermediate_values(model: LBDT, variables: dict[str, Any], inputs: dict[str, Any]) -> dict[str, np.ndarray]:
     """Every tap of the golden files, by its name there and in its layout."""
     inputs = {name: value for name, value in inputs.items() if name != "target"}
 
@@ -66,17 +66,17 @@ def inner_values(model: LBDT, variables: dict[str, Any], inputs: dict[str, Any])
             mutable=["intermediates", "attention"],
         )
 
-    logits, kept = forward(variables, inputs)
-    seen = kept["intermediates"]
+    logits, collections = forward(variables, inputs)
+    intermediates = collections["intermediates"]
 
     def output(*path: str) -> Any:
-        return functools.reduce(lambda tree, name: tree[name], path, seen)["__call__"][0]
+        return functools.reduce(lambda tree, name: tree[name], path, intermediates)["__call__"][0]
 
     height, width = inputs["frame"].shape[1:3]
     taps = {"logits": logits, "logits_quarter": output("head", "project")}
     taps["text/features"], taps["text/sent"] = output("text_encoder")
     for short, name in (("spa", "spatial"), ("tem", "temporal")):
-        taps[f"{short}/stem"] = seen[f"{name}_stream"]["pooled"][0]
+        taps[f"{short}/stem"] = intermediates[f"{name}_stream"]["pooled"][0]
         for stage in (2, 3, 4, 5):
             key = f"r{stage}_before" if stage > 3 else f"r{stage}"
             taps[f"{short}/{key}"] = output(f"{name}_stream", f"res{stage}")
@@ -102,8 +102,8 @@ def inner_values(model: LBDT, variables: dict[str, Any], inputs: dict[str, Any])
             taps[f"{short}/r{stage}_transfer"] = taps[
                 f"stage{stage}/layer{model.transfer_layers - 1}/to_{short}/output"
             ]
-    # The very maps that are drawn; the published taps hold the last layer's.
-    explanations = [collect(logits, kept, sample) for sample in range(len(logits))]
+    # The maps that `explain` draws; the golden files hold those of the last layer.
+    explanations = [collect(logits, collections, sample) for sample in range(len(logits))]
     for bridges in zip(*(explanation.bridges for explanation in explanations), strict=True):
         if bridges[0].layer == model.transfer_layers:
             key = f"attention/stage{bridges[0].stage}/to_{bridges[0].target[:3]}"
@@ -122,5 +122,5 @@ def inner_values(model: LBDT, variables: dict[str, Any], inputs: dict[str, Any])
 
 
 def to_torch_layout(value: np.ndarray) -> np.ndarray:
-    """(B, H, W, C) -> (B, C, H, W); everything else stands the same way in both."""
+    """(B, H, W, C) -> (B, C, H, W); arrays of other ranks have the same layout in both."""
     return value.transpose(0, 3, 1, 2) if value.ndim == 4 else value

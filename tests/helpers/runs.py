@@ -1,4 +1,4 @@
-"""The command, in processes of its own, on a tiny network and a few scenes."""
+"""Runs lbdt_jax.main in subprocesses, with a tiny network on a few scenes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tiny import tiny_config
 from input_pipeline.moving_shapes.raw_layout import write_raw
 
 SCENES = {"train": 3, "validation": 1, "test": 3, "unseen_words": 2}
-FEW_PICTURES = {"contact_sheet_samples": 2, "evaluation_attention_sheets": 0, "picture_every_steps": 1000}
+FEW_IMAGES = {"contact_sheet_samples": 2, "evaluation_attention_sheets": 0, "picture_every_steps": 1000}
 
 
 def write_config(folder: Path, steps: int, **fields: object) -> Path:
-    """Draws some scenes and writes FOLDER/tiny_shapes.py, a configuration of so many steps."""
+    """Draws some scenes and writes FOLDER/tiny_shapes.py, a configuration for that many steps."""
     write_raw(folder / "data" / "raw" / "moving_shapes", scenes=SCENES, workers=1)
     config = tiny_config()
     config.update(dataset="moving_shapes", data_dir=str(folder / "data"), word_vectors="random:8", log_every_steps=1)
-    config.update_from_flattened_dict(FEW_PICTURES | {"cpu_devices": 8} | fields)
+    config.update_from_flattened_dict(FEW_IMAGES | {"cpu_devices": 8} | fields)
     config.epochs = steps / (56 // config.batch_size)  # 56 sentences
     path = folder / "tiny_shapes.py"
     path.write_text(
@@ -35,14 +35,14 @@ def write_config(folder: Path, steps: int, **fields: object) -> Path:
     return path
 
 
-#: For what is compiled once and run often; steps without XLA's optimisations take seconds on slow cores.
-OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+#: Environment for runs of many steps: on slow cores, a step without XLA's optimizations takes seconds.
+OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 
 def start(
     config: Path, workdir: Path, *arguments: str, kilobytes_per_file: int | str = "unlimited", **environment: str
 ) -> subprocess.Popen[str]:
-    """Starts the command."""
+    """Starts the command with a limit on the size of files and additional environment variables."""
     command = [sys.executable, "-m", "lbdt_jax.main", f"--config={config}", f"--workdir={workdir}", *arguments]
     return subprocess.Popen(
         ["bash", "-c", f'ulimit -f {kilobytes_per_file} && exec "$@"', "bash", *command],
@@ -51,7 +51,7 @@ def start(
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than computing
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compilation takes longer than computation
             **environment,
         },
         stdout=subprocess.PIPE,
@@ -60,35 +60,36 @@ def start(
     )
 
 
-def start_together(
-    number: int, config: Path, workdir: Path, *arguments: str, devices: int = 8, **environment: str
+def start_processes(
+    count: int, config: Path, workdir: Path, *arguments: str, devices: int = 8, **environment: str
 ) -> list[subprocess.Popen[str]]:
-    """Starts the command in several processes, of so many devices together."""
-    arguments = (*arguments, f"--config.cpu_devices={devices // number}")
-    return [start(config, workdir, *arguments, **variables, **environment) for variables in described(number)]
+    """Starts the command in `count` processes with `devices` devices in total."""
+    arguments = (*arguments, f"--config.cpu_devices={devices // count}")
+    return [start(config, workdir, *arguments, **variables, **environment) for variables in process_environments(count)]
 
 
-def described(number: int) -> list[dict[str, str]]:
-    """What tells each of several processes of the others."""
+def process_environments(count: int) -> list[dict[str, str]]:
+    """The environment variables by which each of `count` processes finds the others."""
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
-        together = {"JAX_COORDINATOR_ADDRESS": f"localhost:{unused.getsockname()[1]}", "JAX_NUM_PROCESSES": str(number)}
-    return [{**together, "JAX_PROCESS_ID": str(index)} for index in range(number)]
+        address = f"localhost:{unused.getsockname()[1]}"
+    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    return [{**common, "JAX_PROCESS_ID": str(index)} for index in range(count)]
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
-    """Waits, sees that it ends with that status and without a traceback, and returns what it has printed."""
+    """Waits for the process, checks its status and that it printed no traceback; returns (stdout, stderr)."""
     try:
-        printed, errors = process.communicate(timeout=900)
+        output, errors = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == status, errors[-3000:]
     assert "Traceback" not in errors or status == -signal.SIGKILL
-    return printed, errors
+    return output, errors
 
 
 def logged(workdir: Path, name: str) -> dict[int, float]:
-    """Step -> a number that training has logged, from all event files."""
+    """Step -> value of a logged metric, from all event files."""
     values = {}
     for file in sorted(workdir.glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file), size_guidance={"tensors": 0})

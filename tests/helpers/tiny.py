@@ -1,4 +1,4 @@
-"""A whole LBDT that trains in seconds, and what it reads."""
+"""A complete LBDT that trains in seconds, and batches for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS_PER_EPOCH = 1000
 
 
 def tiny_config() -> ConfigDict:
-    """configs/base.py with two ResNet-18, an eighth as wide, and everything else as narrow."""
+    """configs/base.py with ResNet-18 at an eighth of the width, and everything else as narrow."""
     config = base.get_config()
     config.image_size = (64, 64)
     config.max_words = 5
@@ -32,13 +32,13 @@ def tiny_config() -> ConfigDict:
 
 
 def tiny_batch(config: ConfigDict, seed: int = 0) -> Batch:
-    """A batch of noise of the configuration's sizes."""
+    """A batch of noise with the configuration's sizes."""
     return random_batch(config.batch_size, config.image_size, config.max_words, WORD_VECTOR_SIZE, seed)
 
 
 @functools.cache
 def tiny_variables(dtype: str = "float32", seed: int = 0, transfer_layers: int = 1) -> dict[str, Any]:
-    """Random variables of tiny_config as numpy arrays; statistics and norms are not the trivial ones of a start."""
+    """Random variables of tiny_config as numpy arrays; statistics and norms are not just zeros and ones."""
     config = tiny_config()
     config.model.transfer_layers = transfer_layers
     shapes = jax.eval_shape(lambda: initial_variables(make_model(config), config, WORD_VECTOR_SIZE))
@@ -55,5 +55,5 @@ def tiny_variables(dtype: str = "float32", seed: int = 0, transfer_layers: int =
 
 
 def tiny_state(config: ConfigDict) -> TrainState:
-    """The state before the first step as numpy arrays, which no step can donate; of config.model.dtype."""
+    """The state before the first step as numpy arrays, which can't be donated; of config.model.dtype."""
     return jax.device_get(initial_state(tiny_variables(config.model.dtype), make_optimizer(config, STEPS_PER_EPOCH)))

@@ -9,16 +9,16 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel, RobertaModel
 
-from input_pipeline.moving_shapes.wording import HELD_OUT, LEXICON
+from input_pipeline.moving_shapes.wording import HELD_OUT_WORDS, LEXICON
 
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
 LONGEST = 24
 
 
 def write_bert(folder: Path, seed: int = 0) -> PreTrainedModel:
-    """A BERT that knows the words of Moving Shapes; the torch model is returned."""
+    """A BERT with the vocabulary of Moving Shapes. Returns the torch model."""
     words = {word for phrases in LEXICON.values() for phrase in phrases for word in phrase.split()} - {"left"}
-    words |= {"the", "that", "is", "not", "only", *HELD_OUT, ",", ".", *"abcdefghijklmnopqrstuvwxyz"}
+    words |= {"the", "that", "is", "not", "only", *HELD_OUT_WORDS, ",", ".", *"abcdefghijklmnopqrstuvwxyz"}
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = [*special, *sorted(words), *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
@@ -27,12 +27,12 @@ def write_bert(folder: Path, seed: int = 0) -> PreTrainedModel:
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.add_special_tokens(special)
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=LONGEST, pad_token_id=0, **SIZES)
-    named = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return _write(folder, tokenizer, BertModel, config, {"tokenizer_class": "BertTokenizer", **named}, seed)
+    tokens = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return _write(folder, tokenizer, BertModel, config, {"tokenizer_class": "BertTokenizer", **tokens}, seed)
 
 
 def write_roberta(folder: Path, kind: type[PreTrainedModel] = RobertaModel, seed: int = 0) -> PreTrainedModel:
-    """A RoBERTa (or XLMRobertaModel) whose tokens are bytes."""
+    """A RoBERTa (or XLMRobertaModel) whose tokens are bytes. Returns the torch model."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     vocabulary = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, []))
@@ -56,7 +56,7 @@ def _write(
     torch.manual_seed(seed)
     model = kind(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms are not the trivial ones of a start
+        for parameter in model.parameters():  # so that biases and norms are not 0 and 1
             parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,10 +1,12 @@
-"""Moving Shapes says what is true, of one shape only, and lies on disk as A2D-Sentences does."""
+"""Moving Shapes: sentences are true of one shape only, masks show the shapes, files have A2D-Sentences' layout."""
 
 from __future__ import annotations
 
 import filecmp
 import re
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,17 +17,17 @@ from input_pipeline.moving_shapes import raw_layout
 from input_pipeline.moving_shapes.expressions import TIERS
 from input_pipeline.moving_shapes.raw_layout import write_raw
 from input_pipeline.moving_shapes.reader import GROUPS, MovingShapes
-from input_pipeline.moving_shapes.scenes import (
-    ANNOTATED,
+from input_pipeline.moving_shapes.scenes import SPLITS, Scene, make_scene
+from input_pipeline.moving_shapes.shapes import (
+    ANNOTATED_FRAMES,
     COLORS,
-    FRAMES,
     HALF_EXTENTS,
     HEIGHT,
-    SPLITS,
+    NUM_FRAMES,
     WIDTH,
-    make_scene,
+    Shape,
 )
-from input_pipeline.moving_shapes.wording import HELD_OUT, HELD_OUT_WORDINGS, LEXICON, WORDINGS
+from input_pipeline.moving_shapes.wording import HELD_OUT_WORDINGS, HELD_OUT_WORDS, LEXICON, WORDINGS
 from input_pipeline.readers.a2d_sentences import read_masks
 from input_pipeline.text.tokenizer import tokenize
 from input_pipeline.text.word_vectors import PACKAGE, load_word_vectors
@@ -35,34 +37,34 @@ SMALL = {"train": 3, "test": 2, "validation": 1, "unseen_words": 2, "unseen_word
 
 
 @pytest.fixture(scope="module")
-def scenes():
-    """Some scenes of every split, enough for shares and balances."""
+def scenes() -> dict[str, list[Scene]]:
+    """Scenes of every split, enough to check fractions and balances."""
     return {split: [make_scene(0, split, number) for number in range(60)] for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    raw = tmp_path_factory.mktemp("drawn") / "moving_shapes"
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    raw = tmp_path_factory.mktemp("data") / "moving_shapes"
     write_raw(raw, seed=3, scenes=SMALL, workers=2)
     return raw
 
 
-# -- What the sentences say, worked out anew from their text and the geometry.
+# -- The meaning of the sentences, derived independently from their text and the geometry.
 
 RELATIONS = r"(left of|right of|above|below|like|way as|direction as)"
 SUPERLATIVES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest", "fastest", "slowest")
 
 
-def plainly(text):
-    """The text in the plain word of every concept."""
+def simplify(text: str) -> str:
+    """Replaces every word by the most common one for its concept; removes punctuation."""
     for concept, words in LEXICON.items():
-        held_out = [word for word, meaning in HELD_OUT.items() if meaning == concept]
+        held_out = [word for word, meaning in HELD_OUT_WORDS.items() if meaning == concept]
         for word in sorted([*words, *held_out], key=len, reverse=True):
             text = re.sub(rf"\b{word}\b", words[0], text)
     return text.replace(",", "").rstrip(".")
 
 
-def called(phrase, shapes):
+def find_shapes(phrase: str, shapes: tuple[Shape, ...]) -> set[int]:
     """Ids of the shapes that a noun phrase fits."""
     words = phrase.split()
     colors, kinds = [w for w in words if w in COLORS], [w for w in words if w in HALF_EXTENTS]
@@ -74,40 +76,45 @@ def called(phrase, shapes):
     }
 
 
-def place(shape, frame, axis):
-    speed = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}[shape.direction]
-    return shape.start[axis] + speed[axis] * shape.speed * (frame - 1)
+def center(shape: Shape, frame: int, axis: int) -> float:
+    velocity = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}[shape.direction]
+    return shape.start[axis] + velocity[axis] * shape.speed * (frame - 1)
 
 
-def extreme(ids, value, margin):
+def find_extreme(ids: set[int], value: Callable[[int, int], float], margin: float) -> set[int]:
     """The one id whose value is greatest by the margin in every annotated frame, as a set."""
     return {
-        i for i in ids if all(value(i, frame) >= value(j, frame) + margin for frame in ANNOTATED for j in ids - {i})
+        i
+        for i in ids
+        if all(value(i, frame) >= value(j, frame) + margin for frame in ANNOTATED_FRAMES for j in ids - {i})
     }
 
 
-def understand(text, shapes):
+def interpret(text: str, shapes: tuple[Shape, ...]) -> tuple[str, set[int], set[int]]:
     """(tier, ids that the noun phrase alone fits, ids that the sentence is true of)."""
-    text = plainly(text)
+    text = simplify(text)
     head, relation, landmark = (re.split(rf"\b{RELATIONS}\b", text, maxsplit=1) + [None, None])[:3]
-    ids = called(head, shapes)
+    ids = find_shapes(head, shapes)
     if relation:
-        (other,) = called(landmark, shapes)
-        ids -= {other}
+        (landmark_id,) = find_shapes(landmark, shapes)
+        ids -= {landmark_id}
         if relation in ("like", "way as", "direction as"):
-            assert shapes[other].direction != "still"
-            return "relation", ids, {i for i in ids if shapes[i].direction == shapes[other].direction}
+            assert shapes[landmark_id].direction != "still"
+            return "relation", ids, {i for i in ids if shapes[i].direction == shapes[landmark_id].direction}
         axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[relation]
-        ahead = {
-            i: [sign * (place(shapes[i], frame, axis) - place(shapes[other], frame, axis)) for frame in ANNOTATED]
+        offsets = {
+            i: [
+                sign * (center(shapes[i], frame, axis) - center(shapes[landmark_id], frame, axis))
+                for frame in ANNOTATED_FRAMES
+            ]
             for i in ids
         }
-        assert all(min(a) >= 10 or max(a) <= -4 for a in ahead.values()), "neither here nor there"
-        return "relation", ids, {i for i in ids if min(ahead[i]) >= 10}
-    best = [word for word in SUPERLATIVES if word in head.split()]
-    if best:
+        assert all(min(o) >= 10 or max(o) <= -4 for o in offsets.values()), "on neither side"
+        return "relation", ids, {i for i in ids if min(offsets[i]) >= 10}
+    superlatives = [word for word in SUPERLATIVES if word in head.split()]
+    if superlatives:
         size, speed = (lambda i, _: np.log(shapes[i].size)), (lambda i, _: np.log(shapes[i].speed))
-        x, y = (lambda i, frame: place(shapes[i], frame, 0)), (lambda i, frame: place(shapes[i], frame, 1))
+        x, y = (lambda i, frame: center(shapes[i], frame, 0)), (lambda i, frame: center(shapes[i], frame, 1))
         value, sign, margin = {
             "largest": (size, 1, np.log(1.25)),
             "smallest": (size, -1, np.log(1.25)),
@@ -117,11 +124,11 @@ def understand(text, shapes):
             "lowest": (y, 1, 10),
             "fastest": (speed, 1, np.log(1.5)),
             "slowest": (speed, -1, np.log(1.5)),
-        }[best[0]]
-        return "comparison", ids, extreme(ids, lambda i, frame: sign * value(i, frame), margin)
-    way = re.search(r"\b(left|right|up|down)", head)
-    if way:
-        return "motion", ids, {i for i in ids if shapes[i].direction == way[1]}
+        }[superlatives[0]]
+        return "comparison", ids, find_extreme(ids, lambda i, frame: sign * value(i, frame), margin)
+    direction = re.search(r"\b(left|right|up|down)", head)
+    if direction:
+        return "motion", ids, {i for i in ids if shapes[i].direction == direction[1]}
     if re.search(r"\b(not|motionless)\b", head):
         return "motion", ids, {i for i in ids if shapes[i].direction == "still"}
     if re.search(r"\b(moving|moves)\b", head):
@@ -130,24 +137,26 @@ def understand(text, shapes):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_sentence_is_true_of_its_shape_alone_and_many_need_their_deciding_words(scenes, split):
-    needed = {tier: [] for tier in TIERS}
+def test_every_sentence_is_true_of_its_shape_alone_and_many_nouns_are_ambiguous(
+    scenes: dict[str, list[Scene]], split: str
+):
+    ambiguous: dict[str, list[bool]] = {tier: [] for tier in TIERS}
     for scene in scenes[split]:
         for sentence in scene.sentences:
             if sentence.group.startswith("reworded"):
-                continue  # says what the sentence before it says, see below
-            tier, ids, true_of = understand(sentence.text, scene.shapes)
-            assert true_of == {sentence.instance}, sentence
+                continue  # means the same as the sentence before it, see below
+            tier, ids, targets = interpret(sentence.text, scene.shapes)
+            assert targets == {sentence.instance}, sentence
             assert split.startswith("unseen") or tier == sentence.group, sentence
-            needed[tier].append(len(ids) >= 2)
+            ambiguous[tier].append(len(ids) >= 2)
     if split != "unseen_words":
-        assert not any(needed["attribute"])
-        assert all(needed["comparison"])
-        assert np.mean(needed["motion"]) >= 0.5
-        assert np.mean(needed["relation"]) >= 0.5
+        assert not any(ambiguous["attribute"])
+        assert all(ambiguous["comparison"])
+        assert np.mean(ambiguous["motion"]) >= 0.5
+        assert np.mean(ambiguous["relation"]) >= 0.5
 
 
-def test_tiers_are_balanced_and_wordings_varied(scenes):
+def test_tiers_are_balanced_and_wordings_varied(scenes: dict[str, list[Scene]]):
     for split in ("train", "test"):
         sentences = [sentence for scene in scenes[split] for sentence in scene.sentences]
         counts = Counter(sentence.group for sentence in sentences)
@@ -156,19 +165,19 @@ def test_tiers_are_balanced_and_wordings_varied(scenes):
         per_scene = attributes / len(scenes[split])
         assert per_scene == 2 if split == "test" else 3 < per_scene <= 4
     sentences = [sentence for scene in scenes["train"] for sentence in scene.sentences]
-    patterns = {" ".join(w for w in plainly(s.text).split() if w not in COLORS) for s in sentences}
+    patterns = {" ".join(w for w in simplify(s.text).split() if w not in COLORS) for s in sentences}
     assert len(patterns) > 80
-    spoken = {word for sentence in sentences for word in tokenize(sentence.text, 25)}
-    assert {"scarlet", "ball", "box", "leftward", "motionless"} <= spoken
+    words_used = {word for sentence in sentences for word in tokenize(sentence.text, 25)}
+    assert {"scarlet", "ball", "box", "leftward", "motionless"} <= words_used
 
 
-def test_all_scenes_hold_doubles_and_many_of_the_same_colour_too(scenes):
-    distractors = [len({(s.kind, s.color) for s in scene.shapes}) < len(scene.shapes) for scene in scenes["train"]]
-    assert np.mean(distractors) > 0.4
+def test_every_scene_has_two_shapes_of_a_kind_and_many_of_the_same_color(scenes: dict[str, list[Scene]]):
+    same_color = [len({(s.kind, s.color) for s in scene.shapes}) < len(scene.shapes) for scene in scenes["train"]]
+    assert np.mean(same_color) > 0.4
     assert all(len({s.kind for s in scene.shapes}) < len(scene.shapes) for scene in scenes["train"])
 
 
-def test_unseen_words_come_in_pairs_that_differ_in_one_word(scenes):
+def test_unseen_words_come_in_pairs_that_differ_in_one_word(scenes: dict[str, list[Scene]]):
     used = Counter()
     for scene in scenes["unseen_words"]:
         assert scene.sentences
@@ -176,12 +185,12 @@ def test_unseen_words_come_in_pairs_that_differ_in_one_word(scenes):
             assert seen.group == "seen words" and seen.instance == unseen.instance
             before, after = tokenize(seen.text, 25), tokenize(unseen.text, 25)
             ((old, new),) = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
-            assert unseen.group == f"{new} for {old}" and old == LEXICON[HELD_OUT[new]][0]
+            assert unseen.group == f"{new} for {old}" and old == LEXICON[HELD_OUT_WORDS[new]][0]
             used[new] += 1
-    assert set(used) == set(HELD_OUT) and min(used.values()) >= 5
+    assert set(used) == set(HELD_OUT_WORDS) and min(used.values()) >= 5
 
 
-def test_unseen_wordings_come_in_pairs_that_name_the_same_things(scenes):
+def test_unseen_wordings_come_in_pairs_that_name_the_same_shapes(scenes: dict[str, list[Scene]]):
     seen = {wording for group in WORDINGS.values() for wording in group}
     unseen = {wording for group in HELD_OUT_WORDINGS.values() for wording in group}
     assert not seen & unseen and WORDINGS.keys() >= HELD_OUT_WORDINGS.keys() - {("",)}
@@ -192,85 +201,86 @@ def test_unseen_wordings_come_in_pairs_that_name_the_same_things(scenes):
         assert [reworded.group for _, reworded in pairs] == [f"reworded {tier}" for tier in TIERS]
         for plain, reworded in pairs:
             assert plain.group == "seen wordings" and plain.instance == reworded.instance
-            tier, _, _ = understand(plain.text, scene.shapes)
+            tier, _, _ = interpret(plain.text, scene.shapes)
             assert reworded.group == f"reworded {tier}" and plain.text != reworded.text
-            both = [Counter(w for w in tokenize(s.text, 25) if w in named) for s in (plain, reworded)]
-            assert both[0] == both[1], (plain, reworded)
+            named_words = [Counter(w for w in tokenize(s.text, 25) if w in named) for s in (plain, reworded)]
+            assert named_words[0] == named_words[1], (plain, reworded)
             used.update({token for token in tokenize(reworded.text, 25) if token in ("which", "find", "rest", "so")})
     assert len(used) == 4
-    spoken = {sentence.text for split in ("train", "test") for scene in scenes[split] for sentence in scene.sentences}
-    assert not spoken & {s.text for scene in scenes["unseen_wordings"] for s in scene.sentences[1::2]}
+    texts = {sentence.text for split in ("train", "test") for scene in scenes[split] for sentence in scene.sentences}
+    assert not texts & {s.text for scene in scenes["unseen_wordings"] for s in scene.sentences[1::2]}
 
 
-def test_words_are_held_out_and_every_word_has_a_vector(scenes):
-    spoken = {
-        split: {word for scene in some for sentence in scene.sentences for word in tokenize(sentence.text, 25)}
-        for split, some in scenes.items()
+def test_words_are_held_out_and_every_word_has_a_vector(scenes: dict[str, list[Scene]]):
+    words_used = {
+        split: {word for scene in split_scenes for sentence in scene.sentences for word in tokenize(sentence.text, 25)}
+        for split, split_scenes in scenes.items()
     }
     for split in ("train", "test", "validation"):
-        assert not spoken[split] & set(HELD_OUT)
+        assert not words_used[split] & set(HELD_OUT_WORDS)
     possible = {word for words in LEXICON.values() for phrase in words for word in phrase.split()}
-    assert not possible & set(HELD_OUT)
-    words = set.union(*spoken.values(), possible, HELD_OUT) - {", "}
+    assert not possible & set(HELD_OUT_WORDS)
+    words = set.union(*words_used.values(), possible, HELD_OUT_WORDS) - {", "}
     assert set(load_word_vectors(PACKAGE, words).words) == words
 
 
-# -- What is drawn.
+# -- Drawing.
 
 
-def test_a_scene_depends_on_its_seed_split_and_number_alone():
-    again = make_scene(0, "train", 5)
-    first = make_scene(0, "train", 5)
-    assert again.shapes == first.shapes and again.sentences == first.sentences
-    np.testing.assert_array_equal(again.frames, first.frames)
-    assert make_scene(1, "train", 5).shapes != first.shapes
+def test_scene_depends_on_seed_split_and_number_alone():
+    scene, repeated = make_scene(0, "train", 5), make_scene(0, "train", 5)
+    assert repeated.shapes == scene.shapes and repeated.sentences == scene.sentences
+    np.testing.assert_array_equal(repeated.frames, scene.frames)
+    assert make_scene(1, "train", 5).shapes != scene.shapes
 
 
-def test_no_two_scenes_are_the_same(scenes):
-    layouts = {frozenset(scene.shapes) for some in scenes.values() for scene in some}
+def test_no_two_scenes_are_the_same(scenes: dict[str, list[Scene]]):
+    layouts = {frozenset(scene.shapes) for split_scenes in scenes.values() for scene in split_scenes}
     assert len(layouts) == sum(map(len, scenes.values()))
 
 
-def test_pictures_and_masks_show_the_shapes(scenes):
+def test_frames_and_masks_show_the_shapes(scenes: dict[str, list[Scene]]):
     for scene in scenes["train"][:20]:
-        assert scene.frames.shape == (FRAMES, HEIGHT, WIDTH, 3) and scene.frames.dtype == np.uint8
-        for frame in ANNOTATED:
+        assert scene.frames.shape == (NUM_FRAMES, HEIGHT, WIDTH, 3) and scene.frames.dtype == np.uint8
+        for frame in ANNOTATED_FRAMES:
             masks = scene.masks[frame]
-            assert masks.sum(0).max() == 1, "a pixel belongs to the shape on top alone"
+            assert masks.sum(0).max() == 1, "masks overlap"
             for shape, mask in zip(scene.shapes, masks, strict=True):
                 assert 0.55 * shape.size**2 < mask.sum() < 1.1 * shape.size**2
                 color = np.median(scene.frames[frame - 1][mask], axis=0)
                 nearest = min(COLORS, key=lambda name: np.abs(color - COLORS[name]).sum())
                 assert nearest == shape.color
-        top = scene.shapes[-1]  # nothing hides it
-        for frame in ANNOTATED:
+        top = scene.shapes[-1]  # no shape hides it
+        for frame in ANNOTATED_FRAMES:
             rows, columns = np.nonzero(scene.masks[frame][-1])
             middle = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
-            assert np.abs(np.subtract(middle, (place(top, frame, 0), place(top, frame, 1)))).max() < 1.1
+            assert np.abs(np.subtract(middle, (center(top, frame, 0), center(top, frame, 1)))).max() < 1.1
 
 
-def test_the_earlier_frame_shows_what_moves_and_hides_what_does_not(scenes):
+def test_only_moving_shapes_differ_from_the_earlier_frame(scenes: dict[str, list[Scene]]):
     for scene in scenes["train"][:20]:
-        for frame in ANNOTATED:
+        for frame in ANNOTATED_FRAMES:
             change = np.abs(scene.frames[frame - 1].astype(int) - scene.frames[frame - 7]).max(-1)
-            path = np.zeros((HEIGHT, WIDTH), bool)
+            moving = np.zeros((HEIGHT, WIDTH), bool)
             for shape in scene.shapes:
                 if shape.direction == "still":
                     continue
-                assert shape.speed * 6 >= 4, "pixels, or it can't be seen"
+                assert shape.speed * 6 >= 4, "the motion is too small to be visible"
                 half = np.multiply(HALF_EXTENTS[shape.kind], shape.size) + 1.5
                 (left, right), (top, bottom) = (
-                    sorted((place(shape, frame, axis), place(shape, frame - 6, axis))) for axis in (0, 1)
+                    sorted((center(shape, frame, axis), center(shape, frame - 6, axis))) for axis in (0, 1)
                 )
                 assert left - half[0] >= 0 and right + half[0] <= WIDTH
-                path[int(top - half[1]) : int(bottom + half[1]) + 1, int(left - half[0]) : int(right + half[0]) + 1] = 1
-            assert not change[~path].any(), "the background stands still"
+                moving[
+                    int(top - half[1]) : int(bottom + half[1]) + 1, int(left - half[0]) : int(right + half[0]) + 1
+                ] = 1
+            assert not change[~moving].any(), "the background moves"
 
 
-# -- What is written.
+# -- Files.
 
 
-def test_the_tree_is_read_back_with_its_groups(raw):
+def test_reader_returns_the_scenes_with_their_groups(raw: Path):
     reader = MovingShapes(raw)
     assert {split: len(reader.videos(split)) for split in reader.splits()} == SMALL
     assert set(MovingShapes.SUBSETS) == set(SPLITS) and reader.skipped() == ()
@@ -279,7 +289,7 @@ def test_the_tree_is_read_back_with_its_groups(raw):
             scene = make_scene(3, split, number)
             pairs = list(reader.read(video))
             assert all(isinstance(pair, FramePair) for pair in pairs)
-            assert [pair.frame_index for pair in pairs] == list(ANNOTATED)
+            assert [pair.frame_index for pair in pairs] == list(ANNOTATED_FRAMES)
             for pair in pairs:
                 assert pair.sentences == scene.sentences
                 assert pair.earlier_rule == "interval"
@@ -287,13 +297,13 @@ def test_the_tree_is_read_back_with_its_groups(raw):
                     np.testing.assert_array_equal(mask, scene.masks[pair.frame_index][instance])
                 error = np.abs(pair.frame.astype(int) - scene.frames[pair.frame_index - 1])
                 earlier_error = np.abs(pair.earlier_frame.astype(int) - scene.frames[pair.frame_index - 7])
-                assert error.mean() < 4 and earlier_error.mean() < 4, "lost in compression"
+                assert error.mean() < 4 and earlier_error.mean() < 4, "compression changed the frames too much"
 
 
-def test_the_layout_is_a2d_sentences(raw):
+def test_layout_is_that_of_a2d_sentences(raw: Path):
     rows = [line.split(",") for line in (raw / "Release/videoset.csv").read_text().splitlines()]
     assert len(rows) == sum(SMALL.values()) and {len(row) for row in rows} == {9}
-    assert rows[0] == ["train_00000", "0", "0", "1.33", str(HEIGHT), str(WIDTH), str(FRAMES), "2", "0"]
+    assert rows[0] == ["train_00000", "0", "0", "1.33", str(HEIGHT), str(WIDTH), str(NUM_FRAMES), "2", "0"]
     with h5py.File(raw / "text_annotations/a2d_annotation_with_instances/train_00000/00008.h5") as file:
         count = len(file["instance"])
         assert file["reMask"].shape == (count, WIDTH, HEIGHT) and file["reBBox"].shape == (4, count)
@@ -302,7 +312,7 @@ def test_the_layout_is_a2d_sentences(raw):
         assert (x1, x2, y1, y2) == (columns.min() + 1, columns.max() + 1, rows.min() + 1, rows.max() + 1)
 
 
-def test_one_mask_alone_loses_its_first_axis(tmp_path):
+def test_single_mask_has_no_first_axis(tmp_path: Path):
     mask = make_scene(0, "train", 0).masks[8][:1]
     raw_layout._write_masks(tmp_path / "00008.h5", mask)
     with h5py.File(tmp_path / "00008.h5") as file:
@@ -310,21 +320,21 @@ def test_one_mask_alone_loses_its_first_axis(tmp_path):
     np.testing.assert_array_equal(read_masks(tmp_path / "00008.h5", (HEIGHT, WIDTH), {0})[0], mask[0])
 
 
-def test_the_number_of_workers_changes_nothing(raw, tmp_path):
+def test_files_do_not_depend_on_the_number_of_workers(raw: Path, tmp_path: Path):
     write_raw(tmp_path / "again", seed=3, scenes=SMALL, workers=1)
     files = [path.relative_to(raw) for path in raw.rglob("*") if path.is_file()]
     assert len(files) == 4 + 3 * sum(SMALL.values())
     assert filecmp.cmpfiles(raw, tmp_path / "again", files, shallow=False) == (files, [], [])
 
 
-def test_running_again_says_done_and_touches_nothing(raw, capsys):
+def test_running_again_changes_nothing(raw: Path, capsys: pytest.CaptureFixture[str]):
     before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
     write_raw(raw, seed=4)
-    assert "drawn already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def interrupted(results, *_, **__):
         yield next(results)
         raise KeyboardInterrupt
@@ -335,7 +345,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_the_user_is_left_alone(tmp_path):
+def test_existing_folder_of_the_user_is_not_touched(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="is not Moving Shapes"):
         write_raw(tmp_path, scenes=SMALL)
@@ -352,7 +362,9 @@ def test_a_folder_of_the_user_is_left_alone(tmp_path):
         (None, "can't be read"),
     ],
 )
-def test_a_damaged_file_of_groups_is_named(raw, tmp_path, change, message):
+def test_error_names_a_damaged_file_of_groups(
+    raw: Path, tmp_path: Path, change: Callable[[list[str]], list[str]] | None, message: str
+):
     for part in ("Release", "text_annotations"):
         (tmp_path / part).mkdir()
         for path in (raw / part).iterdir():

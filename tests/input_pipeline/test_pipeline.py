@@ -1,15 +1,16 @@
-"""The batches: their contract, their order, resuming, parts of processes, and broken records."""
+"""Batches: their contract, order, resuming, division among processes, and errors for broken records."""
 
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import HEIGHT, WIDTH, box, write_a2d
+from fake_datasets import HEIGHT, WIDTH, box, write_a2d
 from ml_collections import ConfigDict
 from paths import ROOT
 
@@ -25,35 +26,37 @@ from input_pipeline.types import Sentence
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of a small A2D-Sentences."""
     folder = tmp_path_factory.mktemp("pipeline")
     prepare("a2d_sentences", write_a2d(folder / "raw"), folder / "data")
     return folder / "data"
 
 
 @pytest.fixture
-def config(prepared: Path) -> ConfigDict:
+def config(data_dir: Path) -> ConfigDict:
     config = get_config()
-    config.data_dir = str(prepared)
+    config.data_dir = str(data_dir)
     config.image_size = (32, 64)
     config.batch_size = 2
     return config
 
 
 @pytest.fixture
-def word_vectors(prepared: Path) -> WordVectors:
-    return load_word_vectors("random:8", load_report(prepared, "a2d_sentences")["tokens"])
+def word_vectors(data_dir: Path) -> WordVectors:
+    return load_word_vectors("random:8", load_report(data_dir, "a2d_sentences")["tokens"])
 
 
 def names(batches: list[dict]) -> list[str]:
     return [name for batch in batches for name in batch["name"]]
 
 
-def take(number: int, *arguments, **keywords) -> list[dict]:
-    return list(itertools.islice(training_batches(*arguments, **keywords), number))
+def take(count: int, *args, **kwargs) -> list[dict]:
+    """The first training batches."""
+    return list(itertools.islice(training_batches(*args, **kwargs), count))
 
 
-def test_a_batch_keeps_the_contract(config: ConfigDict, word_vectors: WordVectors):
+def test_batches_satisfy_the_contract(config: ConfigDict, word_vectors: WordVectors):
     (batch,) = take(1, config, word_vectors)
     expected = random_batch(2, (32, 64), 25, 8)
     assert batch.keys() == expected.keys() | {"name"}
@@ -69,21 +72,21 @@ def test_a_batch_keeps_the_contract(config: ConfigDict, word_vectors: WordVector
 
 def test_frame_earlier_frame_and_target_belong_together(config: ConfigDict, word_vectors: WordVectors):
     masks = {"walker/1/0": box(4, 4), "walker/7/0": box(4, 10), "walker/7/1": box(30, 12), "walker/12/1": box(30, 20)}
-    seen = set()
+    checked = set()
     for batch in take(3, config, word_vectors):
         for row, name in enumerate(batch["name"]):
             key = name.split(":")[0]
             if key in masks:
                 np.testing.assert_array_equal(batch["target"][row], resize_target(masks[key], (32, 64)))
-                seen.add(key)
+                checked.add(key)
             index = int(key.split("/")[1])
             earlier = max(index - 6, 1)
             assert batch["frame"][row, 16:].mean() == pytest.approx(20 + 12 * (index - 1), abs=3)
             assert batch["earlier_frame"][row, 16:].mean() == pytest.approx(20 + 12 * (earlier - 1), abs=3)
-    assert seen == set(masks)
+    assert checked == set(masks)
 
 
-def test_an_epoch_holds_every_sample_once_and_the_next_one_another_order(config, word_vectors):
+def test_each_epoch_has_every_sample_once_in_another_order(config, word_vectors):
     assert samples_per_epoch(config, "train") == 6
     batches = take(12, config, word_vectors)
     epochs = [names(batches[start : start + 3]) for start in range(0, 12, 3)]
@@ -93,7 +96,7 @@ def test_an_epoch_holds_every_sample_once_and_the_next_one_another_order(config,
     assert names(take(3, config, word_vectors)) != epochs[0]
 
 
-def test_the_incomplete_batch_is_dropped_within_each_epoch(config, word_vectors):
+def test_the_incomplete_batch_of_an_epoch_is_dropped(config, word_vectors):
     config.batch_size = 4
     batches = take(3, config, word_vectors)
     assert all(len(set(batch["name"])) == 4 for batch in batches)
@@ -101,25 +104,25 @@ def test_the_incomplete_batch_is_dropped_within_each_epoch(config, word_vectors)
 
 @pytest.mark.parametrize("first_step", [1, 3, 7])
 def test_resuming_gives_the_same_batches(config, word_vectors, first_step: int):
-    whole = take(9, config, word_vectors)
+    uninterrupted = take(9, config, word_vectors)
     resumed = take(9 - first_step, config, word_vectors, first_step=first_step)
-    for expected, batch in zip(whole[first_step:], resumed, strict=True):
+    for expected, batch in zip(uninterrupted[first_step:], resumed, strict=True):
         for field in expected:
             np.testing.assert_array_equal(batch[field], expected[field], err_msg=field)
 
 
-def test_two_processes_make_the_same_steps_as_one(config, word_vectors):
-    one = take(4, config, word_vectors)
+def test_two_processes_share_the_batches_of_one(config, word_vectors):
+    batches = take(4, config, word_vectors)
     parts = [take(4, config, word_vectors, process_index=index, process_count=2) for index in range(2)]
-    for step, first, second in zip(one, *parts, strict=True):
+    for batch, first, second in zip(batches, *parts, strict=True):
         assert len(first["name"]) == len(second["name"]) == 1
-        for field in step:
-            np.testing.assert_array_equal(np.concatenate([first[field], second[field]]), step[field], err_msg=field)
+        for field in batch:
+            np.testing.assert_array_equal(np.concatenate([first[field], second[field]]), batch[field], err_msg=field)
 
 
 def test_every_frame_pair_is_evaluated_once(config, word_vectors):
-    alone = list(evaluation_examples(config, "train", word_vectors))
-    keys = [(example.video, example.frame_index) for example in alone]
+    examples = list(evaluation_examples(config, "train", word_vectors))
+    keys = [(example.video, example.frame_index) for example in examples]
     assert sorted(keys) == [("runner", 16), ("walker", 1), ("walker", 7), ("walker", 12)]
     parts = [
         [(e.video, e.frame_index) for e in evaluation_examples(config, "train", word_vectors, index, 3)]
@@ -129,7 +132,7 @@ def test_every_frame_pair_is_evaluated_once(config, word_vectors):
     assert [len(part) for part in parts] == [2, 1, 1]
 
 
-def test_what_an_evaluation_example_holds(config, word_vectors):
+def test_fields_of_an_evaluation_example(config, word_vectors):
     (example,) = evaluation_examples(config, "test", word_vectors)
     assert (example.video, example.frame_index) == ("Cat_-1", 8)
     assert example.sentences == (Sentence("cat is jumping.", 2),)
@@ -143,7 +146,7 @@ def test_what_an_evaluation_example_holds(config, word_vectors):
     np.testing.assert_array_equal(example.word_mask, word_mask[None])
 
 
-def test_no_records_names_the_command(config, word_vectors, tmp_path):
+def test_error_without_records_names_the_command(config, word_vectors, tmp_path):
     config.data_dir = str(tmp_path)
     with pytest.raises(UserError, match="input_pipeline.prepare --dataset=a2d_sentences"):
         next(training_batches(config, word_vectors))
@@ -151,7 +154,7 @@ def test_no_records_names_the_command(config, word_vectors, tmp_path):
         next(evaluation_examples(config, "test", word_vectors))
 
 
-def test_no_such_split_and_too_large_a_batch(config, word_vectors):
+def test_errors_for_an_unknown_split_and_wrong_batch_sizes(config, word_vectors):
     with pytest.raises(UserError, match="no split 'night'; it has train, test"):
         samples_per_epoch(config, "night")
     config.batch_size = 7
@@ -163,8 +166,8 @@ def test_no_such_split_and_too_large_a_batch(config, word_vectors):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "cut between records", "flipped", "missing"])
-def test_a_broken_file_of_records_is_named(config, word_vectors, tmp_path, damage: str):
-    prepare("a2d_sentences", write_a2d(tmp_path / "raw"), tmp_path / "data")
+def test_a_broken_file_of_records_is_named(config, word_vectors, data_dir, tmp_path, damage: str):
+    shutil.copytree(data_dir, tmp_path / "data")
     config.data_dir = str(tmp_path / "data")
     (file,) = records_dir(config.data_dir, "a2d_sentences").glob("*train.tfrecord*")
     content = bytearray(file.read_bytes())
@@ -177,22 +180,21 @@ def test_a_broken_file_of_records_is_named(config, word_vectors, tmp_path, damag
         file.write_bytes(content)
     else:
         file.unlink()
-    with pytest.raises(UserError, match=f"{file} is missing or broken. Delete .* and prepare"):
+    with pytest.raises(UserError, match=f"{file} is missing or broken. Delete .* and make the records again"):
         take(4, config, word_vectors)
-    with pytest.raises(UserError, match=f"{file} is missing or broken. Delete .* and prepare"):
+    with pytest.raises(UserError, match=f"{file} is missing or broken. Delete .* and make the records again"):
         list(evaluation_examples(config, "train", word_vectors))
 
 
-def test_a_process_that_stops_in_the_middle_ends(prepared: Path):
+def test_a_process_that_stops_reading_exits(data_dir: Path):
     program = (
         "from configs.base import get_config\n"
-        "from input_pipeline.glove import load_word_vectors\n"
+        "from input_pipeline.text.word_vectors import load_word_vectors\n"
         "from input_pipeline.pipeline import training_batches\n"
         "config = get_config()\n"
-        f"config.data_dir, config.batch_size = {str(prepared)!r}, 2\n"
+        f"config.data_dir, config.batch_size = {str(data_dir)!r}, 2\n"
         "batches = training_batches(config, load_word_vectors('random:8', ['the']))\n"
         "next(batches)\n"
     )
-    root = ROOT
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=root)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr

@@ -1,17 +1,18 @@
-"""From raw files to records: the round trip, the report of what is broken, interruption, and the command's messages."""
+"""From raw files to records: the round trip, the report on broken files, interruptions, and messages of the command."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import HEIGHT, WIDTH, box, fabricate_lbdt_layout, write_a2d, write_clip, write_h5
+from fake_datasets import HEIGHT, WIDTH, box, write_a2d, write_clip, write_h5, write_lbdt_layout
 from paths import ROOT
 
 from input_pipeline.errors import UserError
@@ -20,22 +21,32 @@ from input_pipeline.prepare import main, prepare
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D
 from input_pipeline.records import encode_record
-from input_pipeline.report import is_prepared, load_report, records_dir
+from input_pipeline.report import load_report, records_dir, records_exist
 
 MASKS = "text_annotations/a2d_annotation_with_instances"
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
+    """A small A2D-Sentences to modify."""
     return write_a2d(tmp_path / "raw")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of a small A2D-Sentences and the data_dir with its records, both to be left as they are."""
+    folder = tmp_path_factory.mktemp("made")
+    prepare("a2d_sentences", write_a2d(folder / "raw"), folder / "data")
+    return folder / "raw", folder / "data"
+
+
 def contents(folder: Path) -> dict[str, bytes]:
+    """Relative path -> bytes of all files."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_record_keeps_pictures_and_masks(raw: Path):
-    pair = next(iter(A2DSentences(raw).read("walker")))
+def test_a_record_holds_frames_and_masks(made: tuple[Path, Path]):
+    pair = next(iter(A2DSentences(made[0]).read("walker")))
     record = encode_record(pair)
     assert (record["video"], record["frame_index"], record["height"], record["width"]) == ("walker", 1, HEIGHT, WIDTH)
     decoded = decode_frame(record["frame"]).astype(int)
@@ -44,8 +55,8 @@ def test_a_record_keeps_pictures_and_masks(raw: Path):
         np.testing.assert_array_equal(decode_mask(instance["mask"]), pair.masks[instance["id"]])
 
 
-def test_a_record_keeps_the_files_of_frames_as_they_are(tmp_path: Path):
-    raw = fabricate_lbdt_layout(tmp_path / "datasets") / "a2d"
+def test_frames_from_files_keep_their_bytes(tmp_path: Path):
+    raw = write_lbdt_layout(tmp_path / "datasets") / "a2d"
     pair = next(iter(LBDTLayoutA2D(raw).read("Cat_-1")))
     record = encode_record(pair)
     assert record["frame"] == (raw / f"images/Cat_-1/{pair.frame_index:05d}.jpg").read_bytes()
@@ -54,9 +65,9 @@ def test_a_record_keeps_the_files_of_frames_as_they_are(tmp_path: Path):
     np.testing.assert_array_equal(decode_frame(record["earlier_frame"]), pair.earlier_frame)
 
 
-def test_counts_tokens_and_what_was_left_out(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_and_printed_summary(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = contents(raw)
-    assert not is_prepared(tmp_path / "data", "a2d_sentences")
+    assert not records_exist(tmp_path / "data", "a2d_sentences")
     report = prepare("a2d_sentences", raw, tmp_path / "data", interval=10)
     train = report["splits"]["train"]
     assert {key: train[key] for key in ("videos", "frame_pairs", "instances", "sentences")} == {
@@ -68,7 +79,9 @@ def test_counts_tokens_and_what_was_left_out(raw: Path, tmp_path: Path, capsys: 
     assert train["earlier_frames"] == {"first frame": 1, "index - 6": 1, "interval": 2}
     words = "the man in red walking left woman standing still a dog that runs cat is jumping".split()
     assert report["tokens"] == sorted({*words, "  ", ", "})
-    assert is_prepared(tmp_path / "data", "a2d_sentences") and load_report(tmp_path / "data", "a2d_sentences") == report
+    assert (
+        records_exist(tmp_path / "data", "a2d_sentences") and load_report(tmp_path / "data", "a2d_sentences") == report
+    )
     printed = capsys.readouterr().out
     assert "4 sentences of 6655 in the full data set" in printed
     assert "1 x the instance is not a whole number" in printed
@@ -76,26 +89,30 @@ def test_counts_tokens_and_what_was_left_out(raw: Path, tmp_path: Path, capsys: 
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a2d_sentences"]
 
 
-def test_records_are_the_same_whenever_they_are_made(raw: Path, tmp_path: Path):
-    prepare("a2d_sentences", raw, tmp_path / "first")
+def test_records_are_reproducible(made: tuple[Path, Path], tmp_path: Path):
+    raw, data_dir = made
     prepare("a2d_sentences", raw, tmp_path / "second")
-    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    first, second = contents(data_dir), contents(tmp_path / "second")
     assert first == second and any("tfrecord" in name for name in first)
 
 
-def test_running_again_changes_nothing_and_says_so(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    report = prepare("a2d_sentences", raw, tmp_path / "data")
-    before = contents(tmp_path / "data")
+def test_existing_records_are_left_alone(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    raw, data_dir = made
+    before = contents(data_dir)
     capsys.readouterr()
-    assert prepare("a2d_sentences", tmp_path / "gone", tmp_path / "data") == report
+    assert prepare("a2d_sentences", tmp_path / "gone", data_dir) == load_report(data_dir, "a2d_sentences")
     printed = capsys.readouterr().out
-    assert "is prepared" in printed and "delete that folder" in printed.lower() and "6 sentences" in printed
-    with pytest.raises(UserError, match="made with interval 6, and 3 is asked for. Delete that folder"):
-        prepare("a2d_sentences", raw, tmp_path / "data", interval=3)
-    assert contents(tmp_path / "data") == before
+    assert (
+        "The records of a2d_sentences exist" in printed
+        and "delete that folder" in printed.lower()
+        and "6 sentences" in printed
+    )
+    with pytest.raises(UserError, match="made with interval 6, not 3. Delete that folder"):
+        prepare("a2d_sentences", raw, data_dir, interval=3)
+    assert contents(data_dir) == before
 
 
-def test_every_fault_at_once_is_counted(raw: Path, tmp_path: Path):
+def test_all_kinds_of_broken_raw_data_are_reported(raw: Path, tmp_path: Path):
     with (raw / "text_annotations/a2d_annotation.txt").open("a") as file:
         file.write("walker;0;no commas\n../../x,0,leaves\nstranger,0,unknown\nwalker,0,\n")
         file.writelines(f"{video},0,a bird\n" for video in ("cut", "gone", "short", "plain", "torn", "large"))
@@ -116,7 +133,7 @@ def test_every_fault_at_once_is_counted(raw: Path, tmp_path: Path):
     (raw / MASKS / "torn/00009.h5").write_bytes(b"\x89HDF\r\n\x1a\n nonsense")
 
     report = prepare("a2d_sentences", raw, tmp_path / "data")
-    assert {reason: len(places) for reason, places in report["skipped_lines"].items()} == {
+    assert {reason: len(locations) for reason, locations in report["skipped_lines"].items()} == {
         "malformed line of videoset.csv": 1,
         "malformed line of a2d_annotation.txt": 1,
         "the video's name is not a plain file name": 1,
@@ -125,43 +142,44 @@ def test_every_fault_at_once_is_counted(raw: Path, tmp_path: Path):
         "empty sentence": 1,
     }
     skipped = report["splits"]["train"]["skipped"]
-    assert {reason: len(places) for reason, places in skipped.items()} == {
+    assert {reason: len(locations) for reason, locations in skipped.items()} == {
         "the clip is damaged or ends before the frame": 2,
         "clip missing": 1,
         "no h5 file for the video": 1,
         "the h5 file can't be read": 1,
-        "the masks have another size than the frame": 1,
+        "the mask and the frame differ in size": 1,
         "the instance is not in the frame": 1,
     }
-    for reason, places in [*skipped.items(), *report["skipped_lines"].items()]:
-        assert all(str(raw) in place for place in places), reason
+    for reason, locations in [*skipped.items(), *report["skipped_lines"].items()]:
+        assert all(str(raw) in location for location in locations), reason
     assert report["splits"]["train"]["sentences"] == 6
     assert report["splits"]["test"]["sentences"] == 2
 
 
-def test_a_split_without_anything_is_an_error_until_it_is_mended(raw: Path, tmp_path: Path, capsys):
+def test_a_split_without_frame_pairs_is_an_error_until_it_is_repaired(raw: Path, tmp_path: Path, capsys):
     clip = raw / "Release/clips320H/Cat_-1.mp4"
     content = clip.read_bytes()
     clip.write_bytes(content[:100])
     with pytest.raises(
-        UserError, match="(?s)not one frame pair of split 'test' could be read.*1 x the clip is damaged .*, first"
+        UserError, match="(?s)no frame pair of split 'test' could be read.*1 x the clip is damaged .*, first"
     ):
         prepare("a2d_sentences", raw, tmp_path / "data")
-    assert not is_prepared(tmp_path / "data", "a2d_sentences")
+    assert not records_exist(tmp_path / "data", "a2d_sentences")
     clip.write_bytes(content)
     assert prepare("a2d_sentences", raw, tmp_path / "data")["splits"]["test"]["sentences"] == 1
-    assert "train: goes on after 2 of 2 videos" in capsys.readouterr().out
+    assert "train: resuming after 2 of 2 videos" in capsys.readouterr().out
 
 
-def test_a_killed_run_is_not_taken_for_whole_and_goes_on(raw: Path, tmp_path: Path, monkeypatch, capsys):
+def test_a_killed_run_is_resumed(raw: Path, tmp_path: Path, monkeypatch, capsys):
     data = tmp_path / "data"
     program = (
         "import os\n"
-        "from input_pipeline import prepare, records\n"
+        "from input_pipeline import prepare, record_writer\n"
         "if __name__ == '__main__':\n"
-        "    records.VIDEOS_PER_SHARD, tokenize = 1, records.tokenize\n"
-        # dies in the second of train's two videos, as by kill -9
-        "    records.tokenize = lambda text, max_words: os._exit(9) if 'man' in text else tokenize(text, max_words)\n"
+        "    record_writer.VIDEOS_PER_SHARD, tokenize = 1, record_writer.tokenize\n"
+        # dies in the second of the two training videos, as by kill -9
+        "    def die(text, max_words): return os._exit(9) if 'man' in text else tokenize(text, max_words)\n"
+        "    record_writer.tokenize = die\n"
         f"    prepare.prepare('a2d_sentences', {str(raw)!r}, {str(data)!r})\n"
     )
     script = tmp_path / "dies.py"
@@ -169,56 +187,58 @@ def test_a_killed_run_is_not_taken_for_whole_and_goes_on(raw: Path, tmp_path: Pa
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     died = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
     assert died.returncode == 9, died.stderr
-    assert not is_prepared(data, "a2d_sentences")
+    assert not records_exist(data, "a2d_sentences")
     with pytest.raises(UserError, match="No records"):
         load_report(data, "a2d_sentences")
     (first,) = data.glob("*/*/*train*00000-of-00002")
-    written = first.stat().st_ino
+    inode = first.stat().st_ino
 
-    monkeypatch.setattr("input_pipeline.records.VIDEOS_PER_SHARD", 1)
+    monkeypatch.setattr("input_pipeline.record_writer.VIDEOS_PER_SHARD", 1)
     prepare("a2d_sentences", raw, data)
-    assert "train: goes on after 1 of 2 videos" in capsys.readouterr().out
+    assert "train: resuming after 1 of 2 videos" in capsys.readouterr().out
     (first,) = data.glob("*/*/*train*00000-of-00002")
-    assert first.stat().st_ino == written
-    prepare("a2d_sentences", raw, tmp_path / "at once")
-    assert contents(data) == contents(tmp_path / "at once")
+    assert first.stat().st_ino == inode
+    prepare("a2d_sentences", raw, tmp_path / "uninterrupted")
+    assert contents(data) == contents(tmp_path / "uninterrupted")
 
 
-def test_raw_data_that_changed_meanwhile_begin_again(raw: Path, tmp_path: Path, capsys):
-    """One word of a sentence is another, and nothing else, after a run that stopped behind the training split."""
+def test_a_run_starts_over_if_raw_data_have_changed(raw: Path, tmp_path: Path, capsys):
+    """A single word of a sentence changes after a run that stopped after the training split."""
     sentences, clip = raw / "text_annotations/a2d_annotation.txt", raw / "Release/clips320H/Cat_-1.mp4"
     content = clip.read_bytes()
     clip.write_bytes(content[:100])
-    with pytest.raises(UserError, match="not one frame pair of split 'test'"):
+    with pytest.raises(UserError, match="no frame pair of split 'test'"):
         prepare("a2d_sentences", raw, tmp_path / "data")
     clip.write_bytes(content)
     sentences.write_text(sentences.read_text().replace("dog", "fox"))
     report = prepare("a2d_sentences", raw, tmp_path / "data")
-    assert "goes on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     assert "fox" in report["tokens"] and "dog" not in report["tokens"]
 
 
-def test_what_is_in_the_way_is_left_alone(raw: Path, tmp_path: Path):
+def test_incomplete_records_are_left_alone(raw: Path, tmp_path: Path):
     folder = records_dir(tmp_path / "data", "a2d_sentences")
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=f"{folder} is in the way"):
+    with pytest.raises(UserError, match=f"{folder} exists but does not hold complete records"):
         prepare("a2d_sentences", raw, tmp_path / "data")
     assert contents(tmp_path / "data") == {"a2d_sentences/2.0.0/notes.txt": b"mine"}
 
 
-def test_a_full_disk(raw: Path, tmp_path: Path, monkeypatch):
-    """TensorFlow's own error, from a device that is always full."""
+def test_error_when_the_disk_is_full(raw: Path, tmp_path: Path, monkeypatch):
+    """TensorFlow's error from a device that is always full."""
     (tmp_path / "data").mkdir()
     import tensorflow as tf
 
     writer = tf.io.TFRecordWriter
     monkeypatch.setattr(tf.io, "TFRecordWriter", lambda path: writer("/dev/full"))
-    with pytest.raises(UserError, match=r"-00000-of-00001 can't be written: .*[Nn]o space.* the same command goes on"):
+    with pytest.raises(
+        UserError, match=r"-00000-of-00001 can't be written: .*[Nn]o space.* the same command again: it resumes"
+    ):
         prepare("a2d_sentences", raw, tmp_path / "data")
 
 
-def test_two_at_once_do_not_write_the_same_records(raw: Path, tmp_path: Path):
+def test_two_processes_do_not_write_the_same_records(raw: Path, tmp_path: Path):
     unfinished = records_dir(tmp_path / "data", "a2d_sentences").with_name("2.0.0.unfinished")
     unfinished.mkdir(parents=True)
     descriptor = os.open(unfinished, os.O_RDONLY)
@@ -231,14 +251,14 @@ def test_two_at_once_do_not_write_the_same_records(raw: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "dataset, folder, split", [("a2d_sentences", "a2d", "test"), ("jhmdb_sentences", "jhmdb", "test")]
 )
-def test_the_layout_that_lbdt_prepares_is_recognised(dataset: str, folder: str, split: str, tmp_path: Path):
-    raw = fabricate_lbdt_layout(tmp_path / "datasets") / folder
+def test_the_layout_of_lbdt_is_recognized(dataset: str, folder: str, split: str, tmp_path: Path):
+    raw = write_lbdt_layout(tmp_path / "datasets") / folder
     report = prepare(dataset, raw, tmp_path / "data")
     assert report["splits"][split]["sentences"] == len((raw / "val.txt").read_text().splitlines())
 
 
-def test_a_report_that_is_damaged(raw: Path, tmp_path: Path):
-    prepare("a2d_sentences", raw, tmp_path / "data")
+def test_error_when_the_report_is_damaged(made: tuple[Path, Path], tmp_path: Path):
+    shutil.copytree(made[1], tmp_path / "data")
     report = records_dir(tmp_path / "data", "a2d_sentences") / "report.json"
     report.write_text(json.dumps({"splits": {}})[:-3])
     with pytest.raises(UserError, match=r"report.json can't be read .* Delete"):
@@ -248,7 +268,7 @@ def test_a_report_that_is_damaged(raw: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--dataset=a2d", "--raw=x"], "Unknown data set 'a2d'; known are a2d_sentences"),
+        (["--dataset=a2d", "--raw=x"], "Unknown data set 'a2d'. Choose one of a2d_sentences"),
         (["--dataset=a2d_sentences", "--raw=/does/not/exist"], "jjcorso"),
         (["--dataset=a2d_sentences", "--raw=x", "--intervall=2"], "unrecognized arguments: --intervall=2"),
         (["--dataset=a2d_sentences", "--raw=x", "--interval=0"], "at least 1 frame"),
@@ -256,7 +276,7 @@ def test_a_report_that_is_damaged(raw: Path, tmp_path: Path):
         (["--raw=x"], "the following arguments are required: --dataset"),
     ],
 )
-def test_the_command_s_messages(monkeypatch, capsys, tmp_path: Path, arguments: list[str], message: str):
+def test_messages_of_the_command(monkeypatch, capsys, tmp_path: Path, arguments: list[str], message: str):
     monkeypatch.setattr(sys, "argv", ["prepare", *arguments, f"--data_dir={tmp_path}"])
     with pytest.raises(SystemExit) as exit_status:
         main()

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment ends, started again, with the same parameters to the bit (lbdt_jax/train.py)."""
+"""A run that is killed at any time and resumed ends with the same parameters, bit by bit (lbdt_jax/train.py)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import OPTIMISED, finish, logged, start, write_config
+from runs import OPTIMIZED, finish, logged, start, write_config
 
 from lbdt_jax.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-STEPS, KILLS_EACH = 120, 10  # of two runs side by side
+STEPS, KILLS_PER_RUN = 120, 10  # of two concurrent runs
 SMALLEST = {"cpu_devices": 1, "batch_size": 2, "image_size": (32, 32)}
 
 
@@ -32,20 +32,20 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(config: Path) -> Path:
-    """A run that nothing happened to."""
+    """The workdir of an uninterrupted run."""
     workdir = config.parent / "whole"
-    finish(start(config, workdir, **OPTIMISED))
+    finish(start(config, workdir, **OPTIMIZED))
     return workdir
 
 
-def kill(config: Path, workdir: Path, rng: random.Random, in_a_save: bool) -> None:
-    """Starts the command and kills it: in its next save, or at a random time after it."""
-    process = start(config, workdir, **OPTIMISED)
-    sign = "checkpoints/*.orbax-checkpoint-tmp" if in_a_save else "checkpoints/*/commit_success.txt"
-    known = set(workdir.glob(sign))
-    while process.poll() is None and set(workdir.glob(sign)) <= known:
+def kill(config: Path, workdir: Path, rng: random.Random, during_save: bool) -> None:
+    """Starts the command and kills it during its next save, or at a random time after it."""
+    process = start(config, workdir, **OPTIMIZED)
+    pattern = "checkpoints/*.orbax-checkpoint-tmp" if during_save else "checkpoints/*/commit_success.txt"
+    existing = set(workdir.glob(pattern))
+    while process.poll() is None and set(workdir.glob(pattern)) <= existing:
         time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.5 if in_a_save else 3))
+    time.sleep(rng.uniform(0, 0.5 if during_save else 3))
     process.kill()
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors[-3000:]
@@ -56,59 +56,59 @@ def newest(workdir: Path) -> int:
 
 
 def kill_often(config: Path, workdir: Path) -> int:
-    """Kills the command again and again and lets it end at last; returns how often it died in the middle of a save."""
+    """Kills the command repeatedly, then lets it finish; returns how often it was killed in the middle of a save."""
     rng, unfinished = random.Random(workdir.name), 0
-    for number in itertools.count():
-        if newest(workdir) > 0 and number >= KILLS_EACH:  # the last run goes on from a checkpoint
+    for kills in itertools.count():
+        if newest(workdir) > 0 and kills >= KILLS_PER_RUN:  # the last run resumes from a checkpoint
             break
-        if newest(workdir) > STEPS / 2:  # enough is left to be killed in
+        if newest(workdir) > STEPS / 2:  # leave enough steps to be killed in
             shutil.rmtree(workdir)
-        kill(config, workdir, rng, in_a_save=bool(number % 2))
+        kill(config, workdir, rng, during_save=bool(kills % 2))
         unfinished += bool(list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp")))
-    finish(start(config, workdir, **OPTIMISED))
+    finish(start(config, workdir, **OPTIMIZED))
     return unfinished
 
 
-def test_killed_at_twenty_random_moments(config: Path, whole: Path) -> None:
+def test_killed_at_twenty_random_times(config: Path, whole: Path) -> None:
     workdirs = [config.parent / "killed", config.parent / "killed_too"]
-    with ThreadPoolExecutor() as together:
-        unfinished = [*together.map(functools.partial(kill_often, config), workdirs)]
-    assert sum(unfinished) > len(workdirs) * KILLS_EACH / 4
+    with ThreadPoolExecutor() as executor:
+        unfinished = [*executor.map(functools.partial(kill_often, config), workdirs)]
+    assert sum(unfinished) > len(workdirs) * KILLS_PER_RUN / 4
     expected = load_checkpoint(whole)
     for workdir in workdirs:
-        found = load_checkpoint(workdir)
-        assert expected.step == found.step == STEPS
-        jax.tree.map(np.testing.assert_array_equal, expected.variables, found.variables)
+        resumed = load_checkpoint(workdir)
+        assert expected.step == resumed.step == STEPS
+        jax.tree.map(np.testing.assert_array_equal, expected.variables, resumed.variables)
         assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(STEPS - 10), str(STEPS)}
 
 
 def test_sigterm_saves_and_ends_with_143(config: Path, whole: Path) -> None:
     workdir = config.parent / "stopped"
-    process = start(config, workdir, "--config.checkpoint_every_steps=1000", **OPTIMISED)
+    process = start(config, workdir, "--config.checkpoint_every_steps=1000", **OPTIMIZED)
     while newest(workdir) < 0 or not logged(workdir, "loss"):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     _, errors = finish(process, status=143)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start_time < 30
     assert f"Stopped by SIGTERM after step {newest(workdir)}, which is saved." in errors
-    finish(start(config, workdir, **OPTIMISED))
+    finish(start(config, workdir, **OPTIMIZED))
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(whole).variables, load_checkpoint(workdir).variables)
 
 
-def test_a_full_disk_is_told_and_the_same_command_goes_on(config: Path, whole: Path) -> None:
+def test_a_full_disk_is_reported_and_the_same_command_resumes(config: Path, whole: Path) -> None:
     workdir = config.parent / "full"
-    kill(config, workdir, random.Random(1), in_a_save=False)
+    kill(config, workdir, random.Random(1), during_save=False)
     before = newest(workdir)
-    # No file may grow further: what writing to a full disk is like, without one.
-    _, errors = finish(start(config, workdir, kilobytes_per_file=64, **OPTIMISED), status=2)
+    # A limit on the size of files acts like a full disk.
+    _, errors = finish(start(config, workdir, kilobytes_per_file=64, **OPTIMIZED), status=2)
     assert f"The checkpoint {workdir / 'checkpoints'}" in errors and "could not be written" in errors
     assert newest(workdir) == before
-    finish(start(config, workdir, **OPTIMISED))
+    finish(start(config, workdir, **OPTIMIZED))
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(whole).variables, load_checkpoint(workdir).variables)
 
 
-def test_another_number_of_devices_goes_on(tmp_path: Path) -> None:
+def test_resuming_on_another_number_of_devices(tmp_path: Path) -> None:
     fields = {"global_batch_norm": True, "model.dropout": 0.0, "checkpoint_every_steps": 3}
     config = write_config(tmp_path, 5, **fields)
     eight, two = tmp_path / "eight", tmp_path / "two"
@@ -116,7 +116,7 @@ def test_another_number_of_devices_goes_on(tmp_path: Path) -> None:
     shutil.copytree(eight, two)
     shutil.rmtree(two / "checkpoints" / "5")
     finish(start(config, two, "--config.cpu_devices=2"))
-    expected, found = logged(eight, "loss"), logged(two, "loss")
-    assert list(found) == list(expected) == [1, 2, 3, 4, 5]
-    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=0, atol=1e-5)
+    expected, resumed = logged(eight, "loss"), logged(two, "loss")
+    assert list(resumed) == list(expected) == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose([*resumed.values()], [*expected.values()], rtol=0, atol=1e-5)
     assert load_checkpoint(two).step == 5

@@ -1,4 +1,8 @@
-"""The whole way, from drawing Moving Shapes to scores and pictures, with a tiny network; and the command line."""
+"""Training and evaluation of a tiny network, from drawing Moving Shapes to scores and pictures; and the command line.
+
+The first run compiles; later runs in this file reuse its training step and its initial variables, which depend on
+nothing that they change.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fabricate_video_folders import fabricate_ref_davis17, fabricate_refer_youtube_vos
+from fake_video_folders import write_ref_davis17, write_refer_youtube_vos
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from paths import ROOT
 from PIL import Image
@@ -34,9 +39,10 @@ from input_pipeline.readers.ref_davis17 import ANNOTATORS
 from lbdt_jax import train as train_module
 from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
 from lbdt_jax.evaluate import evaluate
+from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.parallel import Stopped
-from lbdt_jax.step import NotFinite
-from lbdt_jax.train import keep_config, train
+from lbdt_jax.step import NotFinite, TrainState
+from lbdt_jax.train import check_and_save_config, train
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -45,7 +51,7 @@ SCENES = {"train": 3, "validation": 1, "test": 3, "unseen_words": 2}
 
 @pytest.fixture(scope="module")
 def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
-    """A few scenes, prepared, and a run of four steps."""
+    """A configuration for four steps on a few scenes, with their records."""
     data = tmp_path_factory.mktemp("data")
     write_raw(data / "raw" / "moving_shapes", scenes=SCENES, workers=1)
     config = tiny_config()
@@ -65,7 +71,7 @@ def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @contextlib.contextmanager
 def compilations() -> Iterator[Counter[str]]:
-    """How often each program was compiled, or read from the cache of compiled ones."""
+    """Counts how often each program is compiled or read from the compilation cache."""
     compiled: Counter[str] = Counter()
 
     def listen(event: str, seconds: float, **details: str) -> None:
@@ -79,11 +85,36 @@ def compilations() -> Iterator[Counter[str]]:
 
 @pytest.fixture(scope="module")
 def trained(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Counter[str]]:
-    """What training leaves behind, and what it compiled."""
+    """The workdir of a training run, and what it compiled."""
     workdir = tmp_path_factory.mktemp("run")
     with compilations() as compiled:
         train(config, workdir)
     return workdir, compiled
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(fast_compilation: None) -> Iterator[None]:
+    """Shares programs and initial variables among the runs of this file; `trained` is the first of them."""
+    compile_train_step, initial_variables = train_module.compile_train_step, train_module.initial_variables
+    steps: list[Any] = []
+    variables: dict[Any, Any] = {}
+
+    def compile_step(train_step: Any, state: TrainState, batches: Iterator[Batch], mesh: Mesh) -> Any:
+        if not steps:
+            compiled, batches = compile_train_step(train_step, state, batches, mesh)
+            steps.append(compiled)
+        return steps[0], batches
+
+    def draw_variables(model: LBDT, config: ConfigDict, word_vector_size: int) -> dict[str, Any]:
+        key = model, config.seed, config.max_words, word_vector_size
+        if key not in variables:
+            variables[key] = initial_variables(model, config, word_vector_size)
+        return variables[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "compile_train_step", compile_step)
+        patch.setattr(train_module, "initial_variables", draw_variables)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +122,7 @@ def workdir(trained: tuple[Path, Counter[str]]) -> Path:
     return trained[0]
 
 
-def test_training_leaves_what_it_promises(config: ConfigDict, workdir: Path) -> None:
+def test_training_writes_all_files(config: ConfigDict, workdir: Path) -> None:
     assert json.loads((workdir / "config.json").read_text())["dataset"] == "moving_shapes"
     assert json.loads((workdir / "words_without_vector.json").read_text()) == []
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
@@ -101,7 +132,7 @@ def test_training_leaves_what_it_promises(config: ConfigDict, workdir: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
     stopped = tmp_path / "run"
     shutil.copytree(workdir, stopped)
     shutil.rmtree(stopped / "checkpoints" / "4")
@@ -110,32 +141,32 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(config: ConfigDict,
     assert whole.step == resumed.step == 4
     jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
     at_two = load_checkpoint(workdir / "checkpoints" / "2")
-    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), whole.variables["params"], at_two.variables["params"])
-    assert all(jax.tree.leaves(moved))
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), whole.variables["params"], at_two.variables["params"])
+    assert all(jax.tree.leaves(changed))
 
 
 @pytest.mark.slow
-def test_sigterm_saves_the_step_under_way_and_the_clock_saves_too(
+def test_sigterm_saves_the_current_step_and_the_clock_saves_too(
     config: ConfigDict, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train_module.training_batches
+    training_batches = train_module.training_batches
 
     def batches(*arguments):
-        for number, batch in enumerate(whole(*arguments), start=1):
-            if number == 3:
+        for step, batch in enumerate(training_batches(*arguments), start=1):
+            if step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
     monkeypatch.setattr(train_module, "training_batches", batches)
     config = config.copy_and_resolve_references()
     config.update(checkpoint_every_steps=1000, checkpoint_every_minutes=1e-9, log_every_steps=2)
-    usual = signal.getsignal(signal.SIGTERM)
+    previous_handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match="Stopped by SIGTERM after step 3, which is saved"):
         train(config, tmp_path)
-    assert signal.getsignal(signal.SIGTERM) is usual
+    assert signal.getsignal(signal.SIGTERM) is previous_handler
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
 
-    monkeypatch.setattr(train_module, "training_batches", whole)
+    monkeypatch.setattr(train_module, "training_batches", training_batches)
     config.checkpoint_every_minutes = 0
     train(config, tmp_path)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "4"}
@@ -154,7 +185,7 @@ def test_training_compiles_every_program_once(trained: tuple[Path, Counter[str]]
 def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, workdir: Path, capsys) -> None:
     with compilations() as compiled:
         result = evaluate(load_checkpoint(workdir), config, workdir)
-    # Eight sentences about every frame, three at once: the last two of them are padded.
+    # Eight sentences for every frame, three at a time: the last batch is padded.
     assert compiled["jit(encode)"] == compiled["jit(answer)"] == 1
     saved = json.loads((workdir / "evaluation" / "moving_shapes-test.json").read_text())
     assert saved == result
@@ -175,60 +206,66 @@ def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, 
 
 def test_unseen_words_are_scored_word_by_word(config: ConfigDict, workdir: Path) -> None:
     config = config.copy_and_resolve_references()
-    config.evaluation_split = "unseen_words"
+    config.update(evaluation_split="unseen_words", evaluation_attention_sheets=0)
     groups = evaluate(load_checkpoint(workdir), config, workdir)["groups"]
     assert "seen words" in groups
     assert all(name == "seen words" or " for " in name for name in groups)
 
 
-def test_a_run_of_another_configuration_is_left_alone(config: ConfigDict, workdir: Path) -> None:
+def test_a_run_with_another_configuration_is_not_overwritten(config: ConfigDict, workdir: Path) -> None:
     other = config.copy_and_resolve_references()
     other.learning_rate = 0.5
-    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 asked for"):
+    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 requested"):
         train(other, workdir)
-    free = config.copy_and_resolve_references()
-    free.log_every_steps = 7
-    keep_config(free, workdir / "config.json")
+    changeable = config.copy_and_resolve_references()
+    changeable.log_every_steps = 7
+    check_and_save_config(changeable, workdir / "config.json")
 
 
 @pytest.mark.parametrize(
-    ("broken", "log_every", "left"),
+    ("broken_step", "log_every", "newest_step"),
     [pytest.param(1, 1, 0, id="at once"), pytest.param(3, 100, 2, id="before a save", marks=pytest.mark.slow)],
 )
-def test_not_a_number_stops_the_run_and_names_the_batch(
-    broken: int, log_every: int, left: int, config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nan_stops_the_run_and_names_the_batch(
+    broken_step: int,
+    log_every: int,
+    newest_step: int,
+    config: ConfigDict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = config.copy_and_resolve_references()
     config.log_every_steps, config.picture_every_steps, config.epochs = log_every, 1000, 1.5 * config.epochs
 
     def batches(*arguments: Any) -> Iterator[Batch]:
         size, words = tuple(config.image_size), config.max_words
-        for number in range(1, 7):
-            batch = random_batch(config.batch_size, size, words, 8, seed=number)
-            batch["words"] = batch["words"] * (np.nan if number == broken else 1)
-            batch["name"] = np.array([f"video {number}"] * config.batch_size, object)
+        for step in range(1, 7):
+            batch = random_batch(config.batch_size, size, words, 8, seed=step)
+            batch["words"] = batch["words"] * (np.nan if step == broken_step else 1)
+            batch["name"] = np.array([f"video {step}"] * config.batch_size, object)
             yield batch
 
     monkeypatch.setattr(train_module, "training_batches", batches)
-    with pytest.raises(NotFinite, match=rf"Step {broken}: the loss is nan.*video {broken}"):
+    with pytest.raises(NotFinite, match=rf"Step {broken_step}: the loss is nan.*video {broken_step}"):
         train(config, tmp_path)
-    # The start itself was saved: there is something to go back to from the first step on.
+    # The initial state is saved, too: there is always a checkpoint to go back to.
     newest = load_checkpoint(tmp_path)
-    assert newest.step == left
+    assert newest.step == newest_step
     assert all(np.isfinite(array).all() for array in jax.tree.leaves(newest.variables))
 
 
 def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDict:
-    """The same model, asked about another data set; with the published scores that stand beside it."""
+    """The configuration to evaluate the same model on another data set, with its published scores."""
     recipe = importlib.import_module(f"configs.{name}").get_config()
     config = config.copy_and_resolve_references()
     config.update({"dataset": name, "raw": str(raw), "data_dir": str(raw.parent), "evaluation_split": split})
     config.update({"frame_interval": recipe.frame_interval, "published": recipe.published})
+    config.evaluation_attention_sheets = 0
     return config
 
 
-def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
-    raw = fabricate_refer_youtube_vos(tmp_path / "rvos")
+def test_refer_youtube_vos_with_some_ground_truth(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    raw = write_refer_youtube_vos(tmp_path / "rvos")
     (raw / "valid/Annotations/0062f687f1/00005.png").unlink()
     config = other_data(config, "refer_youtube_vos", raw, "valid")
     result = evaluate(load_checkpoint(workdir), config, tmp_path)
@@ -243,22 +280,22 @@ def test_refer_youtube_vos_is_scored_where_it_can_be(config: ConfigDict, workdir
     result = evaluate(load_checkpoint(workdir), config, tmp_path)
     assert result == json.loads((tmp_path / "evaluation/refer_youtube_vos-valid.json").read_text())
     assert result["samples"] == 4 and not result.keys() & {"paper", "standard"}
-    assert result["without_truth"] == 4 and "4 answers are not scored" in capsys.readouterr().out
+    assert result["without_truth"] == 4 and "4 predictions are not scored" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "evaluation/refer_youtube_vos-valid-standard.zip") as file:
         expected = [f"Annotations/0062f687f1/{e}/{frame}.png" for frame in ("00000", "00005") for e in (0, 1)]
         assert sorted(file.namelist()) == sorted(expected)
 
 
 def test_ref_davis17_is_scored_by_annotator(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
-    raw = fabricate_ref_davis17(tmp_path / "davis")
+    raw = write_ref_davis17(tmp_path / "davis")
     result = evaluate(load_checkpoint(workdir), other_data(config, "ref_davis17", raw, "val"), tmp_path)
     assert result["samples"] == 3 * 2 * 4 and list(result["groups"]) == list(ANNOTATORS)
     means = [group["standard"]["j_and_f"] for group in result["groups"].values()]
     assert result["standard"]["j_and_f"] == pytest.approx(np.mean(means))
     printed = capsys.readouterr().out
     assert "Per expression" in printed and "54.3" in printed
-    pictures = sorted((tmp_path / "evaluation/ref_davis17-val-annotators").rglob("*.png"))
-    assert [str(path.relative_to(pictures[0].parents[2])) for path in pictures] == [
+    images = sorted((tmp_path / "evaluation/ref_davis17-val-annotators").rglob("*.png"))
+    assert [str(path.relative_to(images[0].parents[2])) for path in images] == [
         f"anno_{annotator}/dogs-scale/{frame:05d}.png" for annotator in range(4) for frame in range(3)
     ]
 
@@ -281,7 +318,7 @@ def test_evaluating_an_unknown_split(config: ConfigDict, workdir: Path) -> None:
         ("initial_weights", "no/such.pth", "resnet18-f37072fd.pth and save it as no/such.pth"),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused(config, field, value, message, tmp_path: Path) -> None:
+def test_an_invalid_configuration_raises(config, field, value, message, tmp_path: Path) -> None:
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
@@ -302,11 +339,10 @@ def test_a_configuration_that_cannot_be_is_refused(config, field, value, message
         (["--config=configs/shapes.py", "--mode=evaluate", "--workdir=nowhere"], "No checkpoint in nowhere"),
     ],
 )
-def test_bad_command_lines_get_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
-    root = ROOT
+def test_a_bad_command_line_gets_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lbdt_jax.main", *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (root / "nowhere").exists()
+    assert not (ROOT / "nowhere").exists()

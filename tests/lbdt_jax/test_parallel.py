@@ -18,14 +18,14 @@ from tiny import STEPS_PER_EPOCH, tiny_batch, tiny_config, tiny_state
 
 from input_pipeline.batch import Batch
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, split
+from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, shard_batch
 from lbdt_jax.step import Metrics, TrainState, loss_function, make_model, make_train_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 def make_config(**fields: Any) -> ConfigDict:
-    """Small pictures, without dropout and in float64, unless `fields` (by their full names) say otherwise."""
+    """tiny_config with small images, without dropout and in float64; `fields` override it, by their full names."""
     config = tiny_config()
     config.image_size = (32, 32)
     config.update_from_flattened_dict({"model.dtype": "float64", "model.dropout": 0.0} | fields)
@@ -37,19 +37,28 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 @functools.cache
 def compiled_step(devices: int, **fields: Any) -> Step:
-    """The training step on the first few devices, from host to host."""
+    """The training step on the first few devices; takes and returns arrays on the host."""
     config, mesh = make_config(**fields), make_mesh(jax.devices()[:devices])
     train_step = make_train_step(make_model(config), make_optimizer(config, STEPS_PER_EPOCH), config, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return jax.device_get(train_step(replicate(state, mesh), split(batch, mesh)))
+        return jax.device_get(train_step(replicate(state, mesh), shard_batch(batch, mesh)))
 
     step.compilations = train_step._cache_size
-    step.lower = lambda state, batch: train_step.lower(replicate(state, mesh), split(batch, mesh))
+    step.lower = lambda state, batch: train_step.lower(replicate(state, mesh), shard_batch(batch, mesh))
     return step
 
 
-#: In a compiled program, whether it waits or is awaited later.
+@functools.cache
+def compiled_loss(devices: int, **fields: Any) -> Callable[[TrainState, Batch], float]:
+    """The loss of the training step, without compiling the rest of it: a fifth of the time."""
+    config, mesh = make_config(**fields), make_mesh(jax.devices()[:devices])
+    train_step = make_train_step(make_model(config), make_optimizer(config, STEPS_PER_EPOCH), config, mesh)
+    loss = jax.jit(lambda state, batch: train_step(state, batch)[1]["loss"])
+    return lambda state, batch: float(loss(replicate(state, mesh), shard_batch(batch, mesh)))
+
+
+#: Collectives in a compiled program, blocking or asynchronous.
 COLLECTIVE = (
     r" (all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute|collective-broadcast|send"
     r"|recv)(?:-start)?\("
@@ -63,12 +72,12 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
     return {name: x[:size] for name, x in batch.items()}, {name: x[size:] for name, x in batch.items()}
 
 
-def join(*batches: Batch) -> Batch:
+def concatenate(*batches: Batch) -> Batch:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def assert_close(found: Any, expected: Any, tolerance: float) -> None:
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), found, expected)
+def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
 
 
 def same_bytes(a: Any, b: Any) -> bool:
@@ -93,15 +102,15 @@ def test_eight_devices_equal_one(float64: None) -> None:
 def test_statistics_are_per_device_and_then_averaged(float64: None) -> None:
     state = tiny_state(make_config())
     first, second = (tiny_batch(make_config(), seed) for seed in range(2))
-    together, metrics = compiled_step(2)(state, join(first, second))
+    both, metrics = compiled_step(2)(state, concatenate(first, second))
     parts = [compiled_step(1)(state, part) for part in (first, second)]
 
     def mean_of(pick: Callable[[TrainState, Metrics], Any]) -> Any:
         return jax.tree.map(lambda a, b: (a + b) / 2, *(pick(*part) for part in parts))
 
-    assert_close(together.batch_stats, mean_of(lambda state, _: state.batch_stats), 1e-12)
+    assert_close(both.batch_stats, mean_of(lambda state, _: state.batch_stats), 1e-12)
     # After one step the first moment is the gradient times a constant.
-    assert_close(together.optimizer_state[0].mu, mean_of(lambda state, _: state.optimizer_state[0].mu), 1e-12)
+    assert_close(both.optimizer_state[0].mu, mean_of(lambda state, _: state.optimizer_state[0].mu), 1e-12)
     del metrics["gradient_norm"]
     assert_close(metrics, {name: mean_of(lambda _, m, name=name: m[name]) for name in metrics}, 1e-12)
 
@@ -114,7 +123,7 @@ def collectives(devices: int, **fields: Any) -> Counter[str]:
 
 @pytest.mark.parametrize("devices", [1, *(pytest.param(devices, marks=pytest.mark.slow) for devices in (2, 4, 8))])
 def test_devices_exchange_averages_only(devices: int, float64: None) -> None:
-    # XLA joins gradients, statistics and metrics, some 400 arrays, to two: float64 ones and float32 ones.
+    # XLA combines about 400 arrays (gradients, statistics, metrics) into two all-reduces, of float64 and of float32.
     assert collectives(devices) == {"all-reduce": 2}
 
 
@@ -138,7 +147,7 @@ def test_equals_the_step_written_with_pmap(float64: None) -> None:
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, optimizer_state), metrics
 
-    state, batch = tiny_state(config), join(*(tiny_batch(config, seed) for seed in range(2)))
+    state, batch = tiny_state(config), concatenate(*(tiny_batch(config, seed) for seed in range(2)))
     ours, metrics = compiled_step(2)(state, batch)
     stacked = jax.tree.map(lambda x: np.stack([x, x]), state)
     parts = {name: x.reshape(2, -1, *x.shape[1:]) for name, x in batch.items()}
@@ -161,16 +170,16 @@ def test_many_steps_are_compiled_once(devices: int) -> None:
 
 
 @pytest.mark.slow
-def test_in_bfloat16_what_is_learnt_and_logged_is_float32_and_the_old_state_is_given_back() -> None:
+def test_bfloat16_keeps_parameters_and_metrics_in_float32_and_donates_the_old_state() -> None:
     config, mesh = make_config(**{"model.dtype": "bfloat16"}), make_mesh(jax.devices()[:1])
     step = make_train_step(make_model(config), make_optimizer(config, STEPS_PER_EPOCH), config, mesh)
     old = replicate(tiny_state(make_config(**{"model.dtype": "float32"})), mesh)
-    batch = split(tiny_batch(config), mesh)
+    batch = shard_batch(tiny_batch(config), mesh)
     assert "bf16" in step.lower(old, batch).as_text()
     new, metrics = step(old, batch)
-    numbers = jax.tree.leaves((new.params, new.batch_stats, new.optimizer_state, metrics))
-    assert {str(array.dtype) for array in numbers if array.ndim} == {"float32"}
-    assert {name: str(number.dtype) for name, number in metrics.items()} == dict.fromkeys(metrics, "float32")
+    arrays = jax.tree.leaves((new.params, new.batch_stats, new.optimizer_state, metrics))
+    assert {str(array.dtype) for array in arrays if array.ndim} == {"float32"}
+    assert {name: str(metric.dtype) for name, metric in metrics.items()} == dict.fromkeys(metrics, "float32")
     assert np.isfinite(metrics["loss"])
     assert all(array.is_deleted() for array in jax.tree.leaves((old.params, old.optimizer_state)) if array.ndim)
 
@@ -179,50 +188,51 @@ def test_in_bfloat16_what_is_learnt_and_logged_is_float32_and_the_old_state_is_g
 def test_rematerialised_is_the_same(float64: None) -> None:
     fields = {"model.dropout": 0.5}
     batch, state = tiny_batch(make_config(**fields)), tiny_state(make_config(**fields))
-    kept, again = (compiled_step(1, **fields, **{"model.rematerialise": each}) for each in (False, True))
-    assert_close(again(state, batch), kept(state, batch), 1e-11)  # the same dropout is drawn, too
+    plain, rematerialised = (compiled_step(1, **fields, **{"model.rematerialise": value}) for value in (False, True))
+    assert_close(rematerialised(state, batch), plain(state, batch), 1e-11)  # with the same dropout
 
 
 @pytest.mark.slow
 def test_rematerialised_computes_twice(float64: None) -> None:
     batch, state = tiny_batch(make_config()), tiny_state(make_config())
-    # Before optimisation: XLA:CPU finds out that both are the same and keeps the first, GPUs and TPUs do not.
-    before, after = (compiled_step(1, **{"model.rematerialise": again}).lower(state, batch) for again in (False, True))
+    # Before XLA's optimizations: XLA:CPU merges the two computations again, GPUs and TPUs don't.
+    before, after = (compiled_step(1, **{"model.rematerialise": value}).lower(state, batch) for value in (False, True))
     assert after.cost_analysis()["flops"] > 1.1 * before.cost_analysis()["flops"]
     assert "optimization_barrier" in after.as_text() and "optimization_barrier" not in before.as_text()
 
 
 @pytest.mark.slow
-def test_dropout_differs_between_devices_and_steps_and_is_drawn_again_alike() -> None:
+def test_dropout_differs_between_devices_and_steps_and_is_reproducible() -> None:
     state, batch = tiny_state(make_config(**DROPOUT)), tiny_batch(make_config())
     step = compiled_step(2, **DROPOUT)
     once = step(state, batch)
     assert same_bytes(step(state, batch), once)
-    # The sum of two numbers does not know their order: only if both devices drew alike, nothing would change.
-    exchanged = step(state, join(*reversed(halves(batch))))
+    # A sum of two numbers doesn't depend on their order: with the same dropout on both devices, nothing would change.
+    exchanged = step(state, concatenate(*reversed(halves(batch))))
     assert exchanged[1]["loss"] != once[1]["loss"]
     later = step(state.replace(step=np.asarray(1, np.int32)), batch)
     assert later[1]["loss"] != once[1]["loss"]
 
 
 def test_without_dropout_neither_order_nor_step_matters(float64: None) -> None:
-    state, batch = tiny_state(make_config()), join(*(tiny_batch(make_config(), seed) for seed in range(2)))
-    _, once = compiled_step(2)(state, batch)
-    _, exchanged = compiled_step(2)(state, join(*reversed(halves(batch))))
-    _, later = compiled_step(2)(state.replace(step=np.asarray(1, np.int32)), batch)
-    assert once["loss"] == exchanged["loss"] == later["loss"]
+    """The control of the test above."""
+    state, batch = tiny_state(make_config()), concatenate(*(tiny_batch(make_config(), seed) for seed in range(2)))
+    once = compiled_loss(2)(state, batch)
+    exchanged = compiled_loss(2)(state, concatenate(*reversed(halves(batch))))
+    later = compiled_loss(2)(state.replace(step=np.asarray(1, np.int32)), batch)
+    assert once == exchanged == later
 
 
-def test_a_batch_that_does_not_divide_is_refused() -> None:
+def test_a_batch_that_cannot_be_divided_raises() -> None:
     batch = {name: x[:7] for name, x in tiny_batch(tiny_config()).items()}
     with pytest.raises(ValueError, match="partitioned 8 times, but the dimension size is 7"):
-        split(batch, make_mesh())
+        shard_batch(batch, make_mesh())
 
 
-def test_every_device_gets_its_part_in_order() -> None:
-    parts = split({"x": np.arange(16).reshape(16, 1)}, make_mesh())["x"].addressable_shards
-    assert [(shard.device, *np.ravel(shard.data)) for shard in parts] == [
-        (device, 2 * place, 2 * place + 1) for place, device in enumerate(jax.devices())
+def test_every_device_gets_its_shard_in_order() -> None:
+    shards = shard_batch({"x": np.arange(16).reshape(16, 1)}, make_mesh())["x"].addressable_shards
+    assert [(shard.device, *np.ravel(shard.data)) for shard in shards] == [
+        (device, 2 * index, 2 * index + 1) for index, device in enumerate(jax.devices())
     ]
     copies = replicate(np.arange(3), make_mesh()).addressable_shards
     assert len(copies) == 8 and all(np.array_equal(copy.data, np.arange(3)) for copy in copies)

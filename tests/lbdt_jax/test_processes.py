@@ -1,4 +1,4 @@
-"""Two processes with four devices each do what one does with eight (lbdt_jax/parallel.py, launch/local.sh)."""
+"""Two processes with four devices each equal one process with eight (lbdt_jax/parallel.py, launch/local.sh)."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import OPTIMISED, ROOT, described, finish, logged, start, start_together, write_config
+from runs import OPTIMIZED, ROOT, finish, logged, process_environments, start, start_processes, write_config
 
 from input_pipeline.errors import UserError
 from lbdt_jax import parallel
 from lbdt_jax.checkpoint import load_checkpoint
-from lbdt_jax.parallel import connect
+from lbdt_jax.parallel import initialize_distributed
 
 STEPS = 3
 
 
-#: Gradients are summed in another order. In float32 that alone moves the third step's by some 1e-4.
+#: Gradients are summed in another order, which in float32 alone changes the third step's by about 1e-4.
 DOUBLE = {"JAX_ENABLE_X64": "1"}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fields = {"checkpoint_every_steps": 2, "model.dtype": "float64"}
-    return write_config(tmp_path_factory.mktemp("together"), STEPS, **fields)
+    return write_config(tmp_path_factory.mktemp("processes"), STEPS, **fields)
 
 
 @pytest.fixture(scope="module")
-def alone(config: Path) -> Path:
-    """What one process leaves behind."""
-    workdir = config.parent / "alone"
+def single(config: Path) -> Path:
+    """The workdir of a run in one process."""
+    workdir = config.parent / "single"
     finish(start(config, workdir, **DOUBLE))
     return workdir
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(config: Path, alone: Path) -> None:
-    workdir = config.parent / "together"
-    (printed, bars), (silence, no_bars) = map(finish, start_together(2, config, workdir, **DOUBLE))
-    # Parameters and what is logged are float32 all the same.
+def test_two_processes_equal_one(config: Path, single: Path) -> None:
+    workdir = config.parent / "two"
+    (output, bars), (other_output, no_bars) = map(finish, start_processes(2, config, workdir, **DOUBLE))
+    # Parameters and logged metrics are float32 nevertheless.
     for name in ("loss", "bce", "dice", "iou", "gradient_norm"):
-        one, two = logged(alone, name), logged(workdir, name)
+        one, two = logged(single, name), logged(workdir, name)
         assert list(one) == list(two) == [1, 2, 3]
         np.testing.assert_allclose([*two.values()], [*one.values()], rtol=2e-6)
 
-    assert "mean IoU" in printed and "step/s" in bars
-    assert silence == "" and "step/s" not in no_bars and "sentence/s" not in no_bars
+    assert "mean IoU" in output and "step/s" in bars
+    assert other_output == "" and "step/s" not in no_bars and "sentence/s" not in no_bars
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "3"}
 
@@ -63,47 +63,49 @@ def test_two_processes_of_one_device_equal_one_of_two(config: Path) -> None:
     one, two = config.parent / "of_two_devices", config.parent / "of_one_device"
     finish(start(config, one, "--config.cpu_devices=2", **DOUBLE))
     for _ in range(2):
-        for process in start_together(2, config, two, devices=2, **DOUBLE):
+        for process in start_processes(2, config, two, devices=2, **DOUBLE):
             finish(process)
         for name in ("loss", "gradient_norm"):
             np.testing.assert_allclose([*logged(two, name).values()], [*logged(one, name).values()], rtol=2e-6)
         whole = load_checkpoint(two)
         assert whole.step == STEPS
-        shutil.rmtree(whole.path)  # the second time it goes on from step 2
+        shutil.rmtree(whole.path)  # the second run resumes from step 2
 
 
 @pytest.mark.slow
-def test_two_processes_score_every_sample_once(config: Path, alone: Path) -> None:
-    workdir = config.parent / "scored_together"
-    arguments = ("--mode=evaluate", f"--config.checkpoint={alone}")
-    for process in start_together(2, config, workdir, *arguments, **DOUBLE):
+def test_two_processes_score_every_sample_once(config: Path, single: Path) -> None:
+    workdir = config.parent / "scored_by_two"
+    arguments = ("--mode=evaluate", f"--config.checkpoint={single}")
+    for process in start_processes(2, config, workdir, *arguments, **DOUBLE):
         finish(process)
-    one, two = (json.loads((at / "evaluation" / "moving_shapes-test.json").read_text()) for at in (alone, workdir))
+    one, two = (
+        json.loads((folder / "evaluation" / "moving_shapes-test.json").read_text()) for folder in (single, workdir)
+    )
     assert two["samples"] == 48
     assert two == one
     for kind in ("best", "worst"):
         name = f"moving_shapes-test-{kind}.png"
-        assert (workdir / "evaluation" / name).read_bytes() == (alone / "evaluation" / name).read_bytes()
+        assert (workdir / "evaluation" / name).read_bytes() == (single / "evaluation" / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) -> None:
     config = write_config(tmp_path, 40, checkpoint_every_steps=1000, image_size=(32, 32))
     arguments = ("--config.evaluation_split=validation",)
-    for process in start_together(2, config, tmp_path / "whole", *arguments, **OPTIMISED):
+    for process in start_processes(2, config, tmp_path / "whole", *arguments, **OPTIMIZED):
         finish(process)
     workdir = tmp_path / "stopped"
-    first, second = start_together(2, config, workdir, *arguments, **OPTIMISED)
+    first, second = start_processes(2, config, workdir, *arguments, **OPTIMIZED)
     while len(list((workdir / "checkpoints").glob("0"))) == 0 or not logged(workdir, "loss"):
         time.sleep(0.5)
     second.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     for process in (first, second):
         _, errors = finish(process, status=143)
         assert "Stopped by SIGTERM after step" in errors
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start_time < 30
     assert 0 < load_checkpoint(workdir).step < 40
-    for process in start_together(2, config, workdir, *arguments, **OPTIMISED):
+    for process in start_processes(2, config, workdir, *arguments, **OPTIMIZED):
         finish(process)
     whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(workdir)
     assert whole.step == resumed.step == 40
@@ -111,69 +113,69 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_sigterm_ends_an_evaluation_of_two_at_once(config: Path, alone: Path) -> None:
+def test_sigterm_ends_an_evaluation_of_two_at_once(config: Path, single: Path) -> None:
     workdir = config.parent / "ended"
-    arguments = ("--mode=evaluate", f"--config.checkpoint={alone}")
-    processes = start_together(2, config, workdir, *arguments, **DOUBLE)
+    arguments = ("--mode=evaluate", f"--config.checkpoint={single}")
+    processes = start_processes(2, config, workdir, *arguments, **DOUBLE)
     try:
-        bars, seen = processes[0].stderr, ""
-        while "sentence/s" not in seen:
-            seen += (more := bars.read(1))
-            assert more, seen
+        stderr, output = processes[0].stderr, ""
+        while "sentence/s" not in output:
+            output += (character := stderr.read(1))
+            assert character, output
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        begun = time.monotonic()
+        start_time = time.monotonic()
         for process in processes:
             finish(process, status=-signal.SIGTERM)
     finally:
         for process in processes:
             process.kill()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start_time < 10
     assert not list(workdir.glob("evaluation/*.json"))
 
 
-LATE = """
+LATE_PROCESS = """
 import time
 import jax, numpy as np
 from jax.sharding import PartitionSpec
-from lbdt_jax.parallel import DATA_AXIS, connect, is_first_process, make_mesh, set_cpu_devices, split
-from lbdt_jax.parallel import warm_up_collectives
+from lbdt_jax.parallel import DATA_AXIS, initialize_distributed, is_first_process, make_mesh, set_cpu_devices
+from lbdt_jax.parallel import shard_batch, warm_up_collectives
 
-connect()
+initialize_distributed()
 set_cpu_devices(2)
 warm_up_collectives()
 if is_first_process():
     time.sleep(40)
-numbers = {"": np.arange(2, dtype=np.float32) + 10 * jax.process_index()}
+values = {"x": np.arange(2, dtype=np.float32) + 10 * jax.process_index()}
 specs = {"in_specs": PartitionSpec(DATA_AXIS), "out_specs": PartitionSpec()}
 mean = jax.shard_map(lambda x: jax.lax.pmean(x, DATA_AXIS), mesh=make_mesh(), **specs)
-print(jax.jit(mean)(split(numbers, make_mesh())[""]).addressable_data(0))
+print(jax.jit(mean)(shard_batch(values, make_mesh())["x"]).addressable_data(0))
 """
 
 
 @pytest.mark.slow
-def test_a_process_that_compiles_for_long_is_waited_for() -> None:
+def test_processes_wait_for_a_slow_compilation() -> None:
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", LATE],
+            [sys.executable, "-c", LATE_PROCESS],
             cwd=ROOT,
             env={**os.environ, "JAX_PLATFORMS": "cpu", **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for variables in described(2)
+        for variables in process_environments(2)
     ]
     for process in processes:
-        printed, _ = finish(process)
-        assert printed.endswith("[5.5]\n")  # gloo prints, too
+        output, _ = finish(process)
+        assert output.endswith("[5.5]\n")  # gloo prints as well
 
 
-def test_one_process_connects_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_does_not_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in parallel.PROCESS_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    connect()
+    initialize_distributed()
     assert not jax.distributed.is_initialized()
 
 
@@ -185,24 +187,22 @@ def test_one_process_connects_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None
         {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
     ],
 )
-def test_half_a_description_of_the_processes_is_refused(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_incomplete_process_variables_raise(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in parallel.PROCESS_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="set all of JAX_COORDINATOR_ADDRESS"):
-        connect()
+        initialize_distributed()
 
 
-def test_in_slurm_jax_finds_the_others_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_slurm_jax_finds_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **named: called.append((arguments, named)))
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    connect()
+    initialize_distributed()
     assert called == [((), {})]
     for name, value in zip(parallel.PROCESS_VARIABLES, ("host:1", "4", "3"), strict=True):
         monkeypatch.setenv(name, value)
-    connect()
+    initialize_distributed()
     assert called[1] == (("host:1", 4, 3), {"cluster_detection_method": "deactivate"})

@@ -1,4 +1,4 @@
-"""What each benchmark's evaluation makes of answers: scores by its rules, and the files that its own scorer reads."""
+"""Each benchmark's scores by its own rules, and the files that its own scorer reads (lbdt_jax/scoring.py)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from input_pipeline.images import resize_target
 from input_pipeline.pipeline import EvaluationExample
 from input_pipeline.readers.ref_davis17 import ANNOTATORS
 from input_pipeline.types import Sentence
-from lbdt_jax.metrics import enlarge_as_published
-from lbdt_jax.scoring import SCORING, Scoring
+from lbdt_jax.metrics import resize_as_published
+from lbdt_jax.scoring import SCORERS, Scorer
 
-SIZE, MODEL = (48, 64), (32, 32)  # of the frames, and of a model that sees them smaller
+SIZE, MODEL = (48, 64), (32, 32)  # of the frames, and of a model with a lower resolution
 
 
 def box(top: int, left: int, height: int = 12, width: int = 16) -> np.ndarray:
@@ -27,14 +27,14 @@ def box(top: int, left: int, height: int = 12, width: int = 16) -> np.ndarray:
     return mask
 
 
-def asked(
+def make_example(
     video: str,
     index: int,
-    answers: dict[Sentence, np.ndarray | None],
+    masks: dict[Sentence, np.ndarray | None],
     labels: np.ndarray | None = None,
     model: tuple[int, int] = SIZE,
 ) -> EvaluationExample:
-    """A black frame pair with what is asked about it, and its truth; `model` is the size of the answers."""
+    """A black frame pair with sentences and their true masks; `model` is the size of the model's input."""
     frame, small = np.zeros((*SIZE, 3), np.uint8), np.zeros((*model, 3), np.uint8)
     return EvaluationExample(
         video=video,
@@ -43,35 +43,35 @@ def asked(
         original_earlier_frame=frame,
         frame=small,
         earlier_frame=small,
-        sentences=tuple(answers),
-        words=np.zeros((len(answers), 5, 8), np.float32),
-        word_mask=np.ones((len(answers), 5), bool),
-        targets=tuple(None if mask is None else resize_target(mask, model) for mask in answers.values()),
-        masks=tuple(answers.values()),
+        sentences=tuple(masks),
+        words=np.zeros((len(masks), 5, 8), np.float32),
+        word_mask=np.ones((len(masks), 5), bool),
+        targets=tuple(None if mask is None else resize_target(mask, model) for mask in masks.values()),
+        masks=tuple(masks.values()),
         labels=labels,
     )
 
 
 def logits(*masks: np.ndarray) -> np.ndarray:
-    """What a model that is sure of these masks answers, at the original size."""
+    """The logits of a confident model for these masks, at the original size."""
     return np.where(np.stack(masks), 9.0, -9.0).astype(np.float32)
 
 
-def numbers(scores: dict) -> list[float]:
-    """All scores in a result, at any depth, but the sample counts."""
-    found = []
+def all_scores(scores: dict) -> list[float]:
+    """All scores in a result, at any depth, without the sample counts."""
+    values = []
     for name, value in scores.items():
         if isinstance(value, dict):
-            found += numbers(value)
+            values += all_scores(value)
         elif name != "samples":
-            found.append(value)
-    return found
+            values.append(value)
+    return values
 
 
 def davis_labels(*masks: np.ndarray, void: np.ndarray | None = None) -> np.ndarray:
     labels = np.zeros(SIZE, np.uint8)
-    for number, mask in enumerate(masks, start=1):
-        labels[mask] = number
+    for label, mask in enumerate(masks, start=1):
+        labels[mask] = label
     if void is not None:
         labels[void] = 255
     return labels
@@ -79,140 +79,141 @@ def davis_labels(*masks: np.ndarray, void: np.ndarray | None = None) -> np.ndarr
 
 def davis_sentences(objects: int) -> list[Sentence]:
     return [
-        Sentence(f"object {o}", o + 1, annotator, str(4 * o + number))
+        Sentence(f"object {o}", o + 1, annotator, str(4 * o + index))
         for o in range(objects)
-        for number, annotator in enumerate(ANNOTATORS)
+        for index, annotator in enumerate(ANNOTATORS)
     ]
 
 
 @pytest.mark.parametrize("dataset", ["a2d_sentences", "ref_davis17", "refer_youtube_vos"])
 @pytest.mark.parametrize("perfect", [True, False])
-def test_the_truth_scores_one_and_nothing_scores_zero(dataset: str, perfect: bool, tmp_path: Path) -> None:
+def test_the_truth_scores_one_and_empty_masks_score_zero(dataset: str, perfect: bool, tmp_path: Path) -> None:
     left, right = box(5, 6), box(20, 40)
-    with SCORING.get(dataset, Scoring)(tmp_path / "x") as scoring:
+    with SCORERS.get(dataset, Scorer)(tmp_path / "x") as scorer:
         for index in range(3):
             truth = {sentence: (left, right)[sentence.instance - 1] for sentence in davis_sentences(2)}
-            example = asked("a", index, truth, davis_labels(right, left))  # numbered the other way round
-            answers = [mask if perfect else np.zeros(SIZE, bool) for mask in truth.values()]
-            found = scoring.add(example, logits(*answers))
-            assert [iou for _, iou in found] == [float(perfect)] * 8
-        result = scoring.compute()
-    assert result["samples"] == 24 and len(numbers(result)) > 10
-    np.testing.assert_allclose(numbers(result), float(perfect), atol=1e-6)
+            example = make_example("a", index, truth, davis_labels(right, left))  # labels in the other order
+            predictions = [mask if perfect else np.zeros(SIZE, bool) for mask in truth.values()]
+            results = scorer.add(example, logits(*predictions))
+            assert [iou for _, iou in results] == [float(perfect)] * 8
+        result = scorer.compute()
+    assert result["samples"] == 24 and len(all_scores(result)) > 10
+    np.testing.assert_allclose(all_scores(result), float(perfect), atol=1e-6)
 
 
-def test_refer_youtube_vos_counts_every_expression_alike(tmp_path: Path) -> None:
+def test_refer_youtube_vos_weights_every_expression_equally(tmp_path: Path) -> None:
     """J by hand: expression 0 is right in one of four frames, expression 1 in its only one."""
     mask, nothing = box(5, 6), np.zeros(SIZE, bool)
     first, second = Sentence("a", 1, "", "0"), Sentence("b", 1, "", "1")
-    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
-        scoring.add(asked("v", 0, {first: mask, second: mask}), logits(mask, mask))
+    with SCORERS["refer_youtube_vos"](tmp_path / "x") as scorer:
+        scorer.add(make_example("v", 0, {first: mask, second: mask}), logits(mask, mask))
         for index in (5, 10, 15):
-            scoring.add(asked("v", index, {first: mask}), logits(nothing))
-        result = scoring.compute()
+            scorer.add(make_example("v", index, {first: mask}), logits(nothing))
+        result = scorer.compute()
     for protocol in ("paper", "standard"):
         assert result[protocol]["j"] == pytest.approx((1 / 4 + 1) / 2)
         assert result[protocol]["f"] == pytest.approx((1 / 4 + 1) / 2)
     assert result["standard"]["mean_iou"] == pytest.approx(2 / 5)
 
 
-def test_the_server_s_zips_hold_every_expression_with_or_without_truth(tmp_path: Path) -> None:
+def test_the_zips_for_the_server_hold_expressions_with_and_without_truth(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    known, unknown = Sentence("a", 1, "", "0"), Sentence("b", None, "", "7")
-    answers = rng.standard_normal((2, *MODEL)).astype(np.float32).cumsum(1)
-    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
-        found = scoring.add(asked("v", 25, {known: box(1, 2), unknown: None}, model=MODEL), answers)
-        assert scoring.compute()["samples"] == 1
-    assert [iou is None for _, iou in found] == [False, True]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-paper.zip", "x-standard.zip"] == scoring.files
+    public, hidden = Sentence("a", 1, "", "0"), Sentence("b", None, "", "7")
+    predicted_logits = rng.standard_normal((2, *MODEL)).astype(np.float32).cumsum(1)
+    with SCORERS["refer_youtube_vos"](tmp_path / "x") as scorer:
+        example = make_example("v", 25, {public: box(1, 2), hidden: None}, model=MODEL)
+        results = scorer.add(example, predicted_logits)
+        assert scorer.compute()["samples"] == 1
+    assert [iou is None for _, iou in results] == [False, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-paper.zip", "x-standard.zip"] == scorer.files
     for protocol in ("paper", "standard"):
         with zipfile.ZipFile(tmp_path / f"x-{protocol}.zip") as file:
             assert file.namelist() == ["Annotations/v/0/00025.png", "Annotations/v/7/00025.png"]
-            for name, logit, (prediction, _) in zip(file.namelist(), answers, found, strict=True):
-                picture = Image.open(io.BytesIO(file.read(name)))
-                expected = enlarge_as_published(logit > 0, SIZE) if protocol == "paper" else prediction
-                assert picture.mode == "L" and expected.any() and not expected.all()
-                np.testing.assert_array_equal(np.asarray(picture), 255 * expected.astype(np.uint8))
+            for name, logit, (prediction, _) in zip(file.namelist(), predicted_logits, results, strict=True):
+                image = Image.open(io.BytesIO(file.read(name)))
+                expected = resize_as_published(logit > 0, SIZE) if protocol == "paper" else prediction
+                assert image.mode == "L" and expected.any() and not expected.all()
+                np.testing.assert_array_equal(np.asarray(image), 255 * expected.astype(np.uint8))
 
 
 def test_without_any_truth_there_are_no_scores(tmp_path: Path) -> None:
-    with SCORING["refer_youtube_vos"](tmp_path / "x") as scoring:
-        scoring.add(asked("v", 0, {Sentence("a", None, "", "0"): None}), logits(box(1, 1)))
-        assert scoring.compute() == {"samples": 1, "groups": {}}
+    with SCORERS["refer_youtube_vos"](tmp_path / "x") as scorer:
+        scorer.add(make_example("v", 0, {Sentence("a", None, "", "0"): None}), logits(box(1, 1)))
+        assert scorer.compute() == {"samples": 1, "groups": {}}
 
 
-def test_expressions_that_are_numbered_by_us_are_not_for_the_server(tmp_path: Path) -> None:
-    with SCORING["refer_youtube_vos"](tmp_path / "x", layout="prepared") as scoring:
-        scoring.add(asked("v", 0, {Sentence("a", 1, "", "0"): box(1, 1)}), logits(box(1, 1)))
-        assert scoring.compute()["paper"]["j"] == pytest.approx(1)
-    assert scoring.files == [] and not any(tmp_path.iterdir())
+def test_no_zips_for_the_server_without_official_expression_names(tmp_path: Path) -> None:
+    with SCORERS["refer_youtube_vos"](tmp_path / "x", layout="prepared") as scorer:
+        scorer.add(make_example("v", 0, {Sentence("a", 1, "", "0"): box(1, 1)}), logits(box(1, 1)))
+        assert scorer.compute()["paper"]["j"] == pytest.approx(1)
+    assert scorer.files == [] and not any(tmp_path.iterdir())
 
 
-def test_davis_where_only_the_objects_to_score_on_are_known(tmp_path: Path) -> None:
+def test_davis_with_labels_but_without_masks(tmp_path: Path) -> None:
     sentence = Sentence("a", None, "annot1 first", "0")
-    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
-        scoring.add(asked("v", 0, {sentence: None}, davis_labels(box(0, 0))), logits(box(0, 0)))
-        result = scoring.compute()
+    with SCORERS["ref_davis17"](tmp_path / "x") as scorer:
+        scorer.add(make_example("v", 0, {sentence: None}, davis_labels(box(0, 0))), logits(box(0, 0)))
+        result = scorer.compute()
     assert result["standard"]["j_and_f"] == pytest.approx(1 / 4) and result["per_expression"] == {}
 
 
-def test_davis_with_more_objects_than_are_allowed(tmp_path: Path) -> None:
+def test_davis_with_too_many_objects(tmp_path: Path) -> None:
     sentence = Sentence("a", 21, "annot1 first", "80")
     with (
         pytest.raises(UserError, match="v has sentences about more than 20 objects"),
-        SCORING["ref_davis17"](tmp_path / "x") as scoring,
+        SCORERS["ref_davis17"](tmp_path / "x") as scorer,
     ):
-        scoring.add(asked("v", 0, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
+        scorer.add(make_example("v", 0, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
 
 
 def test_davis_matches_objects_and_averages_the_annotators(tmp_path: Path) -> None:
-    """By hand: annotator 0 finds both objects, annotator 1 takes one for the other in words only, 2 and 3 find one."""
+    """By hand: annotator 0 finds both objects, annotator 1 swaps them, 2 and 3 find one."""
     left, right, nothing = box(5, 6), box(20, 40), np.zeros(SIZE, bool)
-    found = {0: (left, right), 1: (right, left), 2: (left, nothing), 3: (nothing, right)}
+    predicted = {0: (left, right), 1: (right, left), 2: (left, nothing), 3: (nothing, right)}
     sentences = davis_sentences(2)
     truth = {sentence: (left, right)[sentence.instance - 1] for sentence in sentences}
-    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
+    with SCORERS["ref_davis17"](tmp_path / "x") as scorer:
         for index in range(2):
-            answers = [found[int(s.expression) % 4][int(s.expression) // 4] for s in sentences]
-            scoring.add(asked("v", index, truth, davis_labels(left, right)), logits(*answers))
-        result = scoring.compute()
+            predictions = [predicted[int(s.expression) % 4][int(s.expression) // 4] for s in sentences]
+            scorer.add(make_example("v", index, truth, davis_labels(left, right)), logits(*predictions))
+        result = scorer.compute()
     assert [result["groups"][name]["standard"]["j"] for name in ANNOTATORS] == [1, 1, 0.5, 0.5]
     assert [result["groups"][name]["per_expression"]["f"] for name in ANNOTATORS] == [1, 0, 0.5, 0.5]
     assert result["standard"]["j_and_f"] == pytest.approx(0.75)
     assert result["per_expression"]["j"] == pytest.approx(0.5)
     folder = tmp_path / "x-annotators"
     assert sorted(path.name for path in folder.iterdir()) == ["anno_0", "anno_1", "anno_2", "anno_3"]
-    with Image.open(folder / "anno_1/v/00001.png") as picture:
-        assert picture.mode == "P" and picture.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
-        np.testing.assert_array_equal(np.asarray(picture), davis_labels(right, left))
+    with Image.open(folder / "anno_1/v/00001.png") as image:
+        assert image.mode == "P" and image.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
+        np.testing.assert_array_equal(np.asarray(image), davis_labels(right, left))
 
 
-def test_davis_where_two_answers_meet_the_surer_one_wins(tmp_path: Path) -> None:
+def test_davis_the_most_confident_of_overlapping_predictions_wins(tmp_path: Path) -> None:
     sentences = [Sentence("a", 1, "annot1 first", "0"), Sentence("b", 3, "annot1 first", "8")]  # object 1 has none
     weak, strong = np.where(box(0, 0, 40, 40), 1.0, -9.0), np.where(box(0, 0, 10, 10), 2.0, -9.0)
     truth = {sentence: box(0, 0) for sentence in sentences}
-    with SCORING["ref_davis17"](tmp_path / "x") as scoring:
-        scoring.add(asked("v", 0, truth, davis_labels(box(0, 0))), np.stack([weak, strong]).astype(np.float32))
+    with SCORERS["ref_davis17"](tmp_path / "x") as scorer:
+        scorer.add(make_example("v", 0, truth, davis_labels(box(0, 0))), np.stack([weak, strong]).astype(np.float32))
     labels = np.asarray(Image.open(tmp_path / "x-annotators/anno_0/v/00000.png"))
     assert labels[5, 5] == 3 and labels[20, 20] == 1 and labels[45, 60] == 0 and set(np.unique(labels)) == {0, 1, 3}
     assert not np.asarray(Image.open(tmp_path / "x-annotators/anno_3/v/00000.png")).any()
 
 
-def test_davis_without_the_objects_to_score_on(tmp_path: Path) -> None:
+def test_davis_without_labels(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"v, frame 3: .* put DAVIS/Annotations_unsupervised/480p"),
-        SCORING["ref_davis17"](tmp_path / "x") as scoring,
+        SCORERS["ref_davis17"](tmp_path / "x") as scorer,
     ):
-        scoring.add(asked("v", 3, {Sentence("a", 1, "annot1 first", "0"): box(0, 0)}), logits(box(0, 0)))
+        scorer.add(make_example("v", 3, {Sentence("a", 1, "annot1 first", "0"): box(0, 0)}), logits(box(0, 0)))
 
 
 @pytest.mark.parametrize("dataset, result", [("ref_davis17", "x-annotators"), ("refer_youtube_vos", "x-paper.zip")])
-def test_what_an_earlier_evaluation_wrote_is_replaced_when_all_is_there(dataset, result, tmp_path: Path) -> None:
+def test_earlier_files_are_replaced_only_when_all_is_written(dataset, result, tmp_path: Path) -> None:
     sentence = Sentence("a", 1, "annot1 first", "0")
 
     def run(index: int, fails: bool = False) -> list[Path]:
-        with SCORING[dataset](tmp_path / "x") as scoring:
-            scoring.add(asked("v", index, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
+        with SCORERS[dataset](tmp_path / "x") as scorer:
+            scorer.add(make_example("v", index, {sentence: box(0, 0)}, davis_labels(box(0, 0))), logits(box(0, 0)))
             if fails:
                 raise KeyboardInterrupt
         return sorted(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A transformer as text encoder, the whole way: training, resuming, evaluation, prediction, export (lbdt_jax/text)."""
+"""A transformer as text encoder in training, resuming, evaluation, prediction and export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,24 +33,25 @@ from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from lbdt_jax.convert.__main__ import to_weights
 from lbdt_jax.convert.names import to_torch
 from lbdt_jax.demo.checks import unknown_words
-from lbdt_jax.evaluate import evaluate, reader_for
+from lbdt_jax.evaluate import evaluate, sentence_encoder_for
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.optimizer import make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
+from lbdt_jax.parallel import make_mesh, replicate, shard_batch
 from lbdt_jax.predict import describe_model
 from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step, split_params
 from lbdt_jax.text_features import open_text_encoder, precomputed_features, with_transformer
-from lbdt_jax.train import device_fields, keep_config, train
+from lbdt_jax.train import check_and_save_config, device_fields, train
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 SCENES = {"train": 3, "validation": 1, "test": 2, "unseen_words": 1}
 STEPS = 4
+SENTENCES = 8  # for each frame pair
 
 
 @pytest.fixture(scope="module")
 def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
-    """A few scenes, prepared, and a run of four steps with a tiny BERT that is frozen."""
+    """A run of four steps with a frozen tiny BERT on the records of a few scenes."""
     data = tmp_path_factory.mktemp("data")
     write_raw(data / "raw" / "moving_shapes", scenes=SCENES, workers=1)
     write_bert(data / "bert")
@@ -64,6 +67,7 @@ def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> 
         picture_every_steps=2,
         checkpoint_every_steps=2,
         contact_sheet_samples=2,
+        evaluation_frames=1,
         evaluation_sentences=3,
         evaluation_attention_sheets=1,
     )
@@ -74,7 +78,7 @@ def config(fast_compilation: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def frozen(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What training with the frozen transformer leaves."""
+    """The workdir of that run."""
     workdir = tmp_path_factory.mktemp("frozen")
     train(config, workdir)
     return workdir
@@ -85,7 +89,30 @@ def checkpoint(frozen: Path) -> Checkpoint:
     return load_checkpoint(frozen)
 
 
+@pytest.fixture(scope="module")
+def start(config: ConfigDict) -> dict[str, Any]:
+    """The variables before the first step, with random parameters in place of the BERT's."""
+    filled, _, _ = open_text_encoder(config, [])
+    return jax.device_get(initial_variables(make_model(filled), filled, 0))
+
+
+@pytest.fixture(scope="module")
+def predict(checkpoint: Checkpoint) -> Callable[..., np.ndarray]:
+    """(frames, earlier frames, words, masks) -> logits of the trained model; compiled once for all tests.
+
+    Every call is filled up to `SENTENCES` rows, which do not influence each other.
+    """
+    apply = jax.jit(make_model(checkpoint.config).apply)
+
+    def predict(*inputs: np.ndarray) -> np.ndarray:
+        padded = [np.resize(array, (SENTENCES, *array.shape[1:])) for array in inputs]
+        return np.asarray(apply(checkpoint.variables, *padded))[: len(inputs[0])]
+
+    return predict
+
+
 def finetuning(config: ConfigDict) -> ConfigDict:
+    """The configuration with a transformer that is trained."""
     config = config.copy_and_resolve_references()
     config.text_encoder_learning_rate = 1e-5
     return config
@@ -94,49 +121,51 @@ def finetuning(config: ConfigDict) -> ConfigDict:
 # -- training
 
 
-def test_what_is_frozen_stays_and_has_no_moments(config: ConfigDict, frozen: Path, checkpoint: Checkpoint) -> None:
-    filled, _, params = open_text_encoder(config, [])
+def test_frozen_parameters_stay_and_have_no_moments(
+    config: ConfigDict, frozen: Path, checkpoint: Checkpoint, start: dict[str, Any]
+) -> None:
+    _, _, params = open_text_encoder(config, [])
     jax.tree.map(np.testing.assert_array_equal, checkpoint.variables["params"]["text_encoder"]["transformer"], params)
-    start = initial_variables(make_model(filled), filled, 0)["params"]
     trained, _ = split_params(checkpoint.variables["params"], frozen=True)
     for name, array in flatten_dict(trained, sep="/").items():
-        assert np.abs(array - flatten_dict(start, sep="/")[name]).max() > 0, name
+        assert np.abs(array - flatten_dict(start["params"], sep="/")[name]).max() > 0, name
     folder = frozen / "checkpoints" / str(STEPS)
-    described = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
-    assert "tokenizer" in described["custom_metadata"] and described["custom_metadata"]["words"] == []
-    with_moments = (folder / "optimizer_state" / "_METADATA").read_text()
-    assert "text_encoder" in with_moments and "project" in with_moments and "transformer" not in with_moments
+    metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    assert "tokenizer" in metadata and metadata["words"] == []
+    moments = (folder / "optimizer_state" / "_METADATA").read_text()
+    assert "text_encoder" in moments and "project" in moments and "transformer" not in moments
 
 
-def test_what_is_finetuned_moves_at_its_own_rate(config: ConfigDict) -> None:
-    config, reader, transformer = open_text_encoder(finetuning(config), [])
+def test_finetuned_parameters_have_their_own_learning_rate(config: ConfigDict, start: dict[str, Any]) -> None:
+    config, tokenizer, transformer = open_text_encoder(finetuning(config), [])
     mesh = make_mesh(jax.devices()[:1])
     model, optimizer = make_model(config), make_optimizer(config, 1000)
-    variables = with_transformer(initial_variables(model, config, reader.size), transformer)
+    variables = with_transformer(start, transformer)
     state = replicate(initial_state(variables, optimizer, is_frozen(config)), mesh)
-    batch = next(training_batches(config, reader))
+    batch = next(training_batches(config, tokenizer))
     assert batch["words"].shape == (8, 20) and batch["words"].dtype == np.int32
-    assert batch["words"].max() < reader.vocabulary_size and not batch["words"][~batch["word_mask"]].any()
+    assert batch["words"].max() < tokenizer.vocabulary_size and not batch["words"][~batch["word_mask"]].any()
     before = flatten_dict(jax.device_get(state.params), sep="/")
-    state, metrics = make_train_step(model, optimizer, config, mesh)(state, split(device_fields(batch), mesh))
+    state, metrics = make_train_step(model, optimizer, config, mesh)(state, shard_batch(device_fields(batch), mesh))
     assert np.isfinite(metrics["loss"])
     change = {
         name: float(np.abs(array - before[name]).max()) for name, array in flatten_dict(state.params, sep="/").items()
     }
-    inside = {name: size for name, size in change.items() if name.startswith("text_encoder/transformer/")}
-    assert len(inside) == 5 + 16 * 2
+    transformer_change = {name: size for name, size in change.items() if name.startswith("text_encoder/transformer/")}
+    assert len(transformer_change) == 5 + 16 * 2
     # AdamW's first step is as large as the learning rate wherever there is a gradient, and never larger.
-    assert all(0 < size < 1.1e-5 for size in inside.values()), inside
-    assert max(inside.values()) > 0.9e-5
+    assert all(0 < size < 1.1e-5 for size in transformer_change.values()), transformer_change
+    assert max(transformer_change.values()) > 0.9e-5
     assert max(change.values()) > 0.9e-3
 
 
-def test_stored_features_are_what_the_transformer_gives(config: ConfigDict, checkpoint: Checkpoint) -> None:
-    features = reader_for(checkpoint, full(checkpoint, config))
+def test_precomputed_features_equal_those_of_the_transformer(
+    config: ConfigDict, checkpoint: Checkpoint, predict: Callable[..., np.ndarray]
+) -> None:
+    features = sentence_encoder_for(checkpoint, filled_in(checkpoint, config))
     assert isinstance(features, PrecomputedFeatures) and features.size == 12
     sentences = distinct_sentences(config)
     assert len(set(sentences)) == len(sentences) > 30
-    apply = jax.jit(make_model(checkpoint.config).apply)
     examples = list(evaluation_examples(config, "test", features))
     for example in examples:
         tokens = [checkpoint.sentence_encoder.encode(sentence.text, 20) for sentence in example.sentences]
@@ -144,39 +173,39 @@ def test_stored_features_are_what_the_transformer_gives(config: ConfigDict, chec
         np.testing.assert_array_equal(masks, example.word_mask)
         assert example.words.dtype == np.float32 and not example.words[~masks].any()
         frames = np.repeat(example.frame[None], len(ids), 0), np.repeat(example.earlier_frame[None], len(ids), 0)
-        both = [np.asarray(apply(checkpoint.variables, *frames, words, masks)) for words in (ids, example.words)]
-        np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-4)
+        logits = [predict(*frames, words, masks) for words in (ids, example.words)]
+        np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
     assert len(examples) == 4
 
 
-def full(checkpoint: Checkpoint, config: ConfigDict) -> ConfigDict:
-    """The configuration as training has filled it in."""
+def filled_in(checkpoint: Checkpoint, config: ConfigDict) -> ConfigDict:
+    """The configuration with what training has added, such as the sizes of the transformer."""
     filled = checkpoint.config.copy_and_resolve_references()
     filled.data_dir = config.data_dir
     return filled
 
 
-def test_features_are_computed_once_and_broken_ones_are_named(config: ConfigDict, checkpoint: Checkpoint) -> None:
-    filled, reader = full(checkpoint, config), checkpoint.sentence_encoder
+def test_features_are_computed_once_and_errors_name_broken_ones(config: ConfigDict, checkpoint: Checkpoint) -> None:
+    filled, tokenizer = filled_in(checkpoint, config), checkpoint.sentence_encoder
     (folder,) = (Path(config.data_dir) / "moving_shapes").glob("*/text_features/*")
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    stored = precomputed_features(filled, checkpoint.variables, reader)
+    features = precomputed_features(filled, checkpoint.variables, tokenizer)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    with pytest.raises(UserError, match=f"{folder} has no features of 'the dog' with up to 20 tokens. Delete it"):
-        stored.encode("the dog", 20)
+    with pytest.raises(UserError, match=f"{folder} has no features of 'the dog' with up to 20 tokens. Delete the"):
+        features.encode("the dog", 20)
     filled.max_words = 19
     (sentence, *_) = distinct_sentences(config)
-    others = precomputed_features(filled, checkpoint.variables, reader)
-    assert others.encode(sentence, 19)[0].shape == (19, 12) and len(list(folder.parent.iterdir())) == 2
+    shorter = precomputed_features(filled, checkpoint.variables, tokenizer)
+    assert shorter.encode(sentence, 19)[0].shape == (19, 12) and len(list(folder.parent.iterdir())) == 2
     broken = folder.with_name("broken")
     shutil.copytree(folder, broken)
     (broken / "features.npy").write_bytes((folder / "features.npy").read_bytes()[:-48])
-    with pytest.raises(UserError, match=f"{broken} holds no whole features .*Delete it"):
-        PrecomputedFeatures(broken, reader)
+    with pytest.raises(UserError, match=f"features in {broken} are incomplete .*Delete the folder"):
+        PrecomputedFeatures(broken, tokenizer)
 
 
 @pytest.mark.slow
-def test_a_frozen_run_goes_on_as_if_it_had_not_stopped(
+def test_resuming_a_frozen_run_gives_the_same_variables(
     config: ConfigDict, frozen: Path, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     shutil.copytree(frozen, tmp_path / "run")
@@ -187,7 +216,7 @@ def test_a_frozen_run_goes_on_as_if_it_had_not_stopped(
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, checkpoint.variables)
 
 
-def test_another_tokenizer_or_rate_can_not_go_on(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_with_another_tokenizer_or_rate(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
     shutil.copytree(config.text_encoder, tmp_path / "bert")
     tokenizer = json.loads((tmp_path / "bert" / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -196,19 +225,19 @@ def test_another_tokenizer_or_rate_can_not_go_on(config: ConfigDict, frozen: Pat
     other = finetuning(config)
     other.text_encoder = str(tmp_path / "bert")
     other, _, _ = open_text_encoder(other, [])
-    with pytest.raises(CheckpointError) as refused:
-        keep_config(other, frozen / "config.json")
-    different = [line.split(":")[0].strip() for line in str(refused.value).splitlines()[1:]]
+    with pytest.raises(CheckpointError) as error:
+        check_and_save_config(other, frozen / "config.json")
+    different = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
     assert different == ["text_encoder", "text_encoder_learning_rate", "tokenizer"]
 
 
-def test_runs_from_before_go_on(config: ConfigDict, tmp_path: Path) -> None:
+def test_runs_from_before_text_encoders_resume(config: ConfigDict, tmp_path: Path) -> None:
     old = json.loads(base.get_config().to_json())
     for name in ("text_encoder", "tokenizer", "text_encoder_learning_rate"):
         del old[name]
     del old["model"]["transformer"]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    keep_config(base.get_config(), tmp_path / "config.json")
+    check_and_save_config(base.get_config(), tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text())["text_encoder"] == "glove_lstm"
 
 
@@ -217,12 +246,15 @@ def test_runs_from_before_go_on(config: ConfigDict, tmp_path: Path) -> None:
     [
         ({"max_words": 25}, "config.max_words is 25; .*bert reads 3 to 24 tokens"),
         ({"max_words": 2}, "config.max_words is 2; .*bert reads 3 to 24 tokens"),
-        ({"text_encoder_learning_rate": -1.0}, "text_encoder_learning_rate is -1.0; 0.0 is frozen"),
-        ({"text_encoder": "glove_lstm", "text_encoder_learning_rate": 1.0}, "a transformer, and there is .glove_lstm"),
+        ({"text_encoder_learning_rate": -1.0}, "text_encoder_learning_rate is -1.0; use 0.0 for a frozen"),
+        (
+            {"text_encoder": "glove_lstm", "text_encoder_learning_rate": 1.0},
+            "applies to a transformer only, not to .*glove_lstm",
+        ),
         ({"text_encoder": "no_such_model"}, "no installed package 'no_such_model'. pip install no-such-model"),
     ],
 )
-def test_what_can_not_be_is_said_before_anything_is_written(
+def test_configuration_errors_are_raised_before_anything_is_written(
     config: ConfigDict, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     config = config.copy_and_resolve_references()
@@ -232,13 +264,15 @@ def test_what_can_not_be_is_said_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-# -- with the checkpoint alone
+# -- with nothing but the checkpoint
 
 
-def test_scores_and_masks_need_nothing_but_the_checkpoint(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
+def test_evaluation_and_prediction_need_nothing_but_the_checkpoint(
+    config: ConfigDict, frozen: Path, tmp_path: Path
+) -> None:
     away = Path(config.text_encoder).with_name("away")
     published = config.copy_and_resolve_references()
-    published.text_encoder = "glove_lstm"  # the checkpoint decides
+    published.text_encoder = "glove_lstm"  # the checkpoint takes precedence
     Path(config.text_encoder).rename(away)
     try:
         segmenter = lbdt_jax.load(frozen)
@@ -251,11 +285,11 @@ def test_scores_and_masks_need_nothing_but_the_checkpoint(config: ConfigDict, fr
     assert masks.shape == (2, 2, 72, 96) and np.isfinite(scores).all()
 
 
-def test_what_a_tokenizer_reads_is_shown(config: ConfigDict, checkpoint: Checkpoint) -> None:
+def test_tokens_and_unknown_words_are_reported(config: ConfigDict, checkpoint: Checkpoint) -> None:
     segmenter = Segmenter(checkpoint)
     assert segmenter.tokens("the red disc") == ["[CLS]", "the", "red", "disc", "[SEP]"]
     assert segmenter.unknown_words(["the 😀 disc", "the flurbl"]) == ["😀"]
-    assert unknown_words(segmenter, ("the 😀 disc",)) == ["😀"]  # as the page asks
+    assert unknown_words(segmenter, ("the 😀 disc",)) == ["😀"]  # as the demo page calls it
     with pytest.raises(UserError, match="The model knows no word of “😀”.$"):
         unknown_words(segmenter, ("😀",))
     assert f"the text encoder {config.text_encoder} of" in describe_model(checkpoint)
@@ -267,7 +301,9 @@ def test_what_a_tokenizer_reads_is_shown(config: ConfigDict, checkpoint: Checkpo
         Segmenter(checkpoint, "random:6")
 
 
-def test_exported_programs_read_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_exported_programs_take_token_ids(
+    checkpoint: Checkpoint, predict: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
     export.write(checkpoint, tmp_path / "exported")
     folder = tmp_path / "exported"
     described = json.loads((folder / "model.json").read_text())
@@ -286,15 +322,13 @@ def test_exported_programs_read_tokens(checkpoint: Checkpoint, tmp_path: Path) -
     weights = dict(np.load(folder / "weights.npz"))
     encode, answer = (jax_export.deserialize((folder / f"{door}.jax").read_bytes()) for door in ("encode", "answer"))
     features = encode.call(weights, frames)
-    about = np.array([0, 1, 1], np.int32)
-    logits = answer.call(weights, features, {"words": words, "word_mask": mask, "frame_of_sentence": about})
-    expected = jax.jit(make_model(checkpoint.config).apply)(
-        checkpoint.variables, frames["frame"][about], frames["earlier_frame"][about], words, mask
-    )
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    frame_of_sentence = np.array([0, 1, 1], np.int32)
+    logits = answer.call(weights, features, {"words": words, "word_mask": mask, "frame_of_sentence": frame_of_sentence})
+    expected_logits = predict(*(frames[name][frame_of_sentence] for name in frames), words, mask)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_published_code_has_no_such_network_and_weights_alone_suffice(
+def test_conversion_to_pytorch_is_refused_and_weights_alone_suffice(
     frozen: Path, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="a transformer, which the published code does not have"):
@@ -305,7 +339,7 @@ def test_the_published_code_has_no_such_network_and_weights_alone_suffice(
     jax.tree.map(np.testing.assert_array_equal, weights.variables, checkpoint.variables)
 
 
-def test_predicting_does_not_load_transformers_and_glove_needs_no_tokenizers(frozen: Path) -> None:
+def test_prediction_needs_no_transformers_and_glove_no_tokenizers(frozen: Path) -> None:
     program = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['transformers', 'tensorflow', 'torch']))\n"  # `import` raises ImportError
@@ -318,7 +352,7 @@ def test_predicting_does_not_load_transformers_and_glove_needs_no_tokenizers(fro
     assert done.returncode == 0, done.stderr
 
 
-def test_without_the_library_that_is_said(frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_the_library_tokenizers(frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(CheckpointError, match=f"{frozen}.*needs the library tokenizers: pip install -r requirements-t"):
         load_checkpoint(frozen)

@@ -17,18 +17,19 @@ from published import GOLDEN, encode_and_segment, published_inputs, published_mo
 from configs import a2d, shapes
 from input_pipeline.batch import MODEL_FIELDS
 from input_pipeline.images import resize_frame, resize_target
-from input_pipeline.moving_shapes.scenes import ANNOTATED, make_scene
+from input_pipeline.moving_shapes.scenes import make_scene
+from input_pipeline.moving_shapes.shapes import ANNOTATED_FRAMES
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import losses
 from lbdt_jax.convert.names import to_torch
-from lbdt_jax.models.duplex_transfer import MultiHeadAttention
+from lbdt_jax.models.attention import MultiHeadAttention
 from lbdt_jax.models.layers import BatchNorm
 from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.resize import aligned_bilinear, upsample_and_sum
-from lbdt_jax.models.text_encoder import TextEncoder
+from lbdt_jax.models.text_encoder import LSTMTextEncoder
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
-from lbdt_jax.parallel import make_mesh, replicate, split
-from lbdt_jax.step import initial_state, initial_variables, make_model, make_train_step, score
+from lbdt_jax.parallel import make_mesh, replicate, shard_batch
+from lbdt_jax.step import compute_metrics, initial_state, initial_variables, make_model, make_train_step
 
 UNITS = np.load(GOLDEN / "units.npz")
 
@@ -55,7 +56,7 @@ def run_three_steps(variant: str, case: str, dtype: str) -> dict[str, Any]:
             method=encode_and_segment,
             mutable=["batch_stats"],
         )
-        metrics = score(logits, jnp.asarray(inputs["target"]), config)
+        metrics = compute_metrics(logits, jnp.asarray(inputs["target"]), config)
         return metrics["loss"], (changed["batch_stats"], metrics, logits)
 
     @jax.jit
@@ -67,22 +68,22 @@ def run_three_steps(variant: str, case: str, dtype: str) -> dict[str, Any]:
     params, batch_stats = variables["params"], variables["batch_stats"]
     optimizer_state = optimizer.init(params)
     steps = []
-    for number in range(3):
+    for index in range(3):
         params, batch_stats, optimizer_state, gradients, metrics, logits = step(params, batch_stats, optimizer_state)
         steps.append({"metrics": metrics})
         # Only what the golden files hold: a copy of everything takes a gigabyte.
-        if number == 0:
+        if index == 0:
             steps[0]["logits"] = np.asarray(logits).reshape(-1)
             steps[0]["gradients"] = to_torch({"params": gradients, "batch_stats": batch_stats})
         del gradients
-        if number != 1:
-            steps[number]["state"] = to_torch({"params": params, "batch_stats": batch_stats})
+        if index != 1:
+            steps[index]["state"] = to_torch({"params": params, "batch_stats": batch_stats})
     return {"start": to_torch(variables), "steps": steps}
 
 
-def at(state: dict[str, np.ndarray], names: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The stored positions of the named arrays, (names, positions)."""
-    return np.stack([np.asarray(state[name]).reshape(-1)[i] for name, i in zip(names, places, strict=True)])
+def at(state: dict[str, np.ndarray], names: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The named arrays at their flat indices (names, count), as an array of that shape."""
+    return np.stack([np.asarray(state[name]).reshape(-1)[i] for name, i in zip(names, indices, strict=True)])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_three_steps_equal_published_in_float64(variant: str, case: str, float64
     assert set(names) == {name for name in start if not name.endswith(("running_mean", "running_var"))}
     gradients = steps[0]["gradients"]
     norms = np.array([np.linalg.norm(gradients[name]) for name in names])
-    # Two biases per transfer have no gradient in exact arithmetic; what is left of it is rounding.
+    # Two biases of each transfer have a gradient of zero but for rounding.
     real = golden["grad:norm"] > 1e-10
     np.testing.assert_allclose(norms[real], golden["grad:norm"][real], rtol=1e-8)
     rms = norms / np.sqrt([gradients[name].size for name in names])
@@ -116,14 +117,14 @@ def test_three_steps_equal_published_in_float64(variant: str, case: str, float64
     before = at(start, names, golden["param:idx"])
     for step, delta in ((0, "param:delta1"), (2, "param:delta3")):
         change = at(steps[step]["state"], names, golden["param:idx"]) - before
-        # Where the gradient is rounding, so is the direction that AdamW makes of it.
+        # Where the gradient is rounding, so is the direction of AdamW's update.
         np.testing.assert_allclose(change[real], golden[delta][real], rtol=0, atol=1e-9)
-    living = np.isin(golden["bn:names"], list(start))  # the dead towers' statistics never change
-    bn_names, bn_places = golden["bn:names"][living], golden["bn:idx"][living]
+    used = np.isin(golden["bn:names"], list(start))  # the published code also has towers that it never runs
+    bn_names, bn_indices = golden["bn:names"][used], golden["bn:idx"][used]
     for step, values in ((0, "bn:val1"), (2, "bn:val3")):
         found = steps[step]["state"]
         statistics_rms = np.array([np.sqrt(np.mean(found[name] ** 2)) for name in bn_names])
-        errors = np.abs(at(found, bn_names, bn_places) - golden[values][living])
+        errors = np.abs(at(found, bn_names, bn_indices) - golden[values][used])
         assert (errors / statistics_rms[:, None]).max() < 1e-6
 
 
@@ -154,17 +155,18 @@ def test_three_steps_equal_published_in_float32(case: str) -> None:
 
 
 @pytest.mark.slow
-def test_eight_samples_are_learnt_by_heart() -> None:
+def test_overfits_eight_samples() -> None:
     config = shapes.get_config()
     config.batch_size, config.sentences_per_frame = 8, 1
     samples = []
     for number in range(4):
         scene = make_scene(0, "train", number)
-        frame, earlier = (resize_frame(scene.frames[at - 1], (64, 64)) for at in (ANNOTATED[0], ANNOTATED[0] - 6))
+        index = ANNOTATED_FRAMES[0]
+        frame, earlier = (resize_frame(scene.frames[i - 1], (64, 64)) for i in (index, index - 6))
         of_instance = {sentence.instance: sentence for sentence in scene.sentences}
         for instance, sentence in itertools.islice(of_instance.items(), 2):
             words = load_word_vectors("random:50", sentence.text.split()).encode(sentence.text, config.max_words)
-            samples.append((frame, earlier, *words, resize_target(scene.masks[ANNOTATED[0]][instance], (64, 64))))
+            samples.append((frame, earlier, *words, resize_target(scene.masks[index][instance], (64, 64))))
     batch = dict(zip((*MODEL_FIELDS, "target"), map(np.stack, zip(*samples, strict=True)), strict=True))
 
     assert len(batch["target"]) == config.batch_size
@@ -172,11 +174,11 @@ def test_eight_samples_are_learnt_by_heart() -> None:
     model, optimizer = make_model(config), make_optimizer(config, steps_per_epoch=10_000)
     state = replicate(initial_state(initial_variables(model, config, 50), optimizer), mesh)
     step = make_train_step(model, optimizer, config, mesh)
-    course = []
+    losses_by_step = []
     for _ in range(400):
-        state, metrics = step(state, split(batch, mesh))
-        course.append(float(metrics["loss"]))
-    assert course[-1] < 0.1 * course[0]
+        state, metrics = step(state, shard_batch(batch, mesh))
+        losses_by_step.append(float(metrics["loss"]))
+    assert losses_by_step[-1] < 0.1 * losses_by_step[0]
     logits = model.apply(state.variables, *(batch[name] for name in MODEL_FIELDS))
     found, target = np.asarray(logits) > 0, batch["target"] > 0
     iou = (found & target).sum((1, 2)) / (found | target).sum((1, 2))
@@ -191,10 +193,10 @@ def test_losses(case: str, float64: None) -> None:
     expected = json.loads((GOLDEN / "units.json").read_text())[f"loss/{case}"]
     logits, target = (jnp.asarray(UNITS[f"loss/{case}/{name}"], jnp.float64) for name in ("logits", "target"))
     config = a2d.get_config()
-    metrics = score(logits, target, config)
+    metrics = compute_metrics(logits, target, config)
     for name in ("bce", "dice", "loss"):
         close(metrics[name], expected[name])
-    close(jax.grad(lambda x: score(x, target, config)["loss"])(logits), UNITS[f"loss/{case}/grad"])
+    close(jax.grad(lambda x: compute_metrics(x, target, config)["loss"])(logits), UNITS[f"loss/{case}/grad"])
     close(jax.grad(lambda x: losses.dice(x, target))(logits), UNITS[f"loss/{case}/grad_dice"])
 
 
@@ -206,7 +208,7 @@ def test_aligned_bilinear(factor: int, float64: None) -> None:
     close(upsample_and_sum([(x, factor)]).transpose(0, 3, 1, 2), UNITS[f"upsample/{factor}/out"])
 
 
-def test_maps_are_enlarged_and_added(float64: None) -> None:
+def test_upsample_and_sum(float64: None) -> None:
     large, small = (np.random.default_rng(0).standard_normal((2, *size, 5)) for size in ((6, 4), (3, 2)))
     one_by_one = aligned_bilinear(large, 4) + aligned_bilinear(small, 8)
     close(upsample_and_sum([(large, 4), (small, 8)]), np.asarray(one_by_one))
@@ -269,7 +271,7 @@ def test_lstm(float64: None) -> None:
         "input_bias": UNITS["lstm/bias_ih_l0"],
         "hidden_bias": UNITS["lstm/bias_hh_l0"],
     }
-    features, sentence = TextEncoder(4, "float64").apply({"params": params}, jnp.asarray(UNITS["lstm/in"]))
+    features, sentence = LSTMTextEncoder(4, "float64").apply({"params": params}, jnp.asarray(UNITS["lstm/in"]))
     close(features, UNITS["lstm/out"])
     close(sentence, UNITS["lstm/out"].sum(axis=1))
 

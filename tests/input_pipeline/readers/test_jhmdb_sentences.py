@@ -1,7 +1,8 @@
-"""The J-HMDB-Sentences reader: its frames, the list that published scores are computed on, and what can be broken."""
+"""The J-HMDB-Sentences reader: its frames, the list that published scores are computed on, and damaged files."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pickle
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import CLAP, HEIGHT, JHMDB_SAMPLES, RUN, WIDTH, box, fabricate_jhmdb, frame, write_puppet_mask
+from fake_datasets import CLAP, HEIGHT, JHMDB_SAMPLES, RUN, WIDTH, box, frame, write_jhmdb, write_puppet_mask
 from PIL import Image
+from reader_checks import read_all
 from scipy.io import savemat
 
 from configs.jhmdb import get_config
@@ -18,9 +20,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.pipeline import evaluation_examples, steps_per_epoch
 from input_pipeline.prepare import prepare
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences, choose_frames
-from input_pipeline.readers.raw_files import read_frame
 from input_pipeline.text.word_vectors import load_word_vectors
-from input_pipeline.types import FramePair, Sentence, Skipped
+from input_pipeline.types import Sentence, Skipped
 
 SENTENCES = "jhmdb_annotation.txt"
 SAMPLES = "jhmdb_sentences_samples_metadata.json"
@@ -30,20 +31,15 @@ CLAP_MASKS = f"puppet_mask/clap/{CLAP}/puppet_mask.mat"
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    return fabricate_jhmdb(tmp_path / "jhmdb")
+    return write_jhmdb(tmp_path / "jhmdb")
 
 
-def read(raw: Path, video: str = CLAP, interval: int = 5) -> tuple[list[FramePair], list[Skipped]]:
-    items = list(JHMDBSentences(raw, interval).read(video))
-    return [x for x in items if isinstance(x, FramePair)], [x for x in items if isinstance(x, Skipped)]
-
-
-def add_line(raw: Path, line: str) -> None:
+def append_line(raw: Path, line: str) -> None:
     with (raw / SENTENCES).open("a") as file:
         file.write(line + "\n")
 
 
-def change_entry(raw: Path, position: int, entry: object) -> None:
+def replace_entry(raw: Path, position: int, entry: object) -> None:
     """Replaces the entry at `position` (from 1) of the list of samples."""
     entries = json.loads((raw / SAMPLES).read_text())
     entries[position - 1] = entry
@@ -74,7 +70,7 @@ def test_videos_and_sentences(raw: Path):
 def test_listed_frames_with_their_earlier_frames_and_masks(
     raw: Path, video: str, interval: int, earlier: list[int], rules: list[str]
 ):
-    pairs, skipped = read(raw, video, interval)
+    pairs, skipped = read_all(JHMDBSentences(raw, interval), video)
     assert skipped == []
     _, _, text, numbers = next(sample for sample in JHMDB_SAMPLES if sample[1] == video)
     assert [(pair.video, pair.frame_index) for pair in pairs] == [(video, number) for number in numbers]
@@ -87,44 +83,44 @@ def test_listed_frames_with_their_earlier_frames_and_masks(
         assert pair.masks[0].dtype == bool and pair.masks[0].shape == (HEIGHT, WIDTH)
 
 
-def test_a_single_mask(raw: Path):
+def test_single_mask(raw: Path):
     write_puppet_mask(raw / CLAP_MASKS, [box(1, 2)])
-    pairs, skipped = read(raw)
+    pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
     assert [pair.frame_index for pair in pairs] == [1]
     np.testing.assert_array_equal(pairs[0].masks[0], box(1, 2))
     assert [item.where for item in skipped] == [f"{raw / CLAP_FRAMES}: frame {number}" for number in (5, 6)]
     assert {item.reason for item in skipped} == {"the masks end before the frame"}
 
 
-def test_without_the_list_three_frames_with_masks_are_chosen_by_name(raw: Path):
+def test_without_the_list_three_frames_with_masks_are_chosen_by_hash(raw: Path):
     (raw / SAMPLES).unlink()
     reader = JHMDBSentences(raw)
     assert reader.videos("test") == [CLAP, RUN]
     assert reader.inventory()["listed samples"] == (0, 2784)
     (note,) = reader.skipped()
-    assert note.where == str(raw / SAMPLES) and "our own choice" in note.reason
-    chosen = {video: [pair.frame_index for pair in read(raw, video)[0]] for video in (CLAP, RUN)}
-    assert chosen == {CLAP: [6, 9, 13], RUN: [3, 5, 7]}  # sha256sum says so, too
-    drawn = {number for i in range(200) for number in choose_frames(f"video {i}", range(1, 10))}
-    assert drawn == set(range(1, 10))
+    assert note.where == str(raw / SAMPLES) and "fixed rule" in note.reason
+    chosen = {video: [pair.frame_index for pair in read_all(JHMDBSentences(raw), video)[0]] for video in (CLAP, RUN)}
+    assert chosen == {CLAP: [6, 9, 13], RUN: [3, 5, 7]}  # sha256sum agrees
+    all_chosen = {index for i in range(200) for index in choose_frames(f"video {i}", range(1, 10))}
+    assert all_chosen == set(range(1, 10))
 
 
-def test_without_the_list_and_with_too_few_frames(raw: Path):
+def test_without_the_list_and_with_too_few_masks(raw: Path):
     (raw / SAMPLES).unlink()
     write_puppet_mask(raw / CLAP_MASKS, [box(0, 0), box(1, 1)])
-    pairs, skipped = read(raw)
+    pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
     assert [pair.frame_index for pair in pairs] == [1, 2]
-    assert skipped == [Skipped(str(raw / CLAP_FRAMES), "less than 3 frames with a mask")]
+    assert skipped == [Skipped(str(raw / CLAP_FRAMES), "fewer than 3 frames with a mask")]
 
 
-def test_a_reader_travels_to_another_process(raw: Path):
+def test_reader_can_be_pickled(raw: Path):
     reader = JHMDBSentences(raw)
     reader.videos("test")
-    (raw / SENTENCES).unlink()  # the tables travel along and are not read again
+    (raw / SENTENCES).unlink()  # the annotations are pickled with it and not read again
     assert len(list(pickle.loads(pickle.dumps(reader)).read(RUN))) == 3
 
 
-def test_nothing_there_says_what_to_download(tmp_path: Path):
+def test_empty_folder_raises_download_instructions(tmp_path: Path):
     with pytest.raises(UserError) as error:
         JHMDBSentences(tmp_path / "nowhere").videos("test")
     for part in ("lacks Rename_Images", "jhmdb.is.tue.mpg.de", "kgavrilyuk", "mttr2021", "--dataset=jhmdb_sentences"):
@@ -147,15 +143,15 @@ def test_nothing_there_says_what_to_download(tmp_path: Path):
     ],
     ids=lambda value: value[:40],
 )
-def test_a_bad_line_is_skipped_with_its_number(raw: Path, line: str, reason: str):
-    add_line(raw, line)
+def test_invalid_line_is_skipped_with_its_line_number(raw: Path, line: str, reason: str):
+    append_line(raw, line)
     (skipped,) = JHMDBSentences(raw).skipped()
     assert skipped.reason == reason
     assert skipped.where.startswith(f"{raw / SENTENCES}:4")
     assert JHMDBSentences(raw).inventory()["sentences"][0] == 2
 
 
-def test_a_video_without_a_sentence_and_one_under_two_actions(raw: Path):
+def test_video_without_a_sentence_and_video_under_two_actions(raw: Path):
     (raw / "Rename_Images/wave/silent").mkdir(parents=True)
     (raw / "Rename_Images/wave" / RUN).mkdir()
     skipped = JHMDBSentences(raw).skipped()
@@ -165,22 +161,20 @@ def test_a_video_without_a_sentence_and_one_under_two_actions(raw: Path):
     assert JHMDBSentences(raw).videos("test") == [CLAP]
 
 
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
-def test_other_line_ends_and_a_byte_order_mark(raw: Path, line_end: bytes, mark: bytes):
-    before = JHMDBSentences(raw).tables
+def test_windows_line_endings_and_byte_order_mark(raw: Path):
+    before = JHMDBSentences(raw).annotations
     path = raw / SENTENCES
-    path.write_bytes(mark + path.read_bytes().replace(b"\n", line_end))
-    assert JHMDBSentences(raw).tables == before
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert JHMDBSentences(raw).annotations == before
 
 
-def test_a_folder_whose_name_is_not_utf8(raw: Path):
-    before = JHMDBSentences(raw).tables.actions
+def test_folder_whose_name_is_not_utf8(raw: Path):
+    before = JHMDBSentences(raw).annotations.actions
     os.mkdir(os.fsencode(raw / "Rename_Images/clap") + b"/caf\xe9")
     (skipped,) = JHMDBSentences(raw).skipped()
     assert skipped.reason == "the video's name is not a plain file name"
     assert r"clap/caf\udce9" in skipped.where and skipped.where.isprintable()
-    assert JHMDBSentences(raw).tables.actions == before
+    assert JHMDBSentences(raw).annotations.actions == before
 
 
 def test_text_that_is_not_utf8(raw: Path):
@@ -190,6 +184,7 @@ def test_text_that_is_not_utf8(raw: Path):
         JHMDBSentences(raw).videos("test")
 
 
+OTHER_VIDEO = "the frame's path does not belong to the video"
 PATH = f"Rename_Images/clap/{CLAP}/00001.png"
 
 
@@ -203,21 +198,27 @@ PATH = f"Rename_Images/clap/{CLAP}/00001.png"
         ([CLAP, PATH.replace("00001", "00000"), "", 16, "Man in black, clapping"], f"malformed entry of {SAMPLES}"),
         ([CLAP, PATH.replace("00001", "last"), "", 16, "Man in black, clapping"], f"malformed entry of {SAMPLES}"),
         (["../../x", PATH, "", 16, "Man in black, clapping"], f"video has no sentence in {SENTENCES}"),
-        ([CLAP, f"run/{CLAP}/00001.png", "", 16, "Man in black, clapping"], "the frame's path is not one of the video"),
-        ([CLAP, "../../x/00001.png", "", 16, "Man in black, clapping"], "the frame's path is not one of the video"),
-        ([CLAP, PATH, "", 16, "a woman, running"], f"the sentence is not that of {SENTENCES}"),
+        (
+            [CLAP, f"run/{CLAP}/00001.png", "", 16, "Man in black, clapping"],
+            OTHER_VIDEO,
+        ),
+        (
+            [CLAP, "../../x/00001.png", "", 16, "Man in black, clapping"],
+            OTHER_VIDEO,
+        ),
+        ([CLAP, PATH, "", 16, "a woman, running"], f"the sentence differs from the one in {SENTENCES}"),
         ([CLAP, PATH.replace("00001", "00005"), "", 16, "Man in black, clapping"], "frame listed twice"),
     ],
 )
-def test_a_bad_entry_of_the_list_is_skipped_with_its_number(raw: Path, entry: object, reason: str):
-    change_entry(raw, 1, entry)
+def test_invalid_entry_of_the_list_is_skipped_with_its_position(raw: Path, entry: object, reason: str):
+    replace_entry(raw, 1, entry)
     (skipped,) = JHMDBSentences(raw).skipped()
     assert skipped.reason == reason
     assert skipped.where.startswith(f"{raw / SAMPLES}: entry {2 if 'twice' in reason else 1}")
-    assert [pair.frame_index for pair in read(raw)[0]] == [5, 6]
+    assert [pair.frame_index for pair in read_all(JHMDBSentences(raw), CLAP)[0]] == [5, 6]
 
 
-def test_a_video_without_a_frame_in_the_list(raw: Path):
+def test_video_without_a_frame_in_the_list(raw: Path):
     (raw / SAMPLES).write_text(json.dumps(json.loads((raw / SAMPLES).read_text())[:3]))
     assert JHMDBSentences(raw).videos("test") == [CLAP]
     assert JHMDBSentences(raw).skipped() == (
@@ -226,7 +227,7 @@ def test_a_video_without_a_frame_in_the_list(raw: Path):
 
 
 @pytest.mark.parametrize("content", [b'[["a", ', b"\xff\xfe", b'{"videos": 1}', b"[" * 100_000])
-def test_a_broken_list(raw: Path, content: bytes):
+def test_list_that_is_not_json(raw: Path, content: bytes):
     (raw / SAMPLES).write_bytes(content)
     with pytest.raises(UserError, match=f"{SAMPLES} is not the list of samples.*Download it again"):
         JHMDBSentences(raw).videos("test")
@@ -235,59 +236,34 @@ def test_a_broken_list(raw: Path, content: bytes):
 @pytest.mark.parametrize(
     "name, reason, frames", [("00006", "frame", [1, 5]), ("00001", "earlier frame", [])], ids=["frame", "earlier frame"]
 )
-def test_missing_and_broken_frames(raw: Path, name: str, reason: str, frames: list[int]):
+def test_missing_and_truncated_frames(raw: Path, name: str, reason: str, frames: list[int]):
     path = raw / CLAP_FRAMES / f"{name}.png"
     path.write_bytes(path.read_bytes()[:-40])
-    pairs, skipped = read(raw)
+    pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
     assert [pair.frame_index for pair in pairs] == frames
     assert skipped[-1] == Skipped(f"{raw / CLAP_FRAMES}: frame 6", f"the {reason} can't be read")
     path.unlink()
-    pairs, skipped = read(raw)
+    pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
     assert [pair.frame_index for pair in pairs] == frames
     assert skipped[-1] == Skipped(f"{raw / CLAP_FRAMES}: frame 6", f"{reason} missing")
 
 
-def test_masks_of_another_size(raw: Path):
+def test_masks_and_frame_of_different_size(raw: Path):
     write_puppet_mask(raw / CLAP_MASKS, [np.ones((WIDTH, HEIGHT), bool)] * 16)
-    pairs, skipped = read(raw)
-    assert pairs == [] and [item.reason for item in skipped] == ["the mask has another size than the frame"] * 3
+    pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
+    assert pairs == [] and [item.reason for item in skipped] == ["the mask and the frame differ in size"] * 3
 
 
-def test_an_earlier_frame_of_another_size(raw: Path):
+def test_earlier_frame_of_different_size(raw: Path):
     Image.fromarray(frame(0)[:, :32]).save(raw / CLAP_FRAMES / "00001.png")
-    assert read(raw)[1][-1].reason == "the earlier frame has another size than the frame"
+    assert read_all(JHMDBSentences(raw), CLAP)[1][-1].reason == "the earlier frame and the frame differ in size"
 
 
-def test_a_frame_with_damage_inside_is_read_right_or_not_at_all(raw: Path):
-    """PNG files have checksums."""
-    path = raw / CLAP_FRAMES / "00006.png"
-    sound, failures = path.read_bytes(), 0
-    positions = range(8, len(sound) - 12, 3)
-    for position in positions:
-        path.write_bytes(sound[:position] + bytes([sound[position] ^ 4]) + sound[position + 1 :])
-        try:
-            np.testing.assert_array_equal(read_frame(path, "frame")[0], frame(5))
-        except UserError:
-            failures += 1
-    assert failures == len(positions)
-
-
-def test_frames_of_other_kinds(raw: Path):
-    """A palette, also a transparent one, has colors; 16 bits of grey would be cut off."""
-    path = raw / CLAP_FRAMES / "00006.png"
-    for transparency in (None, 0, bytes(range(256))):
-        picture = Image.fromarray(frame(5)).quantize()
-        picture.save(path, **({} if transparency is None else {"transparency": transparency}))
-        np.testing.assert_array_equal(read_frame(path, "frame")[0], frame(5))
-    Image.fromarray(frame(5)[..., 0].astype(np.uint16) * 257).save(path)
-    assert read(raw)[1] == [Skipped(f"{raw / CLAP_FRAMES}: frame 6", "the frame can't be read")]
-
-
-def test_an_empty_mask(raw: Path):
+def test_empty_mask(raw: Path):
     masks = [box(number, 2 * number) for number in range(1, 17)]
     masks[4][:] = False
     write_puppet_mask(raw / CLAP_MASKS, masks)
-    pairs, skipped = read(raw)
+    pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
     assert [pair.frame_index for pair in pairs] == [1, 6]
     assert skipped == [Skipped(f"{raw / CLAP_FRAMES}: frame 5", "the mask is empty")]
 
@@ -295,42 +271,42 @@ def test_an_empty_mask(raw: Path):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ({"mask": np.ones((HEIGHT, WIDTH, 16), np.uint8)}, "puppet_mask.mat holds no part_mask"),
-        ({"part_mask": np.ones((HEIGHT, WIDTH, 2, 8), np.uint8)}, "part_mask is no stack of masks"),
-        ({"part_mask": "a mask"}, "part_mask is no stack of masks"),
-        ({"part_mask": np.ones((HEIGHT, WIDTH, 16)) * 1j}, "part_mask is no stack of masks"),
-        ({"part_mask": np.array([[box(0, 0)]], object)}, "part_mask is no stack of masks"),
-        ({"part_mask": {"mask": 1}}, "part_mask is no stack of masks"),
+        ({"mask": np.ones((HEIGHT, WIDTH, 16), np.uint8)}, "puppet_mask.mat contains no part_mask"),
+        ({"part_mask": np.ones((HEIGHT, WIDTH, 2, 8), np.uint8)}, "part_mask is not a stack of masks"),
+        ({"part_mask": "a mask"}, "part_mask is not a stack of masks"),
+        ({"part_mask": np.ones((HEIGHT, WIDTH, 16)) * 1j}, "part_mask is not a stack of masks"),
+        ({"part_mask": np.array([[box(0, 0)]], object)}, "part_mask is not a stack of masks"),
+        ({"part_mask": {"mask": 1}}, "part_mask is not a stack of masks"),
     ],
 )
-def test_something_else_instead_of_masks(raw: Path, content: dict, reason: str):
+def test_mat_file_without_a_stack_of_masks(raw: Path, content: dict, reason: str):
     savemat(raw / CLAP_MASKS, content)
-    assert read(raw) == ([], [Skipped(str(raw / CLAP_MASKS), reason)])
+    assert read_all(JHMDBSentences(raw), CLAP) == ([], [Skipped(str(raw / CLAP_MASKS), reason)])
 
 
-def test_a_missing_mask_file(raw: Path):
+def test_missing_mask_file(raw: Path):
     (raw / CLAP_MASKS).unlink()
-    assert read(raw) == ([], [Skipped(str(raw / CLAP_MASKS), "puppet_mask.mat missing")])
+    assert read_all(JHMDBSentences(raw), CLAP) == ([], [Skipped(str(raw / CLAP_MASKS), "puppet_mask.mat missing")])
     assert JHMDBSentences(raw).inventory()["mask files"] == (1, 928)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
-def test_a_truncated_mask_file(raw: Path, share: float):
+def test_truncated_mask_file(raw: Path, share: float):
     path = raw / CLAP_MASKS
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert read(raw) == ([], [Skipped(str(path), "puppet_mask.mat can't be read")])
+    assert read_all(JHMDBSentences(raw), CLAP) == ([], [Skipped(str(path), "puppet_mask.mat can't be read")])
 
 
-def test_a_mask_file_with_damage_inside_gives_no_wrong_mask(raw: Path):
+def test_damaged_mask_file_yields_no_wrong_mask(raw: Path):
     path = raw / CLAP_MASKS
     sound = path.read_bytes()
     for position in range(128, len(sound), 7):
         path.write_bytes(sound[:position] + bytes([sound[position] ^ 0x55]) + sound[position + 1 :])
-        for pair in read(raw)[0]:
+        for pair in read_all(JHMDBSentences(raw), CLAP)[0]:
             np.testing.assert_array_equal(pair.masks[0], box(pair.frame_index, 2 * pair.frame_index))
 
 
-def test_from_raw_files_to_what_is_evaluated(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_from_raw_files_to_evaluation_examples(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = get_config()
     config.data_dir, config.raw, config.image_size = str(tmp_path / "data"), str(raw), (32, 64)
     before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}

@@ -1,19 +1,20 @@
-"""The layout that LBDT's code prepares: rows, earlier frames and masks as it reads them, and what can be broken."""
+"""The layout that LBDT's code prepares: rows, earlier frames and masks as it reads them, and damaged files."""
 
 from __future__ import annotations
 
+import codecs
 import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import CLAP, JHMDB_SAMPLES, RUN, box, fabricate_lbdt_layout, frame, write_h5
+from fake_datasets import CLAP, JHMDB_SAMPLES, RUN, box, frame, write_h5, write_lbdt_layout
 from PIL import Image
+from reader_checks import read_all
 
 from input_pipeline.errors import UserError
 from input_pipeline.readers.lbdt_layout import (
-    LBDTLayout,
     LBDTLayoutA2D,
     LBDTLayoutJHMDB,
     LBDTLayoutReferYouTubeVOS,
@@ -26,25 +27,20 @@ READERS = {"a2d": LBDTLayoutA2D, "jhmdb": LBDTLayoutJHMDB, "ytvos": LBDTLayoutRe
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    return fabricate_lbdt_layout(tmp_path / "datasets")
+    return write_lbdt_layout(tmp_path / "datasets")
 
 
-def read(reader: LBDTLayout, video: str) -> tuple[list[FramePair], list[Skipped]]:
-    items = list(reader.read(video))
-    return [x for x in items if isinstance(x, FramePair)], [x for x in items if isinstance(x, Skipped)]
-
-
-def check(pair: FramePair, number: int, earlier: int) -> None:
-    """Brightness tells the frames (from 0): JPEG changes it little."""
+def check_frames(pair: FramePair, number: int, earlier: int) -> None:
+    """Identifies the frames (from 0) by their brightness, which JPEG hardly changes."""
     assert pair.frame.dtype == pair.earlier_frame.dtype == np.uint8
-    for picture, index in ((pair.frame, number), (pair.earlier_frame, earlier)):
-        np.testing.assert_allclose(picture[10:].mean(), frame(index)[10:].mean(), atol=1)
-        assert picture[2, 2, 0] > picture[2, 2, 2] + 50  # RGB, not BGR
+    for image, index in ((pair.frame, number), (pair.earlier_frame, earlier)):
+        np.testing.assert_allclose(image[10:].mean(), frame(index)[10:].mean(), atol=1)
+        assert image[2, 2, 0] > image[2, 2, 2] + 50  # RGB, not BGR
     assert {sentence.instance for sentence in pair.sentences} == pair.masks.keys()
 
 
-def add_row(raw: Path, data_set: str, row: str) -> str:
-    """Appends a row to val.txt, and gives its place."""
+def append_row(raw: Path, data_set: str, row: str) -> str:
+    """Appends a row to val.txt. Returns "file:line"."""
     path = raw / data_set / "val.txt"
     content = path.read_text().rstrip("\n")
     path.write_text(f"{content}\n{row}")
@@ -81,85 +77,85 @@ def test_splits_videos_and_inventory(raw: Path):
     ],
 )
 def test_a2d(raw: Path, interval: int, earlier: list[int], rules: list[str]):
-    pairs, skipped = read(LBDTLayoutA2D(raw / "a2d", interval), "walker")
+    pairs, skipped = read_all(LBDTLayoutA2D(raw / "a2d", interval), "walker")
     assert skipped == []
     man, woman = Sentence("the man in red", 0), Sentence("a woman", 1)
     assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(2, (man, woman)), (9, (woman,))]
     assert [pair.earlier_rule for pair in pairs] == rules
     for pair, before in zip(pairs, earlier, strict=True):
-        check(pair, pair.frame_index - 1, before - 1)
+        check_frames(pair, pair.frame_index - 1, before - 1)
     np.testing.assert_array_equal(pairs[0].masks[0], box(4, 4))
     np.testing.assert_array_equal(pairs[0].masks[1], box(30, 8))
     np.testing.assert_array_equal(pairs[1].masks[1], box(30, 20))
 
 
-def test_a2d_where_a_video_starts_late(raw: Path):
-    (pair,), _ = read(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
-    check(pair, 4, 3)  # the first frame there is
+def test_a2d_video_that_starts_late(raw: Path):
+    (pair,), _ = read_all(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
+    check_frames(pair, 4, 3)  # the video's first frame
     assert pair.earlier_rule == "first frame"
     assert pair.sentences == (Sentence("cat, jumping", 2),)
 
 
 def test_jhmdb(raw: Path):
     for _, video, text, numbers in JHMDB_SAMPLES:
-        pairs, skipped = read(LBDTLayoutJHMDB(raw / "jhmdb"), video)
+        pairs, skipped = read_all(LBDTLayoutJHMDB(raw / "jhmdb"), video)
         assert skipped == []
         assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(n, (Sentence(text, 0),)) for n in numbers]
         for pair in pairs:
             number = pair.frame_index
-            check(pair, number - 1, max(number - 5, 1) - 1)
+            check_frames(pair, number - 1, max(number - 5, 1) - 1)
             assert pair.earlier_rule == ("interval" if number > 5 else "first frame")
             np.testing.assert_array_equal(pair.masks[0], box(number, 2 * number))
 
 
 @pytest.mark.parametrize("video, absent", [("penguin", False), ("man", True)])
 def test_refer_youtube_vos(raw: Path, video: str, absent: bool):
-    pairs, skipped = read(LBDTLayoutReferYouTubeVOS(raw / "ytvos"), video)
+    pairs, skipped = read_all(LBDTLayoutReferYouTubeVOS(raw / "ytvos"), video)
     first, second, top = (
         Sentence(text, instance, expression=name)
         for text, instance, name in (("the first", 1, "0"), ("the second", 2, "1"), ("the one at the top", 1, "2"))
     )
-    again = Sentence("the first", 1, expression="3")  # asked twice about one frame: another expression
+    repeated = Sentence("the first", 1, expression="3")  # twice in one frame: another expression
     assert [(pair.frame_index, pair.sentences) for pair in pairs] == [
         (0, (first, second) if absent else (first,)),
         (5, (first, second, top)),
-        (10, (first, again)),
+        (10, (first, repeated)),
     ]
     where = f"{raw / 'ytvos/train.txt'}:3: instance 2"
     assert skipped == ([] if absent else [Skipped(where, "the instance is not in the frame")])
     for pair, earlier in zip(pairs, (0, 0, 5), strict=True):
-        check(pair, pair.frame_index, earlier)
+        check_frames(pair, pair.frame_index, earlier)
         for instance, mask in pair.masks.items():
             expected = box(4 if instance == 1 else 30, pair.frame_index) & ((instance, pair.frame_index) != (2, 0))
             np.testing.assert_array_equal(mask, expected)
 
 
-def test_refer_youtube_vos_where_the_earlier_frame_has_no_file(raw: Path):
+def test_refer_youtube_vos_without_the_earlier_frame(raw: Path):
     (raw / "ytvos/train.txt").write_text("penguin/00010#48#64#1#the first")
     (raw / "ytvos/train/JPEGImages/penguin/00005.jpg").unlink()
-    (pair,), _ = read(LBDTLayoutReferYouTubeVOS(raw / "ytvos"), "penguin")
-    check(pair, 10, 0)
+    (pair,), _ = read_all(LBDTLayoutReferYouTubeVOS(raw / "ytvos"), "penguin")
+    check_frames(pair, 10, 0)
     assert pair.earlier_rule == "first frame"
 
 
-def test_a_reader_travels_to_another_process(raw: Path):
+def test_reader_can_be_pickled(raw: Path):
     reader = LBDTLayoutA2D(raw / "a2d")
     reader.splits()
-    (raw / "a2d/train.txt").unlink()  # the tables travel along and are not read again
-    assert len(read(pickle.loads(pickle.dumps(reader)), "walker")[0]) == 2
+    (raw / "a2d/train.txt").unlink()  # the annotations are pickled with it and not read again
+    assert len(read_all(pickle.loads(pickle.dumps(reader)), "walker")[0]) == 2
 
 
 @pytest.mark.parametrize(
     "data_set, folder",
     [("a2d", "images"), ("a2d", "masks"), ("jhmdb", "puppet_mask"), ("ytvos", "val/Annotations")],
 )
-def test_a_tree_that_lacks_a_part(raw: Path, data_set: str, folder: str):
+def test_missing_folder(raw: Path, data_set: str, folder: str):
     shutil.rmtree(raw / data_set / folder)
-    with pytest.raises(UserError, match=f"has (train|val).txt and lacks {folder}"):
+    with pytest.raises(UserError, match=f"has (train|val).txt but lacks {folder}"):
         READERS[data_set](raw / data_set).splits()
 
 
-def test_only_one_of_the_files(raw: Path):
+def test_only_one_of_the_splits(raw: Path):
     (raw / "ytvos/train.txt").unlink()
     shutil.rmtree(raw / "ytvos/train")
     assert is_lbdt_layout(raw / "ytvos")
@@ -172,19 +168,17 @@ def test_text_that_is_not_utf8(raw: Path):
         LBDTLayoutA2D(raw / "a2d").splits()
 
 
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
-def test_other_line_ends_and_a_byte_order_mark(raw: Path, line_end: bytes, mark: bytes):
-    before = LBDTLayoutA2D(raw / "a2d").tables, LBDTLayoutReferYouTubeVOS(raw / "ytvos").tables
+def test_windows_line_endings_and_byte_order_mark(raw: Path):
+    before = LBDTLayoutA2D(raw / "a2d").annotations, LBDTLayoutReferYouTubeVOS(raw / "ytvos").annotations
     for data_set in ("a2d", "ytvos"):
         path = raw / data_set / "train.txt"
-        path.write_bytes(mark + path.read_bytes().replace(b"\n", line_end))
-    assert (LBDTLayoutA2D(raw / "a2d").tables, LBDTLayoutReferYouTubeVOS(raw / "ytvos").tables) == before
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert (LBDTLayoutA2D(raw / "a2d").annotations, LBDTLayoutReferYouTubeVOS(raw / "ytvos").annotations) == before
 
 
-A2D_ROW = "the row is not: video/frame,height,width,instance,sentence,category"
-YTVOS_ROW = "the row is not: video/frame~height~width~object~sentence"
-NAME, NUMBER = "the video's name is not a plain file name", "the instance is not the number of an object"
+A2D_ROW = "the row does not have the form video/frame,height,width,instance,sentence,category"
+YTVOS_ROW = "the row does not have the form video/frame~height~width~object~sentence"
+BAD_NAME, BAD_ID = "the video's name is not a plain file name", "the instance is not a valid object id"
 
 
 @pytest.mark.parametrize(
@@ -196,63 +190,63 @@ NAME, NUMBER = "the video's name is not a plain file name", "the instance is not
         ("a2d", "Cat_-1,48,64,2,cat,13", A2D_ROW),
         ("a2d", "Cat_-1/00005,0,64,2,cat,13", A2D_ROW),
         ("a2d", "Cat_-1/00005,48.0,64,2,cat,13", A2D_ROW),
-        ("a2d", "../../x/00005,48,64,2,cat,13", NAME),
-        ("a2d", "/etc/00005,48,64,2,cat,13", NAME),
-        ("a2d", "../00005,48,64,2,cat,13", NAME),
-        ("a2d", "a\0b/00005,48,64,2,cat,13", NAME),
-        ("a2d", f"{'long' * 99}/00005,48,64,2,cat,13", NAME),
-        ("a2d", "Cat_-1/00005,48,64,2 (copy),cat,13", NUMBER),
-        ("a2d", "Cat_-1/00005,48,64,True,cat,13", NUMBER),
+        ("a2d", "../../x/00005,48,64,2,cat,13", BAD_NAME),
+        ("a2d", "/etc/00005,48,64,2,cat,13", BAD_NAME),
+        ("a2d", "../00005,48,64,2,cat,13", BAD_NAME),
+        ("a2d", "a\0b/00005,48,64,2,cat,13", BAD_NAME),
+        ("a2d", f"{'long' * 99}/00005,48,64,2,cat,13", BAD_NAME),
+        ("a2d", "Cat_-1/00005,48,64,2 (copy),cat,13", BAD_ID),
+        ("a2d", "Cat_-1/00005,48,64,True,cat,13", BAD_ID),
         ("a2d", "Cat_-1/00005,48,64,2, ,13", "empty sentence"),
-        ("a2d", "walker/00002,48,64,1,a woman,13", "video of two splits"),
-        ("jhmdb", "../../x/00001,48,64,1,a man,5", NAME),
-        ("jhmdb", f"clap/{CLAP}/00001,48,64,1,a man,5", NAME),
+        ("a2d", "walker/00002,48,64,1,a woman,13", "video in two splits"),
+        ("jhmdb", "../../x/00001,48,64,1,a man,5", BAD_NAME),
+        ("jhmdb", f"clap/{CLAP}/00001,48,64,1,a man,5", BAD_NAME),
         ("ytvos", "man/00005#48#64#1#the first", YTVOS_ROW),
         ("ytvos", "man/00005~48~64~1", YTVOS_ROW),
-        ("ytvos", "man/00005~48~64~0~the first", NUMBER),
-        ("ytvos", "man/00005~48~64~256~the first", NUMBER),
-        ("ytvos", "../../x/00005~48~64~1~the first", NAME),
+        ("ytvos", "man/00005~48~64~0~the first", BAD_ID),
+        ("ytvos", "man/00005~48~64~256~the first", BAD_ID),
+        ("ytvos", "../../x/00005~48~64~1~the first", BAD_NAME),
     ],
     ids=lambda value: value[:40].replace("\0", "NUL"),
 )
-def test_a_bad_row_is_skipped_with_its_number(raw: Path, data_set: str, row: str, reason: str):
+def test_invalid_row_is_skipped_with_its_line_number(raw: Path, data_set: str, row: str, reason: str):
     reader = READERS[data_set]
     split = reader(raw / data_set).splits()[-1]
-    before = reader(raw / data_set).tables.rows[split]
-    where = add_row(raw, data_set, row)
+    before = reader(raw / data_set).annotations.rows[split]
+    where = append_row(raw, data_set, row)
     after = reader(raw / data_set)
     (skipped,) = after.skipped()
     assert skipped.reason == reason
     assert skipped.where.startswith(f"{raw / 'a2d/val.txt'}: video walker" if "splits" in reason else where)
-    assert after.tables.rows[split] == before
+    assert after.annotations.rows[split] == before
 
 
-def test_a_row_about_an_instance_that_is_not_there(raw: Path):
-    where = add_row(raw, "a2d", "Cat_-1/00005,48,64,7,cat,13")
-    (pair,), (skipped,) = read(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
+def test_row_of_an_instance_without_a_mask(raw: Path):
+    where = append_row(raw, "a2d", "Cat_-1/00005,48,64,7,cat,13")
+    (pair,), (skipped,) = read_all(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
     assert skipped.reason == "the instance is not in the frame" and skipped.where.startswith(where)
     assert pair.sentences == (Sentence("cat, jumping", 2),) and pair.masks.keys() == {2}
 
 
-def test_a_row_with_another_size_counts_as_the_frame_is(raw: Path):
-    where = add_row(raw, "a2d", "Cat_-1/00005,64,48,2,cat,13")
-    (pair,), (noted,) = read(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
-    assert noted.where == where and noted.reason.endswith("not those of the frame: kept with the frame's")
+def test_row_whose_size_is_not_the_frames_is_kept(raw: Path):
+    where = append_row(raw, "a2d", "Cat_-1/00005,64,48,2,cat,13")
+    (pair,), (note,) = read_all(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
+    assert note.where == where and note.reason.endswith("not the frame's: kept with those of the frame")
     assert pair.sentences == (Sentence("cat, jumping", 2), Sentence("cat", 2)) and pair.frame.shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("data_set, row", [("a2d", "x/00001,48,64,2,cat,1"), ("jhmdb", "x/00001,48,64,1,a man,5")])
-def test_a_video_without_frames(raw: Path, data_set: str, row: str):
-    add_row(raw, data_set, row)
-    pairs, (skipped,) = read(READERS[data_set](raw / data_set), "x")
+def test_video_without_frames(raw: Path, data_set: str, row: str):
+    append_row(raw, data_set, row)
+    pairs, (skipped,) = read_all(READERS[data_set](raw / data_set), "x")
     assert pairs == [] and skipped.reason == "the video's folder of frames is missing"
 
 
-def test_a_video_under_two_actions(raw: Path):
+def test_video_under_two_actions(raw: Path):
     (raw / "jhmdb/Rename_Images/wave" / RUN).mkdir(parents=True)
     reader = LBDTLayoutJHMDB(raw / "jhmdb")
     assert [item.reason for item in reader.skipped()] == ["video under two actions"]
-    assert read(reader, RUN)[0] == [] and len(read(reader, CLAP)[0]) == 3
+    assert read_all(reader, RUN)[0] == [] and len(read_all(reader, CLAP)[0]) == 3
 
 
 @pytest.mark.parametrize(
@@ -268,22 +262,22 @@ def test_a_video_under_two_actions(raw: Path):
     ],
 )
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.9, None], ids=["empty", "half", "most", "missing"])
-def test_a_broken_or_missing_file(raw: Path, data_set: str, video: str, file: str, frames: list[int], kept: float):
+def test_truncated_or_missing_file(raw: Path, data_set: str, video: str, file: str, frames: list[int], kept: float):
     path = raw / data_set / file
     content = path.read_bytes()
     path.unlink() if kept is None else path.write_bytes(content[: int(kept * len(content))])
     if kept is None and file.endswith("00003.jpg"):
-        frames = [2, 9]  # an earlier frame that was never there has a substitute
-    pairs, skipped = read(READERS[data_set](raw / data_set), video)
+        frames = [2, 9]  # a missing earlier frame without a row is replaced by the first frame
+    pairs, skipped = read_all(READERS[data_set](raw / data_set), video)
     assert [pair.frame_index for pair in pairs] == frames
     assert len(skipped) == (0 if frames == [2, 9] else 3 - len(frames) if data_set != "a2d" else 1)
     assert all("missing" in item.reason if kept is None else "can't be read" in item.reason for item in skipped)
 
 
 @pytest.mark.parametrize("data_set, video", [("a2d", "Cat_-1"), ("ytvos", "man")])
-def test_masks_of_another_size(raw: Path, data_set: str, video: str):
+def test_masks_and_frame_of_different_size(raw: Path, data_set: str, video: str):
     write_h5(raw / "a2d/masks/Cat_-1/00005.h5", [2], [box(5, 30)[:, :32]])
     for path in (raw / "ytvos/val/Annotations/man").iterdir():
         Image.fromarray(np.ones((64, 48), np.uint8)).save(path)
-    pairs, skipped = read(READERS[data_set](raw / data_set), video)
-    assert pairs == [] and all("another size than the frame" in item.reason for item in skipped)
+    pairs, skipped = read_all(READERS[data_set](raw / data_set), video)
+    assert pairs == [] and all("the mask and the frame differ in size" in item.reason for item in skipped)

@@ -1,45 +1,42 @@
-"""The Ref-DAVIS17 reader: four annotators, two encodings, names that differ, earlier frames, void, broken files."""
+"""The Ref-DAVIS17 reader: four annotators, two encodings, renamed videos, earlier frames, void, damaged files."""
 
 from __future__ import annotations
 
+import codecs
 import pickle
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import HEIGHT, WIDTH, frame
-from fabricate_video_folders import (
+from fake_datasets import HEIGHT, WIDTH, frame, write_jpeg
+from fake_video_folders import (
     CAR,
     DOGS,
     FILES,
     FRAMES,
     GROUPS,
     MASKS,
-    SCORED,
+    MASKS_FOR_SCORES,
     TEXTS,
     VOID,
-    fabricate_ref_davis17,
-    picture_of,
-    scored,
-    walking,
-    write_frame,
+    masks_for_scores,
+    walking_mask,
     write_labels,
+    write_ref_davis17,
 )
 from PIL import Image
+from reader_checks import check_pair, read_all
 
 from input_pipeline.errors import UserError
 from input_pipeline.prepare import prepare
-from input_pipeline.readers import video_folders
-from input_pipeline.readers.raw_files import read_frame
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
 from input_pipeline.types import FramePair, Sentence, Skipped
 
 
-def sentences(described: str) -> tuple[Sentence, ...]:
-    """The four of an object, e.g. "2 dog"; objects are numbered without gaps."""
-    instance, text = described.split()
+def sentences(description: str) -> tuple[Sentence, ...]:
+    """The four expressions of an object, such as "2 dog"; object ids have no gaps."""
+    instance, text = description.split()
     return tuple(
         Sentence(f'a "{text}" n\u00ba {number}', int(instance), group, str(4 * (int(instance) - 1) + number))
         for number, group in enumerate(GROUPS)
@@ -48,28 +45,11 @@ def sentences(described: str) -> tuple[Sentence, ...]:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    return fabricate_ref_davis17(tmp_path / "davis")
+    return write_ref_davis17(tmp_path / "davis")
 
 
-def read(raw: Path, video: str = CAR, interval: int = 2) -> tuple[list[FramePair], list[Skipped]]:
-    items = list(RefDAVIS17(raw, interval).read(video))
-    return [x for x in items if isinstance(x, FramePair)], [x for x in items if isinstance(x, Skipped)]
-
-
-def check(raw: Path, pair: FramePair, earlier: int) -> None:
-    """The pictures and the masks of a pair are those of its frames."""
-    folder = raw / FRAMES / pair.video
-    np.testing.assert_array_equal(pair.frame, picture_of(folder / f"{pair.frame_index:05d}.jpg"))
-    np.testing.assert_array_equal(pair.earlier_frame, picture_of(folder / f"{earlier:05d}.jpg"))
-    assert {sentence.instance for sentence in pair.sentences} == pair.masks.keys()
-    for instance, mask in pair.masks.items():
-        assert mask.dtype == bool
-        if mask.any():
-            np.testing.assert_array_equal(mask, walking(instance, pair.frame_index))
-
-
-def add_line(raw: Path, file: str, line: bytes) -> str:
-    """Appends a line, and gives its place."""
+def append_line(raw: Path, file: str, line: bytes) -> str:
+    """Appends a line. Returns "file:line"."""
     path = raw / TEXTS / f"{file}.txt"
     path.write_bytes(path.read_bytes() + line + b"\n")
     return f"{path}:5"
@@ -94,8 +74,8 @@ def test_splits_videos_and_inventory(raw: Path):
     }
 
 
-def test_training_frames_hold_the_sentences_whose_object_is_there(raw: Path):
-    pairs, skipped = read(raw)
+def test_training_frames_have_the_sentences_whose_object_is_visible(raw: Path):
+    pairs, skipped = read_all(RefDAVIS17(raw), CAR)
     car, driver = sentences("1 car"), sentences("2 driver")
     assert [(pair.video, pair.frame_index, pair.sentences) for pair in pairs] == [
         (CAR, 0, car + driver),
@@ -105,35 +85,35 @@ def test_training_frames_hold_the_sentences_whose_object_is_there(raw: Path):
     ]
     assert skipped == [Skipped(f"{raw / MASKS / CAR / '00001.png'}: instance 2", "the instance is not in the frame")]
     for pair, earlier in zip(pairs, (2, 3, 0, 1), strict=True):
-        check(raw, pair, earlier)
+        check_pair(raw / FRAMES, pair, earlier)
         assert not any((mask & VOID).any() for mask in pair.masks.values())
         assert pair.labels is None
 
 
-def test_validation_keeps_every_frame_of_every_sentence(raw: Path):
-    pairs, skipped = read(raw, DOGS)
+def test_validation_keeps_every_sentence_in_every_frame(raw: Path):
+    pairs, skipped = read_all(RefDAVIS17(raw), DOGS)
     assert [pair.earlier_rule for pair in pairs] == ["index + interval", "the frame itself", "interval"]
-    check(raw, pairs[1], 1)
+    check_pair(raw / FRAMES, pairs[1], 1)
     assert skipped == []
-    write_frame(raw / FRAMES / DOGS / "00003.jpg", 3)
-    write_labels(raw / MASKS / DOGS / "00003.png", {1: walking(1, 3)})
-    write_labels(raw / SCORED / DOGS / "00003.png", scored([1], 3))
-    pairs, skipped = read(raw, DOGS)
+    write_jpeg(raw / FRAMES / DOGS / "00003.jpg", frame(3))
+    write_labels(raw / MASKS / DOGS / "00003.png", {1: walking_mask(1, 3)})
+    write_labels(raw / MASKS_FOR_SCORES / DOGS / "00003.png", masks_for_scores([1], 3))
+    pairs, skipped = read_all(RefDAVIS17(raw), DOGS)
     assert skipped == []
     assert [pair.sentences for pair in pairs] == [sentences("1 dog") + sentences("2 scale")] * 4
     assert [pair.masks[2].any() for pair in pairs] == [True, False, True, False]
     for pair, earlier in zip(pairs, (2, 3, 0, 1), strict=True):
-        check(raw, pair, earlier)
+        check_pair(raw / FRAMES, pair, earlier)
         labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-        for instance, mask in scored([1, 2] if pair.frame_index in (0, 2) else [1], pair.frame_index).items():
+        for instance, mask in masks_for_scores([1, 2] if pair.frame_index in (0, 2) else [1], pair.frame_index).items():
             labels[mask] = instance
         assert pair.labels.dtype == np.uint8
         np.testing.assert_array_equal(pair.labels, labels)
 
 
 @pytest.mark.parametrize("fault", ["folder missing", "missing", "truncated", "another size"])
-def test_a_frame_without_labels_for_published_scores_is_read_all_the_same(raw: Path, fault: str):
-    path = raw / SCORED / DOGS / "00002.png"
+def test_frame_without_labels_for_published_scores_is_kept(raw: Path, fault: str):
+    path = raw / MASKS_FOR_SCORES / DOGS / "00002.png"
     expected, without = Skipped(str(path), "mask missing"), [2]
     if fault == "folder missing":
         shutil.rmtree(path.parent)
@@ -146,13 +126,13 @@ def test_a_frame_without_labels_for_published_scores_is_read_all_the_same(raw: P
         expected = Skipped(str(path), "the mask can't be read")
     else:
         Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(path)
-        expected = Skipped(str(path), "the mask has another size than the frame")
-    pairs, skipped = read(raw, DOGS)
+        expected = Skipped(str(path), "the mask and the frame differ in size")
+    pairs, skipped = read_all(RefDAVIS17(raw), DOGS)
     assert skipped.count(expected) == 1
     assert [pair.frame_index for pair in pairs] == [0, 1, 2]
     assert [pair.frame_index for pair in pairs if pair.labels is None] == without
     for pair, earlier in zip(pairs, (2, 1, 0), strict=True):
-        check(raw, pair, earlier)
+        check_pair(raw / FRAMES, pair, earlier)
 
 
 @pytest.mark.parametrize(
@@ -164,60 +144,58 @@ def test_a_frame_without_labels_for_published_scores_is_read_all_the_same(raw: P
     ],
 )
 def test_the_earlier_frame(raw: Path, interval: int, earlier: list[int], rules: list[str]):
-    pairs, skipped = read(raw, interval=interval)
+    pairs, skipped = read_all(RefDAVIS17(raw, interval), CAR)
     assert [pair.earlier_rule for pair in pairs] == rules
     assert {item.reason for item in skipped} == {"the instance is not in the frame"}
     for pair, number in zip(pairs, earlier, strict=True):
-        check(raw, pair, number)
+        check_pair(raw / FRAMES, pair, number)
 
 
-def test_objects_are_counted_as_text(raw: Path):
+def test_objects_are_sorted_as_text(raw: Path):
     for file, number in zip(FILES, range(4), strict=True):
-        add_line(raw, file, f'dog-scale 10 "tenth {number}"'.encode())
-    pairs = RefDAVIS17(raw).tables.sentences[DOGS]
+        append_line(raw, file, f'dog-scale 10 "tenth {number}"'.encode())
+    pairs = RefDAVIS17(raw).annotations.sentences[DOGS]
     assert [sentence.instance for sentence in pairs] == [1] * 4 + [10] * 4 + [2] * 4
     assert [sentence.group for sentence in pairs] == list(GROUPS) * 3
     assert [sentence.expression for sentence in pairs] == [str(number) for number in range(12)]
 
 
-def test_a_second_annotator_saved_as_utf8(raw: Path):
+def test_second_annotator_saved_as_utf8(raw: Path):
     path = raw / TEXTS / "Davis17_annot2.txt"
     path.write_text(path.read_bytes().decode("latin-1"), "utf-8")
-    assert read(raw)[0][1].sentences == sentences("1 car")
+    assert read_all(RefDAVIS17(raw), CAR)[0][1].sentences == sentences("1 car")
 
 
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
-def test_other_line_ends_and_a_byte_order_mark(raw: Path, line_end: bytes, mark: bytes):
-    """Also before Latin-1; lines that ran together would be one wrong sentence."""
-    before = RefDAVIS17(raw).tables
+def test_old_mac_line_endings_and_byte_order_mark(raw: Path):
+    """Without line breaks, lines would run together into one wrong sentence."""
+    before = RefDAVIS17(raw).annotations
     for path in (raw / TEXTS).iterdir():
-        path.write_bytes(mark + path.read_bytes().replace(b"\r\n", line_end))
-    (raw / "DAVIS/ImageSets/2017/val.txt").write_bytes(mark + DOGS.encode() + line_end)
-    assert RefDAVIS17(raw).tables == before
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\r\n", b"\r"))
+    (raw / "DAVIS/ImageSets/2017/val.txt").write_bytes(codecs.BOM_UTF8 + DOGS.encode() + b"\r")
+    assert RefDAVIS17(raw).annotations == before
 
 
-def test_a_first_annotator_that_is_not_utf8(raw: Path):
-    add_line(raw, "Davis17_annot1", b'motor-bike 1 "caf\xe9"')
+def test_first_annotator_that_is_not_utf8(raw: Path):
+    append_line(raw, "Davis17_annot1", b'motor-bike 1 "caf\xe9"')
     with pytest.raises(UserError, match="Davis17_annot1.txt:5: not UTF-8"):
         RefDAVIS17(raw).videos("train")
 
 
-def test_the_third_name_that_differs(raw: Path):
+def test_motorbike_is_renamed(raw: Path):
     (raw / "DAVIS/ImageSets/2017/train.txt").write_text(f"{CAR}\nmotorbike\n")
     for file in FILES:
-        add_line(raw, file, b'motor-bike 1 "a bike"')
+        append_line(raw, file, b'motor-bike 1 "a bike"')
     assert RefDAVIS17(raw).videos("train") == [CAR, "motorbike"]
 
 
-def test_a_reader_travels_to_another_process(raw: Path):
+def test_reader_can_be_pickled(raw: Path):
     reader = RefDAVIS17(raw)
     reader.videos("train")
-    shutil.rmtree(raw / TEXTS)  # the tables travel along and are not read again
+    shutil.rmtree(raw / TEXTS)  # the annotations are pickled with it and not read again
     assert len([x for x in pickle.loads(pickle.dumps(reader)).read(CAR) if isinstance(x, FramePair)]) == 4
 
 
-def test_nothing_there_says_what_to_download(tmp_path: Path):
+def test_empty_folder_raises_download_instructions(tmp_path: Path):
     with pytest.raises(UserError) as error:
         RefDAVIS17(tmp_path / "nowhere").videos("train")
     for part in (f"lacks {FRAMES}", "davischallenge.org", "mpi-inf.mpg.de", "--dataset=ref_davis17"):
@@ -227,7 +205,7 @@ def test_nothing_there_says_what_to_download(tmp_path: Path):
 @pytest.mark.parametrize(
     "part", [FRAMES, MASKS, "DAVIS/ImageSets/2017/val.txt", f"{TEXTS}/Davis17_annot2_full_video.txt"]
 )
-def test_a_tree_that_lacks_a_part(raw: Path, part: str):
+def test_missing_file_or_folder(raw: Path, part: str):
     (raw / part).rename(raw / "elsewhere")
     with pytest.raises(UserError, match=f"lacks {part}"):
         RefDAVIS17(raw).videos("train")
@@ -235,17 +213,17 @@ def test_a_tree_that_lacks_a_part(raw: Path, part: str):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("content", [b"", 'clasic-car 1 "a car"'.encode("utf-16")], ids=["empty", "UTF-16"])
-def test_a_file_without_expressions(raw: Path, file: str, content: bytes):
+def test_text_file_without_expressions(raw: Path, file: str, content: bytes):
     (raw / TEXTS / f"{file}.txt").write_bytes(content)
     with pytest.raises(UserError, match=f"{file}.txt(:1: not UTF-8| has no expression)"):
         RefDAVIS17(raw).videos("train")
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_an_annotator_who_lacks_a_split(raw: Path, file: str):
+def test_annotator_without_expressions_for_a_split(raw: Path, file: str):
     path = raw / TEXTS / f"{file}.txt"
     path.write_bytes(b"".join(line for line in path.read_bytes().splitlines(True) if not line.startswith(b"dog")))
-    with pytest.raises(UserError, match=f"{file}.txt has no expression of a video of val.txt"):
+    with pytest.raises(UserError, match=f"{file}.txt has no expression for a video of val.txt"):
         RefDAVIS17(raw).videos("train")
 
 
@@ -253,10 +231,10 @@ def test_an_annotator_who_lacks_a_split(raw: Path, file: str):
 @pytest.mark.parametrize(
     "line, reason",
     [
-        ("dog-scale 3", 'the line is not: video object "expression"'),
-        ("dog-scale 3 a dog", 'the line is not: video object "expression"'),
-        ('dog-scale 3 "a do', 'the line is not: video object "expression"'),
-        ('dog-scale "a dog"', 'the line is not: video object "expression"'),
+        ("dog-scale 3", 'the line does not have the form video object "expression"'),
+        ("dog-scale 3 a dog", 'the line does not have the form video object "expression"'),
+        ('dog-scale 3 "a do', 'the line does not have the form video object "expression"'),
+        ('dog-scale "a dog"', 'the line does not have the form video object "expression"'),
         ('../../x 3 "a dog"', "the video's name is not a plain file name"),
         ('/etc/x 3 "a dog"', "the video's name is not a plain file name"),
         ('.. 3 "a dog"', "the video's name is not a plain file name"),
@@ -269,21 +247,21 @@ def test_an_annotator_who_lacks_a_split(raw: Path, file: str):
         ('dogs-scale 2 "a dog"', "object described twice in one file"),
     ],
 )
-def test_a_bad_line_is_skipped_with_its_number(raw: Path, file: str, line: str, reason: str):
-    where = add_line(raw, file, line.encode())
+def test_invalid_line_is_skipped_with_its_line_number(raw: Path, file: str, line: str, reason: str):
+    where = append_line(raw, file, line.encode())
     (skipped,) = RefDAVIS17(raw).skipped()
     assert skipped.reason == reason and skipped.where.startswith(where)
-    assert RefDAVIS17(raw).tables.sentences[DOGS] == sentences("1 dog") + sentences("2 scale")
+    assert RefDAVIS17(raw).annotations.sentences[DOGS] == sentences("1 dog") + sentences("2 scale")
 
 
-def test_an_object_that_an_annotator_left_out(raw: Path):
+def test_object_without_an_expression_by_one_annotator(raw: Path):
     path = raw / TEXTS / "Davis17_annot2.txt"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], lines[3]]))  # without dog-scale 1
-    reason = "object without an expression of one annotator"
+    reason = "object without an expression by one annotator"
     assert RefDAVIS17(raw).skipped() == (Skipped(f"{path}: {DOGS} 1", reason),)
     dog, scale = sentences("1 dog"), sentences("2 scale")
-    assert RefDAVIS17(raw).tables.sentences[DOGS] == (*dog[:2], dog[3], *scale)  # the others keep their numbers
+    assert RefDAVIS17(raw).annotations.sentences[DOGS] == (*dog[:2], dog[3], *scale)  # the others keep their ids
 
 
 @pytest.mark.parametrize(
@@ -295,28 +273,31 @@ def test_an_object_that_an_annotator_left_out(raw: Path):
         ("silent", "video without a sentence"),
     ],
 )
-def test_a_bad_line_of_a_list(raw: Path, line: str, reason: str):
+def test_invalid_line_of_a_list_is_skipped(raw: Path, line: str, reason: str):
     (raw / "DAVIS/ImageSets/2017/val.txt").write_text(f"{DOGS}\n{line}\n")
     assert [item.reason for item in RefDAVIS17(raw).skipped()] == [reason]
     assert RefDAVIS17(raw).videos("train") == [CAR] and RefDAVIS17(raw).videos("val") == [DOGS]
 
 
-def test_a_list_that_is_not_utf8(raw: Path):
+def test_list_that_is_not_utf8(raw: Path):
     (raw / "DAVIS/ImageSets/2017/val.txt").write_bytes(b"bear\ncaf\xe9\n")
     with pytest.raises(UserError, match="val.txt:2: not UTF-8"):
         RefDAVIS17(raw).videos("val")
 
 
 @pytest.mark.parametrize("part, what", [(FRAMES, "frames"), (MASKS, "masks")])
-def test_a_video_without_its_folder(raw: Path, part: str, what: str):
+def test_video_without_its_folder(raw: Path, part: str, what: str):
     shutil.rmtree(raw / part / CAR)
-    assert read(raw) == ([], [Skipped(str(raw / part / CAR), f"the video's folder of {what} is missing")])
+    assert read_all(RefDAVIS17(raw), CAR) == (
+        [],
+        [Skipped(str(raw / part / CAR), f"the video's folder of {what} is missing")],
+    )
 
 
-def test_an_object_that_is_in_no_mask_of_the_video(raw: Path):
+def test_object_that_is_in_no_mask(raw: Path):
     for file in FILES:
-        add_line(raw, file, b'dog-scale 9 "a unicorn"')
-    pairs, skipped = read(raw, DOGS)
+        append_line(raw, file, b'dog-scale 9 "a unicorn"')
+    pairs, skipped = read_all(RefDAVIS17(raw), DOGS)
     where = f"{raw / MASKS / DOGS}: instance 9 (a unicorn)"
     unicorn = Skipped(where, "the instance is in no mask of the video: kept with empty masks")
     assert skipped[:4] == [unicorn] * 4
@@ -324,56 +305,28 @@ def test_an_object_that_is_in_no_mask_of_the_video(raw: Path):
 
 
 @pytest.mark.parametrize(
-    "part, suffix, others", [(FRAMES, "jpg", ["earlier frame missing"]), (MASKS, "png", [])], ids=["frame", "mask"]
+    "part, suffix, earlier_reasons",
+    [(FRAMES, "jpg", ["earlier frame missing"]), (MASKS, "png", [])],
+    ids=["frame", "mask"],
 )
-def test_a_missing_frame_or_mask(raw: Path, part: str, suffix: str, others: list[str]):
+def test_missing_frame_or_mask(raw: Path, part: str, suffix: str, earlier_reasons: list[str]):
     """Frame 2, which is the earlier frame of frame 0."""
     path = raw / part / CAR / f"00002.{suffix}"
     path.unlink()
-    pairs, skipped = read(raw)
+    pairs, skipped = read_all(RefDAVIS17(raw), CAR)
     what = "frame" if suffix == "jpg" else "mask"
     assert Skipped(str(path), f"{what} missing") in skipped
-    assert [pair.frame_index for pair in pairs] == ([1, 3] if others else [0, 1, 3])
-    assert [item.reason for item in skipped if item.reason == "earlier frame missing"] == others
+    assert [pair.frame_index for pair in pairs] == ([1, 3] if earlier_reasons else [0, 1, 3])
+    assert [item.reason for item in skipped if item.reason == "earlier frame missing"] == earlier_reasons
 
 
-def test_a_frame_that_is_missing_with_its_mask(raw: Path):
+def test_frame_missing_together_with_its_mask(raw: Path):
     (raw / FRAMES / CAR / "00002.jpg").unlink()
     path = raw / MASKS / CAR / "00002.png"
     path.unlink()
-    pairs, skipped = read(raw)
+    pairs, skipped = read_all(RefDAVIS17(raw), CAR)
     assert [pair.frame_index for pair in pairs] == [1, 3]
     assert skipped[0] == Skipped(str(path), "mask missing")
-
-
-@pytest.mark.parametrize(
-    "part, suffix, reason", [(FRAMES, "jpg", "the frame can't be read"), (MASKS, "png", "the mask can't be read")]
-)
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
-def test_a_truncated_picture(raw: Path, part: str, suffix: str, reason: str, kept: float):
-    path = raw / part / CAR / f"00003.{suffix}"
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    pairs, skipped = read(raw)
-    assert 3 not in [pair.frame_index for pair in pairs]
-    assert Skipped(str(path), reason) in skipped
-
-
-def test_a_mask_of_another_size(raw: Path):
-    Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(raw / MASKS / CAR / "00003.png")
-    pairs, skipped = read(raw)
-    assert [pair.frame_index for pair in pairs] == [0, 1, 2]
-    where = str(raw / FRAMES / CAR / "00003.jpg")
-    assert skipped[-1] == Skipped(where, "the mask has another size than the frame")
-
-
-def test_a_frame_of_another_size(raw: Path):
-    Image.fromarray(frame(0)[:, :32]).save(raw / FRAMES / CAR / "00003.jpg")
-    pairs, skipped = read(raw)
-    assert [pair.frame_index for pair in pairs] == [0, 2]
-    assert [item for item in skipped if item.reason != "the instance is not in the frame"] == [
-        Skipped(str(raw / FRAMES / CAR / f"{number:05d}.jpg"), "the earlier frame has another size than the frame")
-        for number in (1, 3)
-    ]
 
 
 def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -386,23 +339,3 @@ def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.Cap
     assert train["groups"] == dict.fromkeys(GROUPS, 7)
     assert (val["videos"], val["frame_pairs"], val["sentences"]) == (1, 3, 24)
     assert "1 val videos of 30 in the full data set" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("interval, reads", [(2, 24), (12, 48)])
-def test_a_long_video_is_not_kept_in_memory(raw: Path, monkeypatch: pytest.MonkeyPatch, interval: int, reads: int):
-    """Frames that soon are earlier frames are read once; others are read again, and none is mistaken."""
-    for number in range(24):
-        write_frame(raw / FRAMES / CAR / f"{number:05d}.jpg", number % 20)
-        write_labels(raw / MASKS / CAR / f"{number:05d}.png", {1: walking(1, number)})
-    count = Counter()
-
-    def counting(path: Path, what: str) -> np.ndarray:
-        count[what] += 1
-        return read_frame(path, what)
-
-    monkeypatch.setattr(video_folders, "read_frame", counting)
-    pairs, _ = read(raw, interval=interval)
-    assert len(pairs) == 24 and count.total() == reads
-    for pair in pairs:
-        number = pair.frame_index
-        check(raw, pair, number - interval if number >= interval else number + interval)

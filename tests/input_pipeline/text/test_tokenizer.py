@@ -17,13 +17,13 @@ def test_tokens_equal_the_released_code(case):
     tokens = tokenize(case["phrase"], case["max_len"])
     padding = case["max_len"] - len(tokens)
     assert tokens + [""] * padding == case["tokens"]
-    if case["phrase"] == ".":  # the one deviation: there, no token and hence NaN; here, the empty sentence
+    if case["phrase"] == ".":  # the only deviation, see `tokenize`
         assert sum(case["mask"]) == 0 and tokens == [""]
     else:
         assert [1] * len(tokens) + [0] * padding == case["mask"]
 
 
-def test_a_very_long_sentence_is_cut():
+def test_a_very_long_sentence_is_truncated():
     assert (
         tokenize("the red circle moving left, " * 400, 25)
         == (["the", "red", "circle", "moving", "left", ", "] * 5)[:25]

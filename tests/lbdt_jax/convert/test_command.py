@@ -1,8 +1,10 @@
-"""PyTorch's files there and back by the command, what it refuses, and weights to start from (lbdt_jax/convert)."""
+"""The convert command in both directions, the files that it rejects, and initial weights (lbdt_jax/convert)."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import io
 import json
 import os
 import pickle
@@ -29,7 +31,7 @@ from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_unused, save_weights
 from lbdt_jax.convert.__main__ import main
 from lbdt_jax.convert.files import read_torch
-from lbdt_jax.convert.initial import CLASSIFIER, initialise, load_resnet
+from lbdt_jax.convert.initial import CLASSIFIER, load_initial_weights, load_resnet
 from lbdt_jax.convert.names import from_torch, resnet, shapes
 from lbdt_jax.parallel import make_mesh, replicate
 from lbdt_jax.step import make_model
@@ -52,7 +54,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 def refused(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The message of a conversion that must fail and leave nothing behind."""
+    """The message of a conversion that must fail and write nothing."""
     before = sorted(target.parent.iterdir())
     with pytest.raises(SystemExit) as stopped:
         convert(source, target)
@@ -63,14 +65,22 @@ def refused(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LBDT-1 as released, published.ckpt, converted by the command to ours/ and back to back.ckpt."""
+    """LBDT-1 as released, published.ckpt, converted by the command to ours/ and back to back.ckpt.
+
+    Only the first conversion is a process of its own: each takes seconds to import JAX and to trace the model.
+    """
     folder = tmp_path_factory.mktemp("converted")
     torch.save(collections.OrderedDict(tensors(torch_state("lbdt1_r50"))), folder / "published.ckpt")
-    for source, target in (("published.ckpt", "ours"), ("ours", "back.ckpt")):
-        command = [sys.executable, "-m", "lbdt_jax.convert", f"--from={folder / source}", f"--to={folder / target}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0 and not done.stderr, done.stderr
-        (folder / f"{target}.txt").write_text(done.stdout)
+    arguments = [f"--from={folder / 'published.ckpt'}", f"--to={folder / 'ours'}"]
+    command = [sys.executable, "-m", "lbdt_jax.convert", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    (folder / "ours.txt").write_text(done.stdout)
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        convert(folder / "ours", folder / "back.ckpt")
+    assert not stderr.getvalue()
+    (folder / "back.ckpt.txt").write_text(stdout.getvalue())
     return folder
 
 
@@ -102,27 +112,27 @@ def test_a_released_file_predicts_the_published_logits(folder: Path) -> None:
     assert np.sqrt(np.mean(errors**2)) <= 2e-5 * rms
 
 
-def test_there_and_back_every_byte_is_the_same(folder: Path) -> None:
+def test_converting_there_and_back_gives_the_same_bytes(folder: Path) -> None:
     assert_same_file(folder / "published.ckpt", folder / "back.ckpt")
     manifest = json.loads((GOLDEN / "manifest_lbdt1_r50.json").read_text())
     back = torch.load(folder / "back.ckpt", weights_only=True)
     assert [[key, list(x.shape), str(x.dtype).removeprefix("torch.")] for key, x in back.items()] == manifest
 
 
-def test_it_says_what_it_found_and_what_plays_no_part(folder: Path) -> None:
-    said = (folder / "ours.txt").read_text()
+def test_it_prints_the_model_and_the_unused_arrays(folder: Path) -> None:
+    output = (folder / "ours.txt").read_text()
     for part in ("LBDT-1 with ResNet-50", "never uses 46 of them", "1,184,030 numbers", "135 counters"):
-        assert part in said
+        assert part in output
     assert "880 arrays" in (folder / "back.ckpt.txt").read_text()
 
 
-def test_what_we_trained_keeps_nothing_that_is_never_used(folder: Path, tmp_path: Path) -> None:
+def test_a_trained_model_has_no_unused_arrays(folder: Path, tmp_path: Path) -> None:
     assert len(load_unused(folder / "ours")) == 46 + 135
     save_weights(tmp_path, tiny_variables(), tiny_config(), WordVectors((), np.zeros((0, 6), np.float32)), unused={})
     assert load_unused(tmp_path) == {}
 
 
-def test_from_folder_to_folder_go_the_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_folder_to_folder_only_the_weights_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = tiny_state(tiny_config()).replace(step=np.asarray(12, np.int32))
     words = WordVectors(("dog", "red"), np.arange(12, dtype=np.float32).reshape(2, 6))
     with CheckpointWriter(tmp_path / "run" / "checkpoints", 1) as writer:
@@ -130,17 +140,17 @@ def test_from_folder_to_folder_go_the_weights_alone(tmp_path: Path, capsys: pyte
     convert(tmp_path / "run", tmp_path / "weights")
     assert "after 12 steps" in capsys.readouterr().out
     assert "run exists already" in refused(tmp_path / "weights", tmp_path / "run", capsys)
-    both = [load_checkpoint(tmp_path / name) for name in ("run", "weights")]
-    arrays = [{**flatten_dict(each.variables), "words": each.sentence_encoder.vectors} for each in both]
+    run, weights = (load_checkpoint(tmp_path / name) for name in ("run", "weights"))
+    arrays = [{**flatten_dict(c.variables), "words": c.sentence_encoder.vectors} for c in (run, weights)]
     assert arrays[0].keys() == arrays[1].keys()
     assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
-    assert [(each.step, each.sentence_encoder.words) for each in both] == [(12, ("dog", "red"))] * 2
-    assert both[0].config.to_dict() == both[1].config.to_dict()
+    assert [(c.step, c.sentence_encoder.words) for c in (run, weights)] == [(12, ("dog", "red"))] * 2
+    assert run.config.to_dict() == weights.config.to_dict()
     assert not list((tmp_path / "weights").rglob("optimizer_state"))
 
 
 @pytest.mark.parametrize("form", ["module.", "state_dict", "model", "old", "parameters"])
-def test_the_forms_in_which_files_come(form: str, tmp_path: Path) -> None:
+def test_all_formats_of_state_dicts_are_read(form: str, tmp_path: Path) -> None:
     state = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.num_batches_tracked": np.asarray(7)}
     saved: Any = tensors(state)
     if form == "module.":
@@ -167,7 +177,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("way", ["torch.save", "old torch.save", "torch.save, protocol 4", "pickle"])
-def test_a_malicious_file_is_refused_by_name(way: str, tmp_path: Path, capsys) -> None:
+def test_a_malicious_file_is_rejected_and_not_executed(way: str, tmp_path: Path, capsys) -> None:
     source, marker = tmp_path / "evil.ckpt", tmp_path / "marker"
     content = {"conv1_1.weight": Malicious(marker)}
     if way == "pickle":
@@ -180,7 +190,7 @@ def test_a_malicious_file_is_refused_by_name(way: str, tmp_path: Path, capsys) -
     assert not marker.exists()
 
 
-def test_a_broken_file_is_named(folder: Path, tmp_path: Path, capsys) -> None:
+def test_a_broken_file_is_rejected(folder: Path, tmp_path: Path, capsys) -> None:
     half = tmp_path / "half.ckpt"
     half.write_bytes((folder / "published.ckpt").read_bytes()[:1_000_000])
     assert "half.ckpt is broken" in refused(half, tmp_path / "ours", capsys)
@@ -204,12 +214,12 @@ def test_other_types_than_float32_are_listed(tmp_path: Path, capsys) -> None:
     assert (b, c, epoch) == ("  b: torch.bfloat16", "  c: torch.float16", "  epoch: int")
 
 
-def test_a_state_dict_that_does_not_fit_is_refused(tmp_path: Path, capsys) -> None:
+def test_a_state_dict_with_other_names_is_rejected(tmp_path: Path, capsys) -> None:
     state = tensors(torch_state("lbdt1_r50"))
-    state["stranger"] = state.pop("bn1_2.bias")
+    state["unknown"] = state.pop("bn1_2.bias")
     torch.save(state, tmp_path / "other.ckpt")
     message = refused(tmp_path / "other.ckpt", tmp_path / "ours", capsys)
-    assert "missing: ['bn1_2.bias']" in message and "unexpected: ['stranger']" in message
+    assert "missing: ['bn1_2.bias']" in message and "unexpected: ['unknown']" in message
 
 
 def test_without_torch(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -226,54 +236,56 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--from=a"], ["--frm=a"]])
-def test_a_wrong_command_line_shows_the_right_one(arguments: list[str], capsys) -> None:
+def test_a_wrong_command_line_prints_the_usage(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["convert", *arguments])
     assert stopped.value.code == 2
     assert "python -m lbdt_jax.convert --from=DIR --to=new.ckpt" in capsys.readouterr().err
 
 
-def test_training_does_not_go_on_from_a_conversion(folder: Path) -> None:
+def test_training_can_not_resume_from_a_converted_checkpoint(folder: Path) -> None:
     with CheckpointWriter(folder / "ours" / "checkpoints", 1) as writer:
         with pytest.raises(CheckpointError, match="--config.initial_weights="):
             writer.restore(replicate(tiny_state(tiny_config()), make_mesh(jax.devices()[:1])))
 
 
-# -- weights to start from
+# -- initial weights
 
 
 @pytest.fixture
 def variables() -> dict[str, Any]:
-    """LBDT-1 with ResNet-50, every number 0.5."""
-    return blank(50)
+    """LBDT-1 with ResNet-50; every weight is 0.5."""
+    return constant_variables(50)
 
 
-def blank(depth: int) -> dict[str, Any]:
+def constant_variables(depth: int) -> dict[str, Any]:
     return unflatten_dict({path: np.full(shape, 0.5, np.float32) for path, shape in shapes(depth, 1, 300).items()})
 
 
 def imagenet(depth: int) -> dict[str, np.ndarray]:
-    """A made-up state dict of torchvision's ResNet."""
-    ours, rng = shapes(depth, 1, 300), np.random.default_rng(depth)
+    """A random state dict of torchvision's ResNet."""
+    flax_shapes, rng = shapes(depth, 1, 300), np.random.default_rng(depth)
     state = {}
     for row in resnet("spatial_stream", depth, "", LAYERS):
-        shape = row.torch_shape(ours[row.path]) if row.path else ()
+        shape = row.torch_shape(flax_shapes[row.path]) if row.path else ()
         state[row.key] = rng.standard_normal(shape, np.float32) if row.path else np.asarray(5)
     return {**state, "fc.weight": np.zeros((1000, 4), np.float32), "fc.bias": np.zeros(1000, np.float32)}
 
 
 def hugging_face_name(name: str) -> str:
-    """As transformers' ResNetForImageClassification names an array of torchvision's."""
-    first, *rest = name.split(".")
+    """The name in transformers' ResNetForImageClassification of an array in torchvision's ResNet."""
+    layer, *rest = name.split(".")
     kinds = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
-    if first in ("conv1", "bn1"):
-        return ".".join(["resnet.embedder.embedder", kinds[first[:-1]], *rest])
-    if first == "fc":
+    if layer in ("conv1", "bn1"):
+        return ".".join(["resnet.embedder.embedder", kinds[layer[:-1]], *rest])
+    if layer == "fc":
         return f"classifier.1.{rest[0]}"
     block, part, *rest = rest
-    inside = ["shortcut", kinds[rest.pop(0)]] if part == "downsample" else ["layer", str(int(part[-1]) - 1)]
-    inside += [] if part == "downsample" else [kinds[part[:-1]]]
-    return ".".join(["resnet.encoder.stages", str(int(first[-1]) - 1), "layers", block, *inside, *rest])
+    if part == "downsample":
+        inside = ["shortcut", kinds[rest.pop(0)]]
+    else:
+        inside = ["layer", str(int(part[-1]) - 1), kinds[part[:-1]]]
+    return ".".join(["resnet.encoder.stages", str(int(layer[-1]) - 1), "layers", block, *inside, *rest])
 
 
 def save_repository(folder: Path, state: dict[str, np.ndarray], **settings: Any) -> Path:
@@ -284,7 +296,7 @@ def save_repository(folder: Path, state: dict[str, np.ndarray], **settings: Any)
 
 
 def assert_both_streams_hold(variables: dict[str, Any], state: dict[str, np.ndarray], depth: int) -> None:
-    """Compared with the table that the golden logits prove, by LBDT's own names."""
+    """Checked with the table of LBDT's names, which the golden logits prove."""
     flat = flatten_dict(variables)
     rest = {path for path in flat if not path[1].endswith("_stream")}
     assert all((flat[path] == 0.5).all() for path in rest) and rest
@@ -299,56 +311,56 @@ def assert_both_streams_hold(variables: dict[str, Any], state: dict[str, np.ndar
 def test_imagenet_weights_fill_both_streams(depth: int, tmp_path: Path) -> None:
     state = imagenet(depth)
     torch.save(tensors(state), tmp_path / "resnet.pth")
-    assert_both_streams_hold(initialise(blank(depth), tmp_path / "resnet.pth"), state, depth)
+    assert_both_streams_hold(load_initial_weights(constant_variables(depth), tmp_path / "resnet.pth"), state, depth)
     repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False)
     for path in (repository, repository / "model.safetensors"):
-        assert_both_streams_hold(initialise(blank(depth), path), state, depth)
+        assert_both_streams_hold(load_initial_weights(constant_variables(depth), path), state, depth)
     assert load_resnet(repository).keys() == state.keys() - set(CLASSIFIER)
 
 
-def test_the_names_of_microsoft_resnet_50() -> None:
+def test_names_are_those_of_microsoft_resnet_50() -> None:
     assert hugging_face_name("layer1.0.conv1.weight") == "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"
     assert hugging_face_name("layer4.0.downsample.1.running_var") == (
         "resnet.encoder.stages.3.layers.0.shortcut.normalization.running_var"
     )
 
 
-def test_a_stride_in_the_first_convolution_is_refused(variables, tmp_path: Path) -> None:
+def test_a_stride_in_the_first_convolution_is_rejected(variables, tmp_path: Path) -> None:
     repository = save_repository(tmp_path / "v1", imagenet(50), downsample_in_bottleneck=True)
     with pytest.raises(UserError, match="downsample_in_bottleneck is true"):
-        initialise(variables, repository)
+        load_initial_weights(variables, repository)
 
 
-def test_another_resnet_is_refused_with_every_name(variables, tmp_path: Path) -> None:
+def test_another_resnet_is_rejected_with_all_names(variables, tmp_path: Path) -> None:
     torch.save(tensors(imagenet(101)), tmp_path / "deeper.pth")
     with pytest.raises(UserError, match=r"deeper.pth: (?s:.*)unexpected: \['layer3\.10\.bn1\.bias'"):
-        initialise(variables, tmp_path / "deeper.pth")
+        load_initial_weights(variables, tmp_path / "deeper.pth")
     state = imagenet(50)
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][:1]
     save_repository(tmp_path / "narrow", state)
     with pytest.raises(UserError, match=r"layer1.0.conv1.weight: expected \(64, 64, 1, 1\), found \(1, 64, 1, 1\)"):
-        initialise(variables, tmp_path / "narrow")
-    (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
+        load_initial_weights(variables, tmp_path / "narrow")
+    (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="broken.safetensors is broken"):
-        initialise(variables, tmp_path / "broken.safetensors")
+        load_initial_weights(variables, tmp_path / "broken.safetensors")
 
 
-def test_a_missing_file_says_what_to_download(variables) -> None:
+def test_the_message_for_a_missing_file_says_what_to_download(variables) -> None:
     with pytest.raises(
         UserError, match=r"resnet50-0676ba61\.pth and save it as data/r\.pth.*--config\.initial_weights="
     ):
-        initialise(variables, "data/r.pth")
+        load_initial_weights(variables, "data/r.pth")
 
 
-def test_a_whole_lbdt_to_start_from(folder: Path, variables) -> None:
+def test_initial_weights_from_a_complete_lbdt(folder: Path, variables) -> None:
     expected = flatten_dict(from_torch(torch_state("lbdt1_r50")))
     for source in ("published.ckpt", "ours"):
-        found = flatten_dict(initialise(variables, folder / source))
+        found = flatten_dict(load_initial_weights(variables, folder / source))
         assert found.keys() == expected.keys()
         assert all(np.array_equal(found[path], expected[path]) for path in found)
     del variables["params"]["duplex_transfer5"]
     with pytest.raises(UserError, match="params/duplex_transfer5/.*: expected nothing, found"):
-        initialise(variables, folder / "ours")
+        load_initial_weights(variables, folder / "ours")
 
 
 @pytest.mark.slow
@@ -364,6 +376,6 @@ def test_a_full_conversion_takes_little_time_and_memory(tmp_path: Path) -> None:
         started = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert time.monotonic() - started < 30
-        # Imports and all. Linux's count, in units of 1024 bytes; getrusage's would begin with this process's own.
+        # Imports included. From /proc, in units of 1024 bytes; getrusage would count this process's memory, too.
         assert 1024 * int(done.stdout.split()[-1]) < 2.5 * published.stat().st_size
     assert_same_file(published, back)

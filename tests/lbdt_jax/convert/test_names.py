@@ -1,4 +1,4 @@
-"""Torch's state dicts to our variables and back, and what is refused (lbdt_jax/convert/names.py)."""
+"""State dicts to variables and back, and state dicts that are rejected (lbdt_jax/convert/names.py)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lbdt_jax.convert.names import complete, from_torch, recognise, shapes, to_t
 
 @pytest.fixture
 def state() -> dict[str, np.ndarray]:
-    """LBDT-1's state dict, to be spoilt."""
+    """LBDT-1's state dict, for tests to modify."""
     return dict(torch_state("lbdt1_r50"))
 
 
-def test_there_and_back_gives_the_same_bytes(state) -> None:
+def test_converting_there_and_back_gives_the_same_bytes(state) -> None:
     variables = from_torch(state)
     flat = flatten_dict(variables)
     assert {path: array.shape for path, array in flat.items()} == shapes(50, 1, 300)
@@ -48,7 +48,7 @@ def test_order_and_shapes_are_the_published_ones(variant: str) -> None:
     assert list(found.items()) == [(name, tuple(shape)) for name, shape, _ in manifest]
 
 
-def test_what_is_never_used_is_filled_in_plainly(state) -> None:
+def test_unused_arrays_are_filled_in(state) -> None:
     filled = complete(to_torch(from_torch(state)), {})
     assert list(filled) == list(state)
     for key, value in filled.items():
@@ -59,7 +59,7 @@ def test_what_is_never_used_is_filled_in_plainly(state) -> None:
             assert value.tobytes() == state[key].tobytes(), key
 
 
-def test_what_is_never_used_may_be_missing_but_not_another(state) -> None:
+def test_unused_arrays_may_be_missing_but_not_of_another_shape(state) -> None:
     for key in unused(state):
         del state[key]
     from_torch(state)
@@ -71,13 +71,13 @@ def test_what_is_never_used_may_be_missing_but_not_another(state) -> None:
     assert "decoder.mask_head.bias: expected (1,), found (2,)" in str(raised.value)
 
 
-def test_another_type_is_named(state) -> None:
+def test_another_dtype_is_an_error(state) -> None:
     state["bn1_1.bias"] = state["bn1_1.bias"].astype(np.float16)
     with pytest.raises(ValueError, match="bn1_1.bias: expected float32, found float16"):
         from_torch(state)
 
 
-def test_other_widths_are_not_the_published_network(state) -> None:
+def test_other_widths_are_an_error(state) -> None:
     variables = from_torch(state)
     variables["params"]["head"]["project"]["bias"] = np.zeros(2, np.float32)
     with pytest.raises(ValueError, match=r"params/head/project/bias: expected \(1,\), found \(2,\)"):
@@ -86,15 +86,15 @@ def test_other_widths_are_not_the_published_network(state) -> None:
 
 def test_missing_and_unexpected_names_are_all_listed(state) -> None:
     del state["bn1_2.bias"], state["transformer.stage5.layers.0.linear1.weight"]
-    state["decoder.surprise"] = state["module.extra"] = np.zeros(3, np.float32)
+    state["decoder.unknown"] = state["module.extra"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError) as raised:
         from_torch(state)
     message = str(raised.value)
     assert "missing: ['bn1_2.bias', 'transformer.stage5.layers.0.linear1.weight']" in message
-    assert "unexpected: ['decoder.surprise', 'module.extra']" in message
+    assert "unexpected: ['decoder.unknown', 'module.extra']" in message
 
 
-def test_both_stages_need_as_many_layers(state) -> None:
+def test_both_stages_need_the_same_number_of_layers(state) -> None:
     for key in [key for key in state if key.startswith("transformer.stage4.layers.0.")]:
         state[key.replace("layers.0", "layers.1")] = state[key]
     with pytest.raises(ValueError, match=r"missing: \['transformer\.stage5\.layers\.1\."):
@@ -112,7 +112,7 @@ def test_both_stages_need_as_many_layers(state) -> None:
         ("text_encoder.lstm.weight_ih_l0", (), "(2048, 1)"),
     ],
 )
-def test_a_wrong_shape_is_named(state, key: str, shape: tuple[int, ...], expected: str) -> None:
+def test_a_wrong_shape_is_an_error(state, key: str, shape: tuple[int, ...], expected: str) -> None:
     state[key] = np.zeros(shape, np.float32)
     with pytest.raises(ValueError) as raised:
         from_torch(state)
@@ -121,23 +121,23 @@ def test_a_wrong_shape_is_named(state, key: str, shape: tuple[int, ...], expecte
     assert lines == [f"  {key}: expected {expected}, found {shape}"]
 
 
-def test_words_may_have_vectors_of_another_size(state) -> None:
+def test_word_vectors_may_have_another_size(state) -> None:
     state["text_encoder.lstm.weight_ih_l0"] = np.ones((2048, 50), np.float32)
     assert from_torch(state)["params"]["text_encoder"]["input_kernel"].shape == (50, 2048)
 
 
 @pytest.mark.parametrize("drop", ["res4_1.", "transformer."])
-def test_another_network_is_refused(state, drop: str) -> None:
-    other = {key: value for key, value in state.items() if not key.startswith(drop)}
-    with pytest.raises(ValueError, match="no state dict of LBDT"):
-        from_torch(other)
+def test_another_model_is_an_error(state, drop: str) -> None:
+    incomplete = {key: value for key, value in state.items() if not key.startswith(drop)}
+    with pytest.raises(ValueError, match="not a state dict of LBDT"):
+        from_torch(incomplete)
 
 
-def test_incomplete_variables_are_refused(state) -> None:
+def test_incomplete_variables_are_an_error(state) -> None:
     variables = from_torch(state)
     del variables["params"]["head"]["project"]["bias"]
-    variables["batch_stats"]["head"]["stranger"] = np.zeros(1)
-    with pytest.raises(ValueError, match=r"\['batch_stats/head/stranger', 'params/head/project/bias'\]"):
+    variables["batch_stats"]["head"]["unknown"] = np.zeros(1)
+    with pytest.raises(ValueError, match=r"\['batch_stats/head/unknown', 'params/head/project/bias'\]"):
         to_torch(variables)
     with pytest.raises(ValueError, match="not a complete LBDT"):
         to_torch({"params": {"dense": {"kernel": np.zeros((2, 2))}}})

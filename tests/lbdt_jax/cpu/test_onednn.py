@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN equal jax.lax's, gradients included (lbdt_jax/models/onednn.py)."""
+"""Convolutions and dense layers by oneDNN equal jax.lax's, gradients included (lbdt_jax/cpu/onednn.py)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest
 from flax import linen as nn
 
 from lbdt_jax.cpu import onednn
-from lbdt_jax.cpu.convolution import LAYOUT, convolve, dot_general
-from lbdt_jax.models.layers import ConvNorm
+from lbdt_jax.cpu.convolution import DIMENSION_NUMBERS
+from lbdt_jax.ops import convolve, dot_general
 
 
 @pytest.fixture
-def asked_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(onednn.ASKED, "1")
+def onednn_enabled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(onednn.ENVIRONMENT_VARIABLE, "1")
     if not onednn.available("float32"):
-        pytest.skip("oneDNN can't be called here")
-    # No program of these tests takes so long: they can't be kept, and jax would warn of each.
+        pytest.skip("oneDNN is not available here")
+    # Programs with oneDNN's calls can't be stored in the compilation cache, and jax would warn of each.
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 600)
-    with warnings.catch_warnings():  # some processors leave bfloat16 to XLA, and the tests of it see just that
+    with warnings.catch_warnings():  # some processors leave bfloat16 to XLA, which the tests allow
         warnings.filterwarnings("ignore", ".*in bfloat16 it needs AVX-512", UserWarning)
         yield
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
@@ -34,7 +34,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def value_and_gradients(convolution: Callable[..., Any], stride: int, padding: Any) -> Callable[..., Any]:
     def value(x: Any, kernel: Any) -> Any:
-        y = convolution(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+        y = convolution(x, kernel, (stride, stride), padding, dimension_numbers=DIMENSION_NUMBERS)
         return jnp.sum(jnp.square(y.astype(jnp.promote_types(y.dtype, jnp.float32)))), y
 
     return jax.value_and_grad(value, (0, 1), has_aux=True)
@@ -45,7 +45,7 @@ def value_and_gradients(convolution: Callable[..., Any], stride: int, padding: A
     ("kernel_size", "stride", "padding", "channels", "features"),
     [
         pytest.param(1, 1, ((0, 0), (0, 0)), 24, 40, id="matrix product"),
-        pytest.param(1, 2, ((0, 0), (0, 0)), 64, 80, id="matrix product of every second cell"),
+        pytest.param(1, 2, ((0, 0), (0, 0)), 64, 80, id="matrix product of every second pixel"),
         pytest.param(3, 1, ((1, 1), (1, 1)), 64, 80, id="3x3"),
         pytest.param(3, 2, ((1, 1), (1, 1)), 64, 64, id="3x3, strided"),
         pytest.param(7, 2, ((3, 3), (3, 3)), 3, 64, id="stem"),
@@ -55,88 +55,59 @@ def value_and_gradients(convolution: Callable[..., Any], stride: int, padding: A
 )
 def test_equals_convolution(
     kernel_size: int, stride: int, padding: Any, channels: int, features: int, dtype: str, tolerance: float,
-    asked_for: None,
+    onednn_enabled: None,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((3, 14, 12, channels)), dtype)
     kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, channels, features)) / channels, dtype)
-    ours = jax.jit(value_and_gradients(convolve, stride, padding))
-    (_, y), gradients = ours(x, kernel)
+    compiled = jax.jit(value_and_gradients(convolve, stride, padding))
+    (_, y), gradients = compiled(x, kernel)
     with jax.enable_x64(True):
-        wide = (np.asarray(array).astype(np.float64) for array in (x, kernel))
-        (_, expected), expected_gradients = value_and_gradients(jax.lax.conv_general_dilated, stride, padding)(*wide)
-    for array, truth in zip((y, *gradients), (expected, *expected_gradients), strict=True):
+        in_float64 = (np.asarray(array).astype(np.float64) for array in (x, kernel))
+        (_, expected), expected_gradients = value_and_gradients(jax.lax.conv_general_dilated, stride, padding)(
+            *in_float64
+        )
+    for array, reference in zip((y, *gradients), (expected, *expected_gradients), strict=True):
         assert array.dtype == dtype
-        largest = np.abs(truth).max()
-        np.testing.assert_allclose(np.asarray(array).astype(np.float64), truth, atol=tolerance * largest, rtol=0)
-    assert ("__onednn$" in ours.lower(x, kernel).as_text()) == onednn.available(dtype)
-    elsewhere = ours.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
-    assert "__onednn$" not in elsewhere
+        atol = tolerance * np.abs(reference).max()
+        np.testing.assert_allclose(np.asarray(array).astype(np.float64), reference, atol=atol, rtol=0)
+    assert ("__onednn$" in compiled.lower(x, kernel).as_text()) == onednn.available(dtype)
+    for_gpu = compiled.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__onednn$" not in for_gpu
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2)])
-@pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("activation", [False, True])
-@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_inference_in_one_call_equals_convolution_normalisation_and_relu(
-    kernel_size: int, stride: int, activation: bool, added: bool, dtype: str, tolerance: float,
-    asked_for: None, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    rng = np.random.default_rng(0)
-    module = ConvNorm(24, kernel_size, stride, activation, dtype=dtype)
-    x = rng.standard_normal((2, 8, 12, 16)).astype(np.float32)
-    others = rng.standard_normal((2, 8 // stride, 12 // stride, 24)).astype(dtype) if added else None
-    variables = jax.tree.map(
-        lambda array: rng.uniform(0.5, 1.5, array.shape).astype(array.dtype) * (-1) ** (array.ndim > 1),
-        module.init(jax.random.key(0), x, False),
-    )
-
-    def infer() -> Any:  # traced anew each time
-        return jax.jit(lambda variables, x, others: module.apply(variables, x, False, others))
-
-    found = infer()(variables, x, others)
-    assert found.dtype == dtype
-    assert infer().lower(variables, x, others).as_text().count("__onednn$") == onednn.available(dtype)
-    elsewhere = infer().trace(variables, x, others).lower(lowering_platforms=("cuda",)).as_text()
-    assert "__onednn$" not in elsewhere
-    monkeypatch.delenv(onednn.ASKED)
-    wanted = np.asarray(infer()(variables, x, others), np.float32)
-    assert wanted.std() > 0.1
-    np.testing.assert_allclose(np.asarray(found, np.float32), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
-
-
-def test_a_dense_layer_equals_flax(asked_for: None) -> None:
+def test_a_dense_layer_equals_flax(onednn_enabled: None) -> None:
     x = jax.random.normal(jax.random.key(0), (2, 5, 24))
-    theirs, ours = nn.Dense(40), nn.Dense(40, dot_general=dot_general)
-    variables = theirs.init(jax.random.key(1), x)
+    plain, by_onednn = nn.Dense(40), nn.Dense(40, dot_general=dot_general)
+    variables = plain.init(jax.random.key(1), x)
 
     def value(dense: nn.Dense) -> Callable[..., jax.Array]:
         return jax.jit(jax.grad(lambda x, variables: jnp.square(dense.apply(variables, x)).sum(), (0, 1)))
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        value(ours)(x, variables),
-        value(theirs)(x, variables),
+        value(by_onednn)(x, variables),
+        value(plain)(x, variables),
     )
-    assert value(ours).lower(x, variables).as_text().count("__onednn$matmul") == 3
+    assert value(by_onednn).lower(x, variables).as_text().count("__onednn$matmul") == 3
 
 
-def test_is_not_called_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(onednn.ASKED, raising=False)
+def test_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(onednn.ENVIRONMENT_VARIABLE, raising=False)
     x, kernel = jnp.ones((1, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
     assert "__onednn$" not in jax.jit(value_and_gradients(convolve, 1, "SAME")).lower(x, kernel).as_text()
 
 
 @pytest.fixture
-def known_anew() -> Iterator[None]:
-    """What is known of this machine is looked up again, before the test and behind it."""
+def fresh_availability() -> Iterator[None]:
+    """Availability is determined anew in the test and after it."""
     onednn.available.cache_clear()
     yield
     onednn.available.cache_clear()
 
 
-def test_an_unknown_jaxlib_is_told_and_left_alone(monkeypatch: pytest.MonkeyPatch, known_anew: None) -> None:
-    monkeypatch.setenv(onednn.ASKED, "1")
+def test_an_untested_jaxlib_warns_and_does_without(monkeypatch: pytest.MonkeyPatch, fresh_availability: None) -> None:
+    monkeypatch.setenv(onednn.ENVIRONMENT_VARIABLE, "1")
     monkeypatch.setattr(jaxlib, "__version__", "9.9.9")
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
     with pytest.warns(UserWarning, match="LBDT_JAX_ONEDNN is set .* this is jaxlib 9.9.9"):
@@ -144,8 +115,8 @@ def test_an_unknown_jaxlib_is_told_and_left_alone(monkeypatch: pytest.MonkeyPatc
     assert "__onednn$" not in program.as_text()
 
 
-def test_bfloat16_without_avx512_is_told_and_left_to_xla(
-    monkeypatch: pytest.MonkeyPatch, known_anew: None, asked_for: None
+def test_bfloat16_without_avx512_warns_and_does_without(
+    monkeypatch: pytest.MonkeyPatch, fresh_availability: None, onednn_enabled: None
 ) -> None:
     # oneDNN would end the process there, as seen on an AMD EPYC of 2021.
     monkeypatch.setattr(onednn, "processor_flags", lambda: {"avx2", "avx512f"})
@@ -159,9 +130,9 @@ def test_bfloat16_without_avx512_is_told_and_left_to_xla(
         assert "__onednn$" not in program("bfloat16")
     onednn.available.cache_clear()
     monkeypatch.setattr(onednn, "processor_flags", lambda: {"avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
-    assert "__onednn$" in program("bfloat16")  # compiled nowhere
+    assert "__onednn$" in program("bfloat16")  # not compiled
 
 
-def test_float64_is_left_to_xla(asked_for: None, float64: None) -> None:
+def test_float64_is_left_to_xla(onednn_enabled: None, float64: None) -> None:
     x, kernel = jnp.ones((1, 8, 8, 4), "float64"), jnp.ones((3, 3, 4, 4), "float64")
     assert "__onednn$" not in jax.jit(value_and_gradients(convolve, 1, "SAME")).lower(x, kernel).as_text()

@@ -18,7 +18,8 @@ from input_pipeline.batch import MODEL_FIELDS
 from lbdt_jax.inference.explain import STREAMS, BridgeAttention, ChannelGates, Explanation, explain
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.step import make_model
-from lbdt_jax.visualization import render
+from lbdt_jax.visualization.attention import attention_sheet
+from lbdt_jax.visualization.contact_sheet import Example, contact_sheet
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -92,8 +93,8 @@ def test_network_without_bridges_and_gates_has_no_maps() -> None:
     explanation = explain(model.clone(transfer_layers=0, channel_gates=False), variables, **model_inputs())
     assert explanation.logits.shape == (64, 64)
     assert (explanation.bridges, explanation.gates) == ((), {})
-    alone = render.attention_sheet(example(), ["circle"], explanation, "Attention")
-    assert alone.size == render.contact_sheet([example()], "Attention").size
+    alone = attention_sheet(example(), ["circle"], explanation, "Attention")
+    assert alone.size == contact_sheet([example()], "Attention").size
 
 
 # -- drawing
@@ -113,20 +114,20 @@ def made_up(layers: int, words: int, size: tuple[int, int] = (64, 96)) -> Explan
     return Explanation(np.zeros(size), tuple(bridges), gates)
 
 
-def example(height: int = 64, width: int = 96, **changes: Any) -> render.Example:
+def example(height: int = 64, width: int = 96, **changes: Any) -> Example:
     frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     nothing = np.zeros((height, width), bool)
     values = {"mask": nothing, "prediction": nothing, "sentence": "the circle", "iou": 0.5, "name": "clip/7/1"}
-    return render.Example(frames[0], frames[1], **(values | changes))
+    return Example(frames[0], frames[1], **(values | changes))
 
 
 def sheet(explanation: Explanation, tokens: list[str], **changes: Any) -> np.ndarray:
-    return np.asarray(render.attention_sheet(example(**changes), tokens, explanation, "Attention")).astype(int)
+    return np.asarray(attention_sheet(example(**changes), tokens, explanation, "Attention")).astype(int)
 
 
 def test_the_sheet_grows_with_layers_and_words() -> None:
     one, four = sheet(made_up(1, 25), ["word"] * 3), sheet(made_up(4, 25), ["word"] * 3)
-    with_example = render.contact_sheet([example()], "Attention").height
+    with_example = contact_sheet([example()], "Attention").height
     assert one.shape[1] == four.shape[1] == 1132
     without = sheet(Explanation(np.zeros((64, 96)), (), made_up(1, 1).gates), ["word"]).shape[0]
     assert without > with_example

@@ -1,4 +1,4 @@
-"""Ref-DAVIS17's scores equal those of the public davis2017 evaluation; simple cases come out as counted by hand."""
+"""Ref-DAVIS17's scores equal those of the public davis2017 evaluation; simple cases equal scores computed by hand."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from weights_rule import stream
 
 from lbdt_jax.metrics import MatchedScores, boundary_accuracy, merge_objects, region_similarity
 
-# What the public code gives for the videos below: J and F of each object, and their means over all objects.
+# Results of the public code for the videos below: J and F of each object, and their means over all objects.
 EXPECTED = json.loads((GOLDEN / "davis.json").read_text())
 
 
 class Rule(NamedTuple):
-    """How a video is made. A label moves on a straight line; it is there from its first frame to its last one.
+    """How a video is generated. Every label moves on a straight line, from its first frame to its last one.
 
-    objects: true label -> (first, last frame) in which it is there.
+    objects: true label -> (first, last frame).
     proposals: predicted label -> (the true label that it follows, 0 for none; first, last frame).
-    void: share of the pixels of a true object's surroundings that are void.
+    void: share of the pixels around a true object that are void.
     """
 
     size: tuple[int, int]
@@ -54,7 +54,7 @@ VIDEOS = {
 
 
 def fabricate(video: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(predicted labels, true labels) of each frame, (h, w) uint8; the same on every machine."""
+    """(predicted labels, true labels) of each frame, (h, w) uint8; equal on every machine."""
     rule, rng = VIDEOS[video], stream(video, 0)
     paths = {label: rng.random((2, 3)) for label in rule.objects}  # (start, end) x (y, x, size)
     guesses = {}
@@ -72,7 +72,7 @@ def fabricate(video: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 labels[_ellipse(rule, guesses[label], frame)] = label
         if rule.void > 0.5:
             truth[rng.random(rule.size) < rule.void] = 255
-            labels[truth == 255] = 3  # nowhere else, and a proposal all the same
+            labels[truth == 255] = 3  # only in void pixels, but still a proposal
         yield labels, truth
 
 
@@ -95,7 +95,7 @@ def test_each_video_equals_the_public_code(video):
             of_frames(*frames)
 
 
-def test_all_videos_equal_the_public_code_whatever_the_order():
+def test_all_videos_equal_the_public_code_in_any_order():
     parts = [MatchedScores() for _ in range(3)]
     for video in VIDEOS:
         for index, (labels, truth) in reversed(list(enumerate(fabricate(video)))):
@@ -103,7 +103,7 @@ def test_all_videos_equal_the_public_code_whatever_the_order():
     merged = parts[2].merge(pickle.loads(pickle.dumps(parts[0]))).merge(parts[1])
     assert merged.compute() == pytest.approx(EXPECTED["all"], abs=1e-9)
     assert merged.compute() == MatchedScores().merge(merged).compute()
-    assert parts[0].compute() != merged.compute()  # merging left the parts alone
+    assert parts[0].compute() != merged.compute()  # merging didn't change the parts
     assert len(pickle.dumps(merged)) < 2_000 * sum(rule.frames for rule in VIDEOS.values())
 
 
@@ -123,40 +123,40 @@ def of_frames(*frames: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
 
 def test_perfect_is_one_and_empty_is_zero():
     assert set(of_frames((BOTH, BOTH)).values()) == {1.0}
-    swapped = np.array([0, 2, 1], np.uint8)[BOTH]  # objects carry no names
+    swapped = np.array([0, 2, 1], np.uint8)[BOTH]  # predicted objects have no identity
     assert set(of_frames((swapped, BOTH), (2 * SQUARE, SQUARE)).values()) == {1.0}
     assert set(of_frames((EMPTY, BOTH)).values()) == {0.0}
 
 
-def test_counted_by_hand():
+def test_scores_computed_by_hand():
     half = BOTH.copy()
     half[10:15] = 0  # 100 of the first object's 200 pixels
     scores = of_frames((half, BOTH))
     f = boundary_accuracy(half == 1, BOTH == 1)
     assert scores == pytest.approx({"j": (0.5 + 1) / 2, "f": (f + 1) / 2, "j_and_f": (1.5 + f + 1) / 4})
-    # The first object is gone in the second frame, where its proposal is not: (1 + 0) / 2, against (1 + 1) / 2.
+    # The first object is missing in the second frame, but its proposal isn't: (1 + 0) / 2; the other: (1 + 1) / 2.
     assert of_frames((BOTH, BOTH), (BOTH, np.where(BOTH == 2, 2, 0)))["j"] == (0.5 + 1) / 2
-    # All of the second object is missed, in one frame of two.
+    # The second object is missed in one frame of two.
     assert of_frames((BOTH, BOTH), (SQUARE, BOTH))["j"] == (1 + 0.5) / 2
 
 
-def test_the_matching_is_for_the_whole_video():
-    """One proposal follows each object in one frame: it is matched with that which it follows better."""
-    there = np.where(BOTH == 2, 1, 0).astype(np.uint8)
-    assert of_frames((SQUARE, BOTH), (SQUARE, BOTH), (there, BOTH))["j"] == pytest.approx((2 / 3 + 0) / 2)
+def test_objects_are_matched_over_the_whole_video():
+    """A proposal covers one object in two frames and the other in one: it is matched to the first."""
+    second = np.where(BOTH == 2, 1, 0).astype(np.uint8)
+    assert of_frames((SQUARE, BOTH), (SQUARE, BOTH), (second, BOTH))["j"] == pytest.approx((2 / 3 + 0) / 2)
 
 
-def test_void_pixels_count_for_nobody():
+def test_void_pixels_are_ignored():
     truth = np.where(BOTH == 2, 255, BOTH).astype(np.uint8)
     assert set(of_frames((BOTH, truth)).values()) == {1.0}
     assert set(of_frames((np.where(truth == 255, 1, truth).astype(np.uint8), truth)).values()) == {1.0}
 
 
-def test_objects_that_appear_after_the_first_frame_do_not_count():
+def test_objects_that_appear_after_the_first_frame_are_ignored():
     assert set(of_frames((SQUARE, SQUARE), (SQUARE, BOTH)).values()) == {1.0}
 
 
-def test_broken_input_is_refused():
+def test_invalid_input_raises():
     scores = MatchedScores()
     with pytest.raises(ValueError, match="no object"):
         scores.compute()

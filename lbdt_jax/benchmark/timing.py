@@ -1,0 +1,125 @@
+"""How programs are timed, and how their operations and memory are counted.
+
+Floating-point operations are counted by the compiler's cost analysis of the program before optimisation, so the count
+is the same on every device. (After optimisation the analysis misses cuBLAS calls on GPUs: jax issue 22249.) The LSTM's
+loop over words is counted as one word: an error below one part in a thousand.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from input_pipeline.workers import cores
+from lbdt_jax.parallel import DATA_AXIS
+
+#: How long each row is timed after warming up, in seconds, and the least number of timings, of at least 0.1 s each.
+SECONDS, MIN_TIMINGS = 3.0, 5
+
+Row = dict[str, Any]
+
+
+def shard(function: Callable[..., Any], mesh: Mesh, specs: tuple[PartitionSpec, ...]) -> Any:
+    """The jitted function with arguments and result divided among the devices, as in make_train_step."""
+    sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(DATA_AXIS), check_vma=False)
+    return jax.jit(sharded)
+
+
+def compile_program(function: Any, arguments: tuple[Any, ...], mesh: Mesh) -> tuple[jax.stages.Compiled, Row]:
+    """Compiles a jitted function ahead of time.
+
+    Returns:
+      The program, and {"compile_seconds", tracing included; "flop" of one call, on all devices together;
+      "memory_bytes" that each device needs for arguments, results and temporaries}.
+    """
+    start = time.monotonic()
+    traced = function.trace(*arguments)
+    compiled = traced.lower().compile()
+    seconds = time.monotonic() - start
+    # Counted in the accelerators' form: the CPU sums some products in a loop, which counts as one iteration.
+    lowered = traced.lower(lowering_platforms=("cuda",))
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return compiled, {
+        "compile_seconds": seconds,
+        "flop": lowered.cost_analysis()["flops"] * mesh.size,  # the analysis is of one device
+        "memory_bytes": needed - memory.alias_size_in_bytes,
+    }
+
+
+def measure_program(run: Callable[[], Any], row: Row, samples: int) -> Row:
+    """Adds what `measure` returns to a row of `compile_program`, and "tflops_per_second" of all devices together."""
+    row = row | measure(run, samples)
+    return row | {"tflops_per_second": row["flop"] / row["seconds"]["median"] / 1e12}
+
+
+def measure(run: Callable[[], Any], samples: int) -> Row:
+    """Times calls that process so many samples each, after two warm-up calls.
+
+    Short calls are timed in groups that are only synchronized at the end, as in training.
+
+    Returns:
+      {"samples_per_second", "seconds": {"median", "lower_quartile", "upper_quartile", "timings", their number}}.
+    """
+
+    def time_calls(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = run()
+        jax.block_until_ready(result)
+        return (time.perf_counter() - start) / calls
+
+    time_calls(1)
+    calls = max(1, round(0.1 / time_calls(1)))
+    end = time.perf_counter() + SECONDS
+    timings: list[float] = []
+    while len(timings) < MIN_TIMINGS or time.perf_counter() < end:
+        timings.append(time_calls(calls))
+    lower, median, upper = (float(quartile) for quartile in np.quantile(timings, (0.25, 0.5, 0.75)))
+    seconds = {"median": median, "lower_quartile": lower, "upper_quartile": upper, "timings": len(timings)}
+    return {"samples_per_second": samples / median, "seconds": seconds}
+
+
+def matrix_ceiling(mesh: Mesh, dtype: str) -> float:
+    """TFLOP/s of square matrix products in `dtype` on all devices together: the best of several sizes.
+
+    Sizes double until a product takes more than 50 ms. float32 has JAX's default precision, as in the model: on NVIDIA
+    GPUs it is TensorFloat-32.
+    """
+    best, sharded = 0.0, PartitionSpec(DATA_AXIS)
+    matmul = shard(jnp.matmul, mesh, (sharded, sharded))
+    for size in (1024, 2048, 4096, 8192):
+        matrix = np.random.default_rng(0).standard_normal((1, size, size), np.float32).astype(dtype)
+        matrices = shard_batch({"matrix": np.repeat(matrix, len(mesh.local_devices), axis=0)}, mesh)["matrix"]
+        program, row = compile_program(matmul, (matrices, matrices), mesh)
+        row = measure_program(functools.partial(program, matrices, matrices), row, 1)
+        best = max(best, row["tflops_per_second"])
+        if row["seconds"]["median"] > 0.05:
+            break
+    return best
+
+
+def peak_bytes(mesh: Mesh) -> int | None:
+    """The most memory that a device has had in use since the start; None if the platform doesn't report it."""
+    statistics = [device.memory_stats() for device in mesh.local_devices]
+    return max(device["peak_bytes_in_use"] for device in statistics) if all(statistics) else None
+
+
+def describe_device(mesh: Mesh) -> Row:
+    """{"kind", "platform", "count"} of the mesh's devices, and the host's "processor" and "cores"."""
+    device = mesh.devices.flat[0]
+    return {
+        "kind": device.device_kind,
+        "platform": device.platform,
+        "count": mesh.size,
+        "processor": platform.processor() or platform.machine(),
+        "cores": cores(),
+    }

@@ -1,0 +1,121 @@
+"""Operations of the network that need another form on some platform to be fast.
+
+Each has a plain form, which every platform can run, and one in `lbdt_jax/cpu`. The platform that a program is compiled
+for selects the form, so exported programs run everywhere. The forms differ in rounding only, and those of
+`dropout_mask` in the random bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lbdt_jax import cpu
+from lbdt_jax.cpu import onednn
+from lbdt_jax.cpu.convolution import DIMENSION_NUMBERS
+from lbdt_jax.cpu.onednn import Padding, Strides
+
+
+def convolve(x: Array, kernel: Array, strides: Strides, padding: Any, **options: Any) -> Array:
+    """`jax.lax.conv_general_dilated` in the layout NHWC, for flax's `Conv(conv_general_dilated=...)`.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (h, w, C, D).
+      strides: along H and W.
+      padding: ((top, bottom), (left, right)), or the name of one in jax.lax, such as "SAME".
+      **options: of `jax.lax.conv_general_dilated`; dilated and grouped convolutions have the plain form only.
+
+    Returns:
+      (B, H', W', D).
+    """
+    if any(
+        options.get(name) not in (None, 1, (1, 1))
+        for name in ("lhs_dilation", "rhs_dilation", "feature_group_count", "batch_group_count")
+    ):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    (top, bottom), (left, right) = padding
+    return _convolve(x, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)), options.get("precision"))
+
+
+# Its gradient also selects the form: differentiating through the selection would take longer to trace.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(x: Array, kernel: Array, strides: Strides, padding: Padding, precision: Any) -> Array:
+    settings = {"strides": strides, "padding": padding, "precision": precision}
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(cpu.convolve, **settings),
+        default=functools.partial(_plain_convolve, **settings),
+    )
+
+
+def _forward(
+    x: Array, kernel: Array, strides: Strides, padding: Padding, precision: Any
+) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel, strides, padding, precision), (x, kernel)
+
+
+def _backward(
+    strides: Strides, padding: Padding, precision: Any, residuals: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
+    settings = {"strides": strides, "padding": padding, "precision": precision}
+
+    def plain_gradients(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        (x_grad,) = jax.linear_transpose(lambda x: _plain_convolve(x, kernel, **settings), x)(grad)
+        (kernel_grad,) = jax.linear_transpose(lambda kernel: _plain_convolve(x, kernel, **settings), kernel)(grad)
+        return x_grad, kernel_grad
+
+    on_cpu = functools.partial(cpu.convolve_gradients, **settings)
+    return jax.lax.platform_dependent(*residuals, grad, cpu=on_cpu, default=plain_gradients)
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _plain_convolve(x: Array, kernel: Array, strides: Strides, padding: Padding, precision: Any) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=DIMENSION_NUMBERS, precision=precision
+    )
+
+
+def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **options: Any) -> Array:
+    """`jax.lax.dot_general` of x (..., C) and kernel (C, D) -> (..., D), for flax's `Dense(dot_general=...)`."""
+
+    def plain(x: Array, kernel: Array) -> Array:
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision, **options)
+
+    if not onednn.supports(x, kernel):
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu.matmul, default=plain)
+
+
+def max_pool(x: Array) -> Array:
+    """The maximum of 3x3 windows at stride 2, padded by one: (B, H, W, C) -> (B, H / 2, W / 2, C), H and W even.
+
+    Of equal values, the first in reading order gets the gradient, as in torch.
+    """
+    plain = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return jax.lax.platform_dependent(x, cpu=cpu.max_pool, default=plain)
+
+
+def dropout_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
+    """Booleans of a shape, True (keep) with probability 1 - `rate`; `rate` is a multiple of 1 / 2**16."""
+    return jax.lax.platform_dependent(
+        key,
+        cpu=lambda key: cpu.dropout_mask(key, rate, shape),
+        default=lambda key: jax.random.bernoulli(key, 1 - rate, shape),
+    )
+
+
+def per_head_matmul(x: Array, kernel: Array) -> Array:
+    """Multiplies each head by its own matrix: x (..., N, heads, c), kernel (heads, c, C) -> (..., heads, N, C)."""
+    plain = functools.partial(jnp.einsum, "...nhc,hcd->...hnd")
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu.per_head_matmul, default=plain)

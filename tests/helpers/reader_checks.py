@@ -1,0 +1,36 @@
+"""What the tests of several data set readers have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from fake_video_folders import walking_mask
+from PIL import Image
+
+from input_pipeline.types import FramePair, Reader, Skipped
+
+
+def read_all(reader: Reader, video: str) -> tuple[list[FramePair], list[Skipped]]:
+    """The frame pairs of a video, and what was left out."""
+    items = list(reader.read(video))
+    pairs = [item for item in items if isinstance(item, FramePair)]
+    return pairs, [item for item in items if isinstance(item, Skipped)]
+
+
+def check_pair(frames: Path, pair: FramePair, earlier: int) -> None:
+    """Checks the images and masks of a frame pair of `fake_video_folders`.
+
+    Args:
+      frames: the data set's folder of frames.
+      pair: the frame pair.
+      earlier: index of the expected earlier frame.
+    """
+    for index, image in ((pair.frame_index, pair.frame), (earlier, pair.earlier_frame)):
+        expected = Image.open(frames / pair.video / f"{index:05d}.jpg").convert("RGB")
+        np.testing.assert_array_equal(image, np.asarray(expected))
+    assert {sentence.instance for sentence in pair.sentences} - {None} == pair.masks.keys()
+    for instance, mask in pair.masks.items():
+        assert mask.dtype == bool
+        if mask.any():
+            np.testing.assert_array_equal(mask, walking_mask(instance, pair.frame_index))

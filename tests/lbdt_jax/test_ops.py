@@ -1,0 +1,74 @@
+"""Each operation's CPU form equals its plain form, and other platforms get the plain form (lbdt_jax/ops.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from paths import ROOT
+
+from lbdt_jax import cpu, ops
+from lbdt_jax.cpu.convolution import DIMENSION_NUMBERS
+
+
+def plain_max_pool(x: jax.Array) -> jax.Array:
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_max_pool_and_its_gradient_at_ties(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 3, (2, 6, 8, 5)), dtype)  # few different values: most windows have ties
+    grad = jnp.asarray(rng.integers(1, 9, (2, 3, 4, 5)), dtype)
+    for form in (cpu.max_pool, jax.jit(ops.max_pool)):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            *((y, vjp(grad)) for y, vjp in (jax.vjp(form, x), jax.vjp(plain_max_pool, x))),
+        )
+
+
+def test_per_head_matmul() -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((2, 3, 5, 4, 6), np.float32), rng.standard_normal((4, 6, 7), np.float32)
+    expected = np.einsum("abnhc,hcd->abhnd", x, kernel)
+    np.testing.assert_allclose(jax.jit(ops.per_head_matmul)(x, kernel), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.25, 6554 / 2**16])
+def test_dropout_mask_keeps_the_right_share(rate: float) -> None:
+    key, shape = jax.random.key(0, impl="rbg"), (333, 301)  # odd: 16-bit numbers are drawn in pairs
+    for keep in (ops.dropout_mask(key, rate, shape), jax.random.bernoulli(key, 1 - rate, shape)):
+        assert keep.shape == shape and keep.dtype == bool
+        assert abs(float(keep.mean()) - (1 - rate)) < 0.005
+
+
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return ops.convolve(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSION_NUMBERS)
+
+
+OPERATIONS: list[tuple[Callable[..., jax.Array], tuple[tuple[int, ...], ...], str]] = [
+    (convolve, ((2, 4, 4, 3), (1, 1, 3, 5)), "stablehlo.convolution"),
+    (ops.max_pool, ((2, 4, 4, 3),), "stablehlo.reduce_window"),
+    (ops.per_head_matmul, ((2, 5, 4, 3), (4, 3, 7)), r"stablehlo.dot_general.*batching_dims"),
+]
+
+
+@pytest.mark.parametrize(("operation", "shapes", "plain"), OPERATIONS)
+def test_other_platforms_get_the_plain_form(
+    operation: Callable[..., jax.Array], shapes: tuple[tuple[int, ...], ...], plain: str
+) -> None:
+    traced = jax.jit(operation).trace(*(jnp.ones(shape) for shape in shapes))
+    for platform in ("cpu", "cuda", "tpu"):
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert bool(re.search(plain, program)) == (platform != "cpu")
+
+
+def test_the_model_does_not_name_a_processor() -> None:
+    files = sorted((ROOT / "lbdt_jax" / "models").glob("*.py"))
+    assert len(files) > 5
+    assert not [path.name for path in files if re.search("cpu|onednn|xla", path.read_text(), re.IGNORECASE)]
