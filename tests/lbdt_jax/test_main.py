@@ -175,10 +175,10 @@ def test_sigterm_saves_the_current_step_and_the_clock_saves_too(
 
 def test_training_compiles_every_program_once(trained: tuple[Path, Counter[str]]) -> None:
     # Four steps, and pictures twice.
-    assert {name: trained[1][f"jit({name})"] for name in ("step_on_device", "encode", "answer")} == {
+    assert {name: trained[1][f"jit({name})"] for name in ("step_on_device", "encode", "segment")} == {
         "step_on_device": 1,
         "encode": 1,
-        "answer": 1,
+        "segment": 1,
     }
 
 
@@ -186,7 +186,7 @@ def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, 
     with compilations() as compiled:
         result = evaluate(load_checkpoint(workdir), config, workdir)
     # Eight sentences for every frame, three at a time: the last batch is padded.
-    assert compiled["jit(encode)"] == compiled["jit(answer)"] == 1
+    assert compiled["jit(encode)"] == compiled["jit(segment)"] == 1
     saved = json.loads((workdir / "evaluation" / "moving_shapes-test.json").read_text())
     assert saved == result
     assert (saved["dataset"], saved["split"], saved["checkpoint_step"]) == ("moving_shapes", "test", 4)
