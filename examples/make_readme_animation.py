@@ -19,6 +19,7 @@ FRAME_MS, LAST_FRAME_MS = 150, 900  # milliseconds
 
 
 def main(path: str) -> None:
+    """Writes the animation to `path`, a .gif."""
     clip = [Image.fromarray(frame) for frame in make_scene(0, "test", SCENE).frames]
     frames = np.stack([frame.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for frame in clip])
     masks, _ = lbdt_jax.load().segment(frames, SENTENCES)

@@ -275,7 +275,7 @@ class Segmenter:
         if new and self._word_vectors:
             encoder = extend(encoder, self._word_vectors, new)
         elif new:
-            # The word vectors of the training may not be on this machine: then the checkpoint's own words must do.
+            # The training's word vectors may not be on this machine; the checkpoint's own suffice for most sentences.
             with contextlib.suppress(UserError):
                 encoder = extend(encoder, self.checkpoint.config.word_vectors, new)
         self._looked_up |= new
