@@ -107,7 +107,7 @@ class CheckpointWriter:
         # The default writes every array in one piece per device: too slow for hundreds of small arrays.
         context.array.saving.use_replica_parallel = False
         folder = self._folder(step)
-        with context, _save_errors(folder):
+        with context, _as_checkpoint_error(folder):
             response = self._checkpointer.save_checkpointables_async(
                 step,
                 {
@@ -120,7 +120,7 @@ class CheckpointWriter:
             )
 
         def finish() -> None:
-            with _save_errors(folder):
+            with _as_checkpoint_error(folder):
                 response.result()
                 if is_first_process():
                     write_checksums(folder)
@@ -168,13 +168,13 @@ class CheckpointWriter:
 
 
 @contextlib.contextmanager
-def _save_errors(folder: Path) -> Iterator[None]:
-    """Turns any error of a save into a CheckpointError."""
+def _as_checkpoint_error(folder: Path) -> Iterator[None]:
+    """Turns every error of a save into a CheckpointError."""
     try:
         yield
     except Exception as error:  # orbax passes on whatever its storage layers raise
         raise CheckpointError(
-            f"The checkpoint {folder} could not be written: {_first_line(error)}\n"
+            f"The checkpoint {folder} could not be written: {_root_cause(error)}\n"
             "Earlier checkpoints are intact. Once there is space, the same command resumes from the newest of them."
         ) from error
 
@@ -337,7 +337,7 @@ def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}: expected shape {shape}, found {stored.get(name, 'nothing')}")
         return ocp.load_checkpointables(folder, abstract)
     except Exception as error:  # orbax passes on whatever its storage layers raise
-        raise CheckpointError(_broken_message(folder, _first_line(error))) from error
+        raise CheckpointError(_broken_message(folder, _root_cause(error))) from error
 
 
 def _verify_checksums(folder: Path, ignore: str | None = None) -> None:
@@ -355,8 +355,8 @@ def _broken_message(folder: Path, reason: str) -> str:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    """Type and first line of the error's root cause."""
+def _root_cause(error: BaseException) -> str:
+    """Type and first line of the exception that caused an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -67,8 +67,8 @@ def measure(run: Callable[[], Any], samples: int) -> Row:
     Short calls are timed in groups that are only synchronized at the end, as in training.
 
     Returns:
-      {"samples_per_second", "seconds": {"median", "lower_quartile", "upper_quartile", "timings"}}, the last
-      one the number of timings.
+      {"samples_per_second", "seconds": {"median", "lower_quartile", "upper_quartile", "timings"}}, where
+      "timings" is the number of timings.
     """
 
     def time_calls(calls: int) -> float:
