@@ -105,7 +105,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
 
 
 def with_checkpoint_fields(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
-    """A copy of the configuration with the checkpoint's network and preprocessing; its dtype stays.
+    """A copy of `config` with the checkpoint's network and preprocessing, but the dtype of `config`.
 
     Raises:
       UserError: config.published has the scores of another network.

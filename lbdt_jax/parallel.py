@@ -59,7 +59,7 @@ def initialize_distributed() -> None:
                 + "."
             )
         process_count, process_index = map(int, numbers)
-        # The variables say everything, so a surrounding cluster is ignored.
+        # The variables are complete, so a surrounding cluster manager is ignored.
         jax.distributed.initialize(address, process_count, process_index, cluster_detection_method="deactivate")
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         jax.distributed.initialize()

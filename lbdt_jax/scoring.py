@@ -100,7 +100,7 @@ class Scorer:
         return results
 
     def state(self) -> ScorerState:
-        """The scores so far, for `merge`: can be pickled."""
+        """The scores so far, for `merge`; they can be pickled."""
         return self.unscored, dict(self._scores)
 
     def merge(self, states: Sequence[ScorerState]) -> None:

@@ -165,8 +165,8 @@ class Segmenter:
             examples = ", ".join(vocabulary[:: max(1, len(vocabulary) // 8)][:8])
             message += (
                 f" Its checkpoint has vectors of {len(vocabulary)} words ({examples} ...); other words are looked up "
-                f"in the word vectors of its training, {self._word_vectors or self.checkpoint.config.word_vectors}: "
-                "--word_vectors says where they are."
+                f"in the word vectors of its training, {self._word_vectors or self.checkpoint.config.word_vectors}; "
+                "--word_vectors gives another location."
             )
         return message
 

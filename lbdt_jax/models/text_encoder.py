@@ -88,7 +88,7 @@ class TransformerTextEncoder(nn.Module):
         """Word features (B, N, width), zero at padding, and their sum over N, the sentence (B, width).
 
         Args:
-          words: (B, N) int32 token ids; or (B, N, D) floats, the transformer's last hidden states computed beforehand.
+          words: (B, N) int32 token ids; or (B, N, D) floats, the transformer's precomputed last hidden states.
           word_mask: (B, N) bool, True for a token.
           train: whether dropout is active.
         """
