@@ -115,7 +115,7 @@ def test_unknown_words_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = with_config(tiny_checkpoint(), word_vectors="no/such/file")
     segmenter = Segmenter(checkpoint)
     assert segmenter.unknown_words(["the purple dog"]) == ["purple"]
-    with pytest.raises(UserError, match="knows no word of sentence 2, '一只狗'.*no/such/file: --word_vectors"):
+    with pytest.raises(UserError, match="knows no word of sentence 2, '一只狗'.*no/such/file; --word_vectors"):
         segmenter.encode(["the dog", "一只狗"])
     with pytest.raises(UserError, match="no/such/other: no such file"):
         Segmenter(checkpoint, "no/such/other").encode(["the purple dog"])
