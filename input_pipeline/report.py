@@ -1,4 +1,4 @@
-"""The report on a data set's records: where they lie and what was found when they were made. Needs no TensorFlow."""
+"""The report on a dataset's records: where they lie and what was found when they were made. Needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class ShardSummary(TypedDict):
 
 
 def records_dir(data_dir: str | Path, dataset: str) -> Path:
-    """Returns the folder of a data set's records."""
+    """Returns the folder of a dataset's records."""
     return Path(data_dir) / dataset / VERSION
 
 
 def records_exist(data_dir: str | Path, dataset: str) -> bool:
-    """Returns whether a data set has complete records."""
+    """Returns whether a dataset has complete records."""
     return (records_dir(data_dir, dataset) / "dataset_info.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""The scripts in launch/: rows of the paper's tables on a made-up data set, and the commands for other machines."""
+"""The scripts in launch/: rows of the paper's tables on a made-up dataset, and the commands for other machines."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_both_tables_from_one_released_checkpoint(tmp_path: Path) -> None:
     words = ["the", "man", "in", "red", "cat", "is", "jumping", "black", "a", "woman", "running", "clapping"]
     (tmp_path / "data" / "glove.840B.300d.txt").write_text("".join(f"{word} {numbers}\n" for word in words))
 
-    # Small batches: the miniature data set has only a few frames.
+    # Small batches: the miniature dataset has only a few frames.
     small_batches = (
         "--config.evaluation_frames=1",
         "--config.evaluation_sentences=1",

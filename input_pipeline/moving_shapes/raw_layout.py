@@ -34,7 +34,7 @@ _Lines = tuple[str, list[str], list[str]]
 
 
 def write_raw(raw: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES, workers: int | None = None) -> None:
-    """Generates the data set in the folder `raw`, unless it exists already.
+    """Generates the dataset in the folder `raw`, unless it exists already.
 
     Everything is written to a sibling folder that is renamed at the end, so that an interrupted run leaves nothing that
     looks complete. The files do not depend on the number of workers.

@@ -59,7 +59,7 @@ def make_scene(seed: int, split: str, number: int) -> Scene:
     """Makes one scene. It depends on the arguments alone, and no two scenes share their random numbers.
 
     Args:
-      seed: of the data set.
+      seed: of the dataset.
       split: one of SPLITS. The sentences of "unseen_words" and "unseen_wordings" come in pairs, see
         `wording.make_word_pairs` and `wording.make_wording_pairs`.
       number: index of the scene in its split.

@@ -44,7 +44,7 @@ INSTANCES = "text_annotations/a2d_annotation_with_instances"
 
 HOW_TO_GET = f"""\
 A2D-Sentences comes from two sources, which belong in one folder:
-  {VIDEOSET}, {CLIPS}/       from the A2D data set, https://web.eecs.umich.edu/~jjcorso/r/a2d/
+  {VIDEOSET}, {CLIPS}/       from the A2D dataset, https://web.eecs.umich.edu/~jjcorso/r/a2d/
   {SENTENCES}, {INSTANCES}/
                                             from https://kgavrilyuk.github.io/publication/actor_action/
 Unpack both into DIR and run
@@ -80,7 +80,7 @@ class A2DSentences:
 
     #: Split -> its value in the last column of videoset.csv.
     SUBSETS: ClassVar[dict[str, str]] = {"train": "0", "test": "1"}
-    #: Counts of the full data set.
+    #: Counts of the full dataset.
     FULL_COUNTS: ClassVar[dict[str, int]] = {
         "videos": 3782,
         "clips": 3782,

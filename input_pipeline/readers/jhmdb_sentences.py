@@ -86,7 +86,7 @@ class JHMDBSentences:
     raw: Path
     interval: int = 5
 
-    #: Counts of the full data set.
+    #: Counts of the full dataset.
     FULL_COUNTS: ClassVar[dict[str, int]] = {"videos": 928, "mask files": 928, "sentences": 928, "listed samples": 2784}
 
     def splits(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ from input_pipeline.types import FramePair, Sentence, Skipped
 
 
 def is_lbdt_layout(raw: Path) -> bool:
-    """Whether a folder holds a data set in this layout, rather than as its source publishes it."""
+    """Whether a folder holds a dataset in this layout, rather than as its source publishes it."""
     return any((raw / file).is_file() for file in ("train.txt", "val.txt"))
 
 
@@ -69,10 +69,10 @@ class Annotations:
 
 @dataclasses.dataclass(frozen=True)
 class LBDTLayout:
-    """What the three data sets have in common; the methods are those of `input_pipeline.types.Reader`.
+    """What the three datasets have in common; the methods are those of `input_pipeline.types.Reader`.
 
     Attributes:
-      raw: folder of one data set in this layout.
+      raw: folder of one dataset in this layout.
       interval: frames from the earlier frame to the frame.
     """
 
@@ -87,7 +87,7 @@ class LBDTLayout:
     FOLDERS: ClassVar[dict[str, tuple[str, str]]]
     #: Suffix of the frame files.
     SUFFIX: ClassVar[str] = ".jpg"
-    #: Counts of the full data set.
+    #: Counts of the full dataset.
     FULL_COUNTS: ClassVar[dict[str, int]]
 
     def splits(self) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ class LBDTLayout:
         return int(object_id) if re.fullmatch(r"[0-9]{1,9}", object_id) else None
 
     def name_expressions(self, rows: list[Row]) -> tuple[Row, ...]:
-        """The rows of a video, with the ids of their expressions if the data set has such ids."""
+        """The rows of a video, with the ids of their expressions if the dataset has such ids."""
         return tuple(rows)
 
     def find_earlier(self, frame_index: int, available: Collection[int]) -> tuple[int, str]:

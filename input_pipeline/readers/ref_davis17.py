@@ -86,7 +86,7 @@ class RefDAVIS17:
     raw: Path
     interval: int = 2
 
-    #: Counts of the full data set: the videos of each split.
+    #: Counts of the full dataset: the videos of each split.
     FULL_COUNTS: ClassVar[dict[str, int]] = {"train": 60, "val": 30}
 
     def splits(self) -> tuple[str, ...]:

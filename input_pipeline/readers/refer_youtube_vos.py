@@ -71,7 +71,7 @@ class ReferYouTubeVOS:
     raw: Path
     interval: int = 5
 
-    #: Counts of the full data set: (videos, sentences) of each split.
+    #: Counts of the full dataset: (videos, sentences) of each split.
     FULL_COUNTS: ClassVar[dict[str, tuple[int, int | None]]] = {"train": (3471, 12913), "valid": (202, None)}
 
     def splits(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Word vectors for the words of a data set: GloVe from its text file or an installed package, or random vectors.
+"""Word vectors for the words of a dataset: GloVe from its text file or an installed package, or random vectors.
 
 GloVe: Pennington et al., "GloVe: Global Vectors for Word Representation", EMNLP 2014,
 https://nlp.stanford.edu/projects/glove/. The published LBDT uses glove.840B.300d.txt (5.6 GB, 2.2 million tokens).

@@ -1,4 +1,4 @@
-"""Writes small made-up data sets in their raw layouts, with every oddity of the real ones and nothing broken."""
+"""Writes small made-up datasets in their raw layouts, with every oddity of the real ones and nothing broken."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def write_jhmdb(raw: Path) -> Path:
 
 
 def write_lbdt_layout(folder: Path) -> Path:
-    """Writes the three data sets in LBDT's own layout, in the folders `a2d`, `jhmdb` and `ytvos`.
+    """Writes the three datasets in LBDT's own layout, in the folders `a2d`, `jhmdb` and `ytvos`.
 
     a2d: frames 1 to 12 of `walker` with masks in 2 and 9, and frames 4 and 5 of `Cat_-1` with masks in 5. jhmdb: the
     videos of `write_jhmdb`. ytvos: every 5th frame of `penguin` and `man`, in which objects 1 and 2 are boxes.

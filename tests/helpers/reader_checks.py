@@ -1,4 +1,4 @@
-"""What the tests of several data set readers have in common."""
+"""What the tests of several dataset readers have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_pair(frames: Path, pair: FramePair, earlier: int) -> None:
     """Checks the images and masks of a frame pair of `fake_video_folders`.
 
     Args:
-      frames: the data set's folder of frames.
+      frames: the dataset's folder of frames.
       pair: the frame pair.
       earlier: index of the expected earlier frame.
     """

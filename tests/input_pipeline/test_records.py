@@ -83,7 +83,7 @@ def test_report_and_printed_summary(raw: Path, tmp_path: Path, capsys: pytest.Ca
         records_exist(tmp_path / "data", "a2d_sentences") and load_report(tmp_path / "data", "a2d_sentences") == report
     )
     printed = capsys.readouterr().out
-    assert "4 sentences of 6655 in the full data set" in printed
+    assert "4 sentences of 6655 in the full dataset" in printed
     assert "1 x the instance is not a whole number" in printed
     assert contents(raw) == before
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a2d_sentences"]
@@ -268,7 +268,7 @@ def test_error_when_the_report_is_damaged(made: tuple[Path, Path], tmp_path: Pat
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--dataset=a2d", "--raw=x"], "Unknown data set 'a2d'. Choose one of a2d_sentences"),
+        (["--dataset=a2d", "--raw=x"], "Unknown dataset 'a2d'. Choose one of a2d_sentences"),
         (["--dataset=a2d_sentences", "--raw=/does/not/exist"], "jjcorso"),
         (["--dataset=a2d_sentences", "--raw=x", "--intervall=2"], "unrecognized arguments: --intervall=2"),
         (["--dataset=a2d_sentences", "--raw=x", "--interval=0"], "at least 1 frame"),

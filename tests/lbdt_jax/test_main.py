@@ -255,7 +255,7 @@ def test_nan_stops_the_run_and_names_the_batch(
 
 
 def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDict:
-    """The configuration to evaluate the same model on another data set, with its published scores."""
+    """The configuration to evaluate the same model on another dataset, with its published scores."""
     recipe = importlib.import_module(f"configs.{name}").get_config()
     config = config.copy_and_resolve_references()
     config.update({"dataset": name, "raw": str(raw), "data_dir": str(raw.parent), "evaluation_split": split})

@@ -227,7 +227,7 @@ def test_instances_that_are_not_ids(raw: Path, instance: object, reason: str):
 
 
 def test_h5_file_that_claims_a_huge_size(raw: Path):
-    """A chunked data set takes no space for what was never written, until it is read."""
+    """A chunked dataset takes no space for what was never written, until it is read."""
     path = raw / MASKS / "runner/00016.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("instance", (10**13,), "f8", chunks=(1000,))

@@ -315,7 +315,7 @@ def test_from_raw_files_to_evaluation_examples(raw: Path, tmp_path: Path, capsys
     assert report["splits"].keys() == {"test"}
     assert report["splits"]["test"]["sentences"] == 6
     assert report["splits"]["test"]["earlier_frames"] == {"first frame": 2, "interval": 4}
-    assert "6 listed samples of 2784 in the full data set" in capsys.readouterr().out
+    assert "6 listed samples of 2784 in the full dataset" in capsys.readouterr().out
 
     word_vectors = load_word_vectors("random:8", report["tokens"])
     examples = list(evaluation_examples(config, config.evaluation_split, word_vectors))

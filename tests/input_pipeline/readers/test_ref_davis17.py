@@ -338,4 +338,4 @@ def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.Cap
     assert train["earlier_frames"] == {"index + interval": 2, "interval": 2}
     assert train["groups"] == dict.fromkeys(GROUPS, 7)
     assert (val["videos"], val["frame_pairs"], val["sentences"]) == (1, 3, 24)
-    assert "1 val videos of 30 in the full data set" in capsys.readouterr().out
+    assert "1 val videos of 30 in the full dataset" in capsys.readouterr().out

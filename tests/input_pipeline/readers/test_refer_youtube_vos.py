@@ -388,4 +388,4 @@ def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.Cap
     assert len(train["skipped"]["the instance is not in the frame"]) == 3
     assert (valid["videos"], valid["frame_pairs"], valid["sentences"]) == (1, 2, 4)
     assert valid["earlier_frames"] == {"first frame": 1, "interval": 1}
-    assert "2 train videos of 3471 in the full data set" in capsys.readouterr().out
+    assert "2 train videos of 3471 in the full dataset" in capsys.readouterr().out
