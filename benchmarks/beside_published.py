@@ -9,7 +9,7 @@ the published code as fast as PyTorch can without changes to it: autocast to bfl
 Needs requirements-torch.txt, and PyTorch for the GPU with --device=cuda.
 
 Each code runs in its own process, with the environment of this one; but the published code gets GLIBC_TUNABLES, which
-docs/performance.md recommends for this code, only with --same_environment. The two take turns: a turn is several consecutive
+the README recommends for this code, only with --same_environment. The two take turns: a turn is several consecutive
 calls, as in training and evaluation, of which the first is not counted. Printed are the median seconds of every turn,
 as wall-clock time and as CPU time of all cores, the medians over all turns, the quartiles of the ratio between
 consecutive turns, and the largest difference between the logits, or between the losses of the first step (for which
