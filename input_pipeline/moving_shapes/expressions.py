@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from input_pipeline.moving_shapes.shapes import Shape
+from input_pipeline.moving_shapes.shapes import DIRECTIONS, Shape
 
 TIERS = ("attribute", "motion", "comparison", "relation")
 
@@ -88,9 +88,7 @@ def _fits(shape: Shape, noun: Noun) -> bool:
 
 def _motions(noun: Noun, ids: list[int], directions: list[str]) -> Iterator[Expression]:
     """The motions that single out one of the shapes `ids`, which the noun fits."""
-    matches = {
-        motion: [i for i in ids if directions[i] == motion] for motion in ("left", "right", "up", "down", "still")
-    }
+    matches = {direction: [i for i in ids if directions[i] == direction] for direction in DIRECTIONS}
     matches["moving"] = [i for i in ids if directions[i] != "still"]
     for predicate, targets in matches.items():
         if len(targets) == 1:
