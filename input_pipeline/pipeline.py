@@ -1,4 +1,4 @@
-"""Records -> batches: split into groups of sentences, shuffle, take this process's part, decode, resize, batch.
+"""Records -> batches: split into groups of sentences, shuffle, batch, take this process's part, decode, resize.
 
 Images stay encoded until they are used, so the shuffle buffer holds JPEGs, and resuming skips batches without decoding
 them. All randomness derives from the seed and the epoch, so that training can resume from its step alone.

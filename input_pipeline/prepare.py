@@ -99,8 +99,8 @@ def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) 
     else:
         reader, layout = READERS[dataset](raw, interval), "raw"
     print(f"{dataset} in {raw}:")
-    for item, (found, expected) in reader.inventory().items():
-        print(f"  {found} {item}" + (f" of {expected} in the full dataset" if expected is not None else ""))
+    for item, (count, full_count) in reader.inventory().items():
+        print(f"  {count} {item}" + (f" of {full_count} in the full dataset" if full_count is not None else ""))
     return write_records(dataset, reader, data_dir, layout)
 
 

@@ -40,7 +40,7 @@ FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 #: The records of one video, and what had to be skipped.
 EncodedVideo = tuple[list[Record], list[Skipped]]
 
-# TensorFlow only reads and writes bytes here: show its errors, but not its remarks about the processor.
+# TensorFlow only reads and writes bytes here: show its errors, not its messages about the processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

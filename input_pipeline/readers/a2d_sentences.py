@@ -101,14 +101,14 @@ class A2DSentences:
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
         annotations = self.annotations
-        found = {
+        counts = {
             "videos": len(annotations.subset),
             "clips": sum((self.raw / CLIPS / f"{video}.mp4").exists() for video in annotations.subset),
             "videos with sentences": len(annotations.sentences),
             "folders of masks": sum((self.raw / INSTANCES / video).is_dir() for video in annotations.sentences),
             "sentences": sum(map(len, annotations.sentences.values())),
         }
-        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in found.items()}
+        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in counts.items()}
 
     def group(self, video: str, instance: int, text: str) -> str:
         """The label under which a sentence is scored; A2D-Sentences has none."""

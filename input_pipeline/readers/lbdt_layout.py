@@ -1,4 +1,4 @@
-"""Readers of the layout in which LBDT's released code prepares its data: frames, masks, and a text file of rows.
+"""Readers of the layout that the preprocessing of LBDT's released code writes: frames, masks, and text files of rows.
 
     a2d/    images/<video>/<%05d>.jpg, masks/<video>/<%05d>.h5, train.txt, val.txt
                                         video/frame,height,width,instance,sentence,category
@@ -101,12 +101,12 @@ class LBDTLayout:
         return self.annotations.skipped
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
-        found = {}
+        counts = {}
         for split, videos in self.annotations.rows.items():
-            found[f"{split} videos"] = len(videos)
-            found[f"{split} folders of frames"] = sum(self.frame_folder(split, video).is_dir() for video in videos)
-            found[f"{split} sentences about a frame"] = sum(map(len, videos.values()))
-        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in found.items()}
+            counts[f"{split} videos"] = len(videos)
+            counts[f"{split} folders of frames"] = sum(self.frame_folder(split, video).is_dir() for video in videos)
+            counts[f"{split} sentences about a frame"] = sum(map(len, videos.values()))
+        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in counts.items()}
 
     @functools.cached_property
     def annotations(self) -> Annotations:

@@ -1,7 +1,7 @@
-"""Sentence encoders: what converts a sentence to the fields `words` and `word_mask` of a batch.
+"""Sentence encoders convert sentences to the fields `words` and `word_mask` of a batch.
 
-`SentenceEncoder` is their interface. Here are the tokenizer of a transformer and the precomputed features of a frozen
-transformer; word vectors are in `input_pipeline.text.word_vectors`.
+`SentenceEncoder` is their interface. This module has the tokenizer of a transformer and the precomputed features of a
+frozen transformer; word vectors are in `input_pipeline.text.word_vectors`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 
-#: More tokens than any sentence has.
+#: A max_words that truncates no word.
 _NO_LIMIT = 10_000
 
 
@@ -60,7 +60,7 @@ class SentenceEncoder(Protocol):
         """Compares the words of a dataset with the vocabulary of this encoder.
 
         Returns:
-          The share of words that are known, in [0, 1], and the distinct unknown words, most frequent first.
+          The share of words that are in the vocabulary, in [0, 1], and the distinct unknown words, most frequent first.
         """
         ...
 

@@ -30,11 +30,11 @@ def raw(tmp_path: Path) -> Path:
     return write_lbdt_layout(tmp_path / "datasets")
 
 
-def check_frames(pair: FramePair, number: int, earlier: int) -> None:
-    """Identifies the frames (from 0) by their brightness, which JPEG hardly changes."""
+def check_frames(pair: FramePair, index: int, earlier: int) -> None:
+    """Checks that a frame pair has the given frames (from 0), by their brightness, which JPEG hardly changes."""
     assert pair.frame.dtype == pair.earlier_frame.dtype == np.uint8
-    for image, index in ((pair.frame, number), (pair.earlier_frame, earlier)):
-        np.testing.assert_allclose(image[10:].mean(), frame(index)[10:].mean(), atol=1)
+    for image, expected in ((pair.frame, index), (pair.earlier_frame, earlier)):
+        np.testing.assert_allclose(image[10:].mean(), frame(expected)[10:].mean(), atol=1)
         assert image[2, 2, 0] > image[2, 2, 2] + 50  # RGB, not BGR
     assert {sentence.instance for sentence in pair.sentences} == pair.masks.keys()
 
@@ -82,8 +82,8 @@ def test_a2d(raw: Path, interval: int, earlier: list[int], rules: list[str]):
     man, woman = Sentence("the man in red", 0), Sentence("a woman", 1)
     assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(2, (man, woman)), (9, (woman,))]
     assert [pair.earlier_rule for pair in pairs] == rules
-    for pair, before in zip(pairs, earlier, strict=True):
-        check_frames(pair, pair.frame_index - 1, before - 1)
+    for pair, earlier_index in zip(pairs, earlier, strict=True):
+        check_frames(pair, pair.frame_index - 1, earlier_index - 1)
     np.testing.assert_array_equal(pairs[0].masks[0], box(4, 4))
     np.testing.assert_array_equal(pairs[0].masks[1], box(30, 8))
     np.testing.assert_array_equal(pairs[1].masks[1], box(30, 20))
@@ -97,15 +97,17 @@ def test_a2d_video_that_starts_late(raw: Path):
 
 
 def test_jhmdb(raw: Path):
-    for _, video, text, numbers in JHMDB_SAMPLES:
+    for _, video, text, indices in JHMDB_SAMPLES:
         pairs, skipped = read_all(LBDTLayoutJHMDB(raw / "jhmdb"), video)
         assert skipped == []
-        assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(n, (Sentence(text, 0),)) for n in numbers]
+        assert [(pair.frame_index, pair.sentences) for pair in pairs] == [
+            (index, (Sentence(text, 0),)) for index in indices
+        ]
         for pair in pairs:
-            number = pair.frame_index
-            check_frames(pair, number - 1, max(number - 5, 1) - 1)
-            assert pair.earlier_rule == ("interval" if number > 5 else "first frame")
-            np.testing.assert_array_equal(pair.masks[0], box(number, 2 * number))
+            index = pair.frame_index
+            check_frames(pair, index - 1, max(index - 5, 1) - 1)
+            assert pair.earlier_rule == ("interval" if index > 5 else "first frame")
+            np.testing.assert_array_equal(pair.masks[0], box(index, 2 * index))
 
 
 @pytest.mark.parametrize("video, absent", [("penguin", False), ("man", True)])
