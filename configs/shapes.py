@@ -2,8 +2,8 @@
 
     python -m lbdt_jax.main --config=configs/shapes.py
 
-Cost: nine minutes on two CPU cores.
-Result: mean IoU .77 to .79 in protocol "paper", .75 to .77 in "standard".
+Cost: nine minutes on two idle CPU cores.
+Result: mean IoU .77 to .79 in protocol "paper", .75 to .77 in "standard"; on another processor .74 in "paper".
 
 Ablations, each with another --workdir: --config.model.transfer_layers=0 (no language-bridged transfer) or =4 (LBDT-4),
 --config.model.channel_gates=False (no bilateral channel activation).

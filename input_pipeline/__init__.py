@@ -1,1 +1,1 @@
-"""Raw data sets -> TFRecords -> batches of numpy arrays. Uses TensorFlow and numpy, never JAX."""
+"""Raw datasets -> TFRecords -> batches of numpy arrays. Uses TensorFlow and numpy, never JAX."""

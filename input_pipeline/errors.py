@@ -1,4 +1,4 @@
-"""Errors that the user can fix, and how a command ends on them."""
+"""Errors that the user can fix, and how commands report them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 
 @contextlib.contextmanager
-def exit_on_error(interrupted: str, describe_os_error: Callable[[OSError], str | None] = str) -> Iterator[None]:
-    """Turns errors that a user can fix into one message and an exit status, without a traceback.
+def exit_on_error(interrupt_message: str, describe_os_error: Callable[[OSError], str | None] = str) -> Iterator[None]:
+    """Reports errors that the user can fix with one message and an exit status, without a traceback.
 
     A `UserError` or an `OSError` exits with status 2, Ctrl-C with 130. Anything else is a bug, and keeps its traceback.
 
     Args:
-      interrupted: the message after Ctrl-C.
+      interrupt_message: printed after Ctrl-C.
       describe_os_error: makes the message for an `OSError`; None means that the user can't fix it.
     """
     try:
@@ -42,4 +42,4 @@ def exit_on_error(interrupted: str, describe_os_error: Callable[[OSError], str |
             raise
         fail(message)
     except KeyboardInterrupt:
-        fail(interrupted, status=130)
+        fail(interrupt_message, status=130)

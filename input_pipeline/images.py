@@ -26,7 +26,7 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_target(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a mask as LBDT's released code resizes its training targets: to every pixel that the object touches.
+    """Resizes a mask as LBDT's released code resizes training targets: every pixel that the object touches is set.
 
     This is bilinear interpolation with aligned corners (output pixel i samples input position
     i * (n_in - 1) / (n_out - 1)) followed by a threshold at > 0, so objects grow slightly. Positions are computed in

@@ -1,4 +1,4 @@
-"""Records -> batches: split into groups of sentences, shuffle, take this process's part, decode, resize, batch.
+"""Records -> batches: split into groups of sentences, shuffle, batch, take this process's part, decode, resize.
 
 Images stay encoded until they are used, so the shuffle buffer holds JPEGs, and resuming skips batches without decoding
 them. All randomness derives from the seed and the epoch, so that training can resume from its step alone.
@@ -37,8 +37,8 @@ class EvaluationExample:
     """A frame pair with its S sentences, at the model's input size H, W and at the original size h, w.
 
     Attributes:
-      video: name of the video in the data set.
-      frame_index: as the data set counts.
+      video: name of the video in the dataset.
+      frame_index: as the dataset counts.
       original_frame: (h, w, 3) uint8 RGB.
       original_earlier_frame: (h, w, 3) uint8 RGB.
       frame: (H, W, 3) uint8 RGB, input of the model.

@@ -1,4 +1,4 @@
-"""Makes the TFRecords of a data set from its raw files.
+"""Makes the TFRecords of a dataset from its raw files.
 
     python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=FRAMES]
 
@@ -27,7 +27,7 @@ from input_pipeline.record_writer import write_records
 from input_pipeline.report import format_report, load_report, records_dir, records_exist
 from input_pipeline.types import Reader
 
-#: Data set -> its reader, called with the raw folder and, optionally, the interval.
+#: Dataset -> its reader, called with the raw folder and, optionally, the interval.
 READERS: dict[str, Callable[..., Reader]] = {
     "a2d_sentences": A2DSentences,
     "jhmdb_sentences": JHMDBSentences,
@@ -36,7 +36,7 @@ READERS: dict[str, Callable[..., Reader]] = {
     "refer_youtube_vos": ReferYouTubeVOS,
 }
 
-#: Data set -> its reader for the layout that the preprocessing of LBDT's released code produces.
+#: Dataset -> its reader for the layout that the preprocessing of LBDT's released code produces.
 LBDT_LAYOUT_READERS: dict[str, Callable[..., Reader]] = {
     "a2d_sentences": LBDTLayoutA2D,
     "jhmdb_sentences": LBDTLayoutJHMDB,
@@ -45,23 +45,23 @@ LBDT_LAYOUT_READERS: dict[str, Callable[..., Reader]] = {
 
 
 def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int | None = None) -> dict[str, Any]:
-    """Makes the records of a data set unless they exist, and prints what was found and what was skipped.
+    """Makes the records of a dataset unless they exist, and prints what was found and what was skipped.
 
     Args:
       dataset: a key of `READERS`.
-      raw: folder of the unpacked data set; "" stands for DATA_DIR/raw/<dataset>. If it does not exist, Moving Shapes
+      raw: folder of the unpacked dataset; "" stands for DATA_DIR/raw/<dataset>. If it does not exist, Moving Shapes
         is generated there.
-      data_dir: folder with the records of all data sets.
-      interval: frames from the earlier frame to the frame; None for the published interval of the data set.
+      data_dir: folder with the records of all datasets.
+      interval: frames from the earlier frame to the frame; None for the published interval of the dataset.
 
     Returns:
       The report, see `input_pipeline.report.load_report`.
 
     Raises:
-      UserError: the data set is unknown, raw data are missing, or records with another interval exist.
+      UserError: the dataset is unknown, raw data are missing, or records with another interval exist.
     """
     if dataset not in READERS:
-        raise UserError(f"Unknown data set {dataset!r}. Choose one of {', '.join(sorted(READERS))}.")
+        raise UserError(f"Unknown dataset {dataset!r}. Choose one of {', '.join(sorted(READERS))}.")
     raw = Path(raw or Path(data_dir) / "raw" / dataset)
     if interval is None:
         interval = READERS[dataset](raw).interval
@@ -90,7 +90,7 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
 def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) -> dict[str, Any]:
     """Reads the raw data, in whichever layout they are, and writes the records. Returns the report."""
     if dataset == "moving_shapes" and not raw.exists():
-        from input_pipeline.moving_shapes.raw_layout import write_raw  # other data sets don't need the generator
+        from input_pipeline.moving_shapes.raw_layout import write_raw  # other datasets don't need the generator
 
         write_raw(raw)
     if dataset in LBDT_LAYOUT_READERS and is_lbdt_layout(raw):
@@ -99,18 +99,18 @@ def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) 
     else:
         reader, layout = READERS[dataset](raw, interval), "raw"
     print(f"{dataset} in {raw}:")
-    for item, (found, expected) in reader.inventory().items():
-        print(f"  {found} {item}" + (f" of {expected} in the full data set" if expected is not None else ""))
+    for item, (count, full_count) in reader.inventory().items():
+        print(f"  {count} {item}" + (f" of {full_count} in the full dataset" if full_count is not None else ""))
     return write_records(dataset, reader, data_dir, layout)
 
 
 def main() -> None:
-    """Parses the command line and prepares the data set."""
+    """Parses the command line and prepares the dataset."""
     parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.prepare", description="Makes the TFRecords of a data set from its raw files."
+        prog="python -m input_pipeline.prepare", description="Makes the TFRecords of a dataset from its raw files."
     )
     parser.add_argument("--dataset", required=True, help="one of " + ", ".join(sorted(READERS)))
-    parser.add_argument("--raw", default="", help="folder of the unpacked data set (default: DATA_DIR/raw/DATASET)")
+    parser.add_argument("--raw", default="", help="folder of the unpacked dataset (default: DATA_DIR/raw/DATASET)")
     parser.add_argument("--data_dir", default="data", help="records go to DATA_DIR/<dataset>/ (default: data)")
     parser.add_argument(
         "--interval", type=int, help="frames from the earlier frame to the frame (default: as published)"

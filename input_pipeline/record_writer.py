@@ -1,4 +1,4 @@
-"""Writes the records of a data set: any reader -> sharded TFRecord files and a report.
+"""Writes the records of a dataset: any reader -> sharded TFRecord files and a report.
 
 Videos are read in parallel and assigned to shards by a fixed rule, and shards are written one after the other into a
 folder that is renamed when all are complete. An interrupted run therefore resumes after its last complete shard, and
@@ -40,18 +40,18 @@ FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 #: The records of one video, and what had to be skipped.
 EncodedVideo = tuple[list[Record], list[Skipped]]
 
-# TensorFlow only reads and writes bytes here: show its errors, but not its remarks about the processor.
+# TensorFlow only reads and writes bytes here: show its errors, not its messages about the processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 def write_records(dataset: str, reader: Reader, data_dir: str | Path, layout: str) -> dict[str, Any]:
-    """Reads a raw data set with one process per core and writes its records and report.
+    """Reads a raw dataset with one process per core and writes its records and report.
 
     Args:
-      dataset: name of the data set, and of its folder in `data_dir`.
+      dataset: name of the dataset, and of its folder in `data_dir`.
       reader: of the raw data.
-      data_dir: folder with the records of all data sets.
+      data_dir: folder with the records of all datasets.
       layout: of the raw data, for the report; see `load_report`.
 
     Returns:

@@ -1,6 +1,6 @@
-"""The format of the records: one frame pair with all of its instances and sentences, so no image is stored twice.
+"""The format of a record: a frame pair with all of its instances and sentences, so no frame is stored twice.
 
-The records of a data set lie in DATA_DIR/<dataset>/<VERSION>/, in the layout of TensorFlow Datasets
+The records of a dataset lie in DATA_DIR/<dataset>/<VERSION>/, in the layout of TensorFlow Datasets
 (`tfds.builder_from_directory` opens it). `record_writer` writes them, `pipeline` reads them.
 """
 

@@ -1,4 +1,4 @@
-"""The report on a data set's records: where they lie and what was found when they were made. Needs no TensorFlow."""
+"""The report on a dataset's records: what they hold and what was skipped. Needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ShardSummary(TypedDict):
     """What is recorded about a shard when it is written.
 
     Attributes:
-      counts: name in `COUNTS` -> number.
-      rules: rule that found the earlier frame -> frame pairs.
-      groups: group of sentences -> sentences.
-      lengths: sentences of a frame pair, as a string -> frame pairs.
+      counts: name in `COUNTS` -> count.
+      rules: rule that selected the earlier frame -> number of frame pairs.
+      groups: group -> number of sentences.
+      lengths: number of sentences of a frame pair, as a string -> number of frame pairs.
       skipped: [where, reason] of everything that was skipped.
       tokens: of all sentences, sorted.
       bytes: size of the file.
@@ -41,12 +41,12 @@ class ShardSummary(TypedDict):
 
 
 def records_dir(data_dir: str | Path, dataset: str) -> Path:
-    """Returns the folder of a data set's records."""
+    """Returns the folder of a dataset's records."""
     return Path(data_dir) / dataset / VERSION
 
 
 def records_exist(data_dir: str | Path, dataset: str) -> bool:
-    """Returns whether a data set has complete records."""
+    """Returns whether a dataset has complete records."""
     return (records_dir(data_dir, dataset) / "dataset_info.json").exists()
 
 
@@ -58,9 +58,10 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
        "layout": "raw", or "prepared" for the layout of LBDT's released code,
        "skipped_lines": {reason: [where, ...]}        of annotation files
        "splits": {split: {"videos", "frame_pairs", "instances", "sentences",
-                          "without_truth": sentences whose instance is not published,
-                          "earlier_frames": {rule: frame pairs}, "groups": {group: sentences},
-                          "sentences_per_frame_pair": {number of sentences: frame pairs},
+                          "without_truth": sentences whose ground truth is not published,
+                          "earlier_frames": {rule: number of frame pairs},
+                          "groups": {group: number of sentences},
+                          "sentences_per_frame_pair": {number of sentences: number of frame pairs},
                           "skipped": {reason: [where, ...]}}},
        "tokens": [...]}                               of all sentences, sorted
 
@@ -80,7 +81,7 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
 
 
 def make_report(dataset: str, reader: Reader, layout: str, summaries: dict[str, list[ShardSummary]]) -> dict[str, Any]:
-    """Combines the summaries of the shards of each split to the report that `load_report` describes."""
+    """Combines the shard summaries of each split into the report that `load_report` describes."""
     splits = {}
     for split, shards in summaries.items():
         counts = _total(shard["counts"] for shard in shards)
@@ -106,15 +107,20 @@ def make_report(dataset: str, reader: Reader, layout: str, summaries: dict[str, 
 
 
 def format_report(report: dict[str, Any], max_examples: int = 20) -> str:
-    """Formats the counts of a report, and for each reason to skip something, how often it applied and where first."""
+    """Formats the counts of a report and, for each reason to skip something, how often it applied and where.
+
+    Args:
+      report: as `load_report` returns it.
+      max_examples: number of locations to list for each reason.
+    """
     lines = []
     for split, counts in report["splits"].items():
         lines.append(
             f"  {split}: {counts['videos']} videos, {counts['frame_pairs']} frame pairs, {counts['instances']} "
             f"instances, {counts['sentences']} sentences"
-            + (f", {counts['without_truth']} of them without published truth" if counts["without_truth"] else "")
+            + (f", {counts['without_truth']} of them without published ground truth" if counts["without_truth"] else "")
             + "; earlier frame by "
-            + ", ".join(f"{rule} {number}" for rule, number in counts["earlier_frames"].items())
+            + ", ".join(f"{rule} {count}" for rule, count in counts["earlier_frames"].items())
         )
     sources = [("annotation lines", report["skipped_lines"])]
     sources += [(split, counts["skipped"]) for split, counts in report["splits"].items()]

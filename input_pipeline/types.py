@@ -1,6 +1,6 @@
-"""The interface of the data set readers: what a reader provides, and the frame pairs that it yields.
+"""The interface of the dataset readers: what a reader provides, and the frame pairs that it yields.
 
-To add a data set, write a class with the methods of `Reader` and add it to `prepare.READERS`.
+To add a dataset, write a class with the methods of `Reader` and add it to `prepare.READERS`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Sentence:
       instance: id of the object in the frame pair's masks; None if its ground truth is not published.
       group: a label under which scores are reported separately (Moving Shapes: the tier; Ref-DAVIS17: the annotator);
         "" for none.
-      expression: the data set's id of the sentence within its video, a valid file name; the same in all frames that
-        the sentence describes. "" if the data set has none.
+      expression: the dataset's id of the sentence within its video, a valid file name; the same in all frames that
+        the sentence describes. "" if the dataset has none.
     """
 
     text: str
@@ -37,8 +37,8 @@ class FramePair:
     """An annotated frame, an earlier frame of the same video, and the frame's masks and sentences.
 
     Attributes:
-      video: the video's name in the data set.
-      frame_index: as the data set counts (A2D-Sentences: from 1).
+      video: the video's name in the dataset.
+      frame_index: as the dataset counts (A2D-Sentences: from 1).
       frame: (H, W, 3) uint8 RGB.
       earlier_frame: (H, W, 3) uint8 RGB.
       earlier_rule: the rule that selected the earlier frame, for the report ("interval", "index - 6", "first frame").
@@ -75,12 +75,12 @@ class Skipped:
 
 
 class Reader(Protocol):
-    """Reads one raw data set. Plain Python; a reader never writes, moves or renames anything under `raw`.
+    """Reads one raw dataset. Plain Python; a reader never writes, moves or renames anything under `raw`.
 
     Readers are frozen dataclasses and can be pickled, so that `record_writer.py` can read videos in parallel.
 
     Attributes:
-      raw: folder of the unpacked data set.
+      raw: folder of the unpacked dataset.
       interval: frames from the earlier frame to the frame; defaults to the published value.
     """
 
@@ -98,7 +98,7 @@ class Reader(Protocol):
         """The videos of a split, sorted.
 
         Raises:
-          UserError: the data set's folder is incomplete.
+          UserError: the dataset's folder is incomplete.
         """
         ...
 
@@ -111,5 +111,5 @@ class Reader(Protocol):
         ...
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
-        """Item -> (count found, count in the full data set or None if unknown)."""
+        """Item -> (count found, count in the full dataset or None if unknown)."""
         ...

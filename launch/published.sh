@@ -7,7 +7,7 @@
 #   A2D-Sentences      launch/published.sh a2d lbdt1 lbdt1.ckpt       launch/published.sh a2d lbdt4 lbdt4.ckpt
 #   J-HMDB-Sentences   launch/published.sh jhmdb lbdt1 lbdt1.ckpt     launch/published.sh jhmdb lbdt4 lbdt4.ckpt
 #
-# Needs requirements-torch.txt, the data set in data/raw and GloVe 840B, see the README. The output is in
+# Needs requirements-torch.txt, the dataset in data/raw and GloVe 840B, see docs/data.md. The output is in
 # runs/published-<model>-<checksum of the file>; the same file is converted only once for both tables.
 set -euo pipefail
 if [[ $# -lt 3 || ! $1 =~ ^(a2d|jhmdb)$ || ! $2 =~ ^lbdt[14]$ ]]; then

@@ -1,4 +1,4 @@
-"""Shared by all tests: the golden numbers' modules, devices, and a cache of compiled programs."""
+"""Set-up of all tests: import paths, JAX's devices and compilation cache, the order of the files, fixtures."""
 
 import contextlib
 import ctypes
@@ -21,9 +21,9 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 # For the tests of several devices; all others run on the first of them.
 jax.config.update("jax_num_cpu_devices", 8)
 
-#: The files that take longest, longest first: taken last, one of them would keep one process busy and the other idle.
+#: The slowest files, slowest first. If one of them came last, one process would be busy and the other idle.
 LONGEST = (
-    "test_kill",  # this one and the next two among the slow tests only
+    "test_kill",  # these three with the slow tests only
     "test_processes",
     "test_page",
     "test_text_features",
@@ -42,32 +42,32 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first."""
+    """Puts the slowest files first."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """JAX with 64 bits, for comparisons down to rounding."""
+    """JAX with 64 bits, for comparisons with small tolerances."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(scope="module")
 def fast_compilation() -> Iterator[None]:
-    """For steps that run only a few times: compiling takes longer than computing."""
+    """XLA without optimizations, for programs that run only a few times: compiling takes longer than computing."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)
-def memory_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Full-size programs take gigabytes; each gives them back before the next."""
+def release_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Frees the memory of slow tests: full-size programs take gigabytes."""
     yield
     if request.node.get_closest_marker("slow"):
         jax.clear_caches()
         gc.collect()
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # glibc would keep most of it for itself
+        if hasattr(libc, "malloc_trim"):  # otherwise glibc keeps most of it
             libc.malloc_trim(0)

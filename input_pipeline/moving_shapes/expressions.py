@@ -1,4 +1,4 @@
-"""The referring expressions of Moving Shapes, before they become sentences: which are true of exactly one shape.
+"""The referring expressions of Moving Shapes, before they become sentences: all that are true of exactly one shape.
 
 There are four tiers, which are scored separately:
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from input_pipeline.moving_shapes.shapes import Shape
+from input_pipeline.moving_shapes.shapes import DIRECTIONS, Shape
 
 TIERS = ("attribute", "motion", "comparison", "relation")
 
@@ -58,23 +58,28 @@ class Expression:
 
 
 def true_expressions(shapes: Sequence[Shape], frames: Sequence[int]) -> list[Expression]:
-    """Every expression that is true of exactly one shape in all the frames, in a fixed order."""
+    """Returns every expression that is true of exactly one shape in all the frames, in a fixed order.
+
+    Args:
+      shapes: of a scene; their indices are the instance ids.
+      frames: frame indices, counted from 1.
+    """
     nouns = sorted({(color, kind) for s in shapes for color in ("", s.color) for kind in ("", s.kind)})
     matches = {noun: [i for i, shape in enumerate(shapes) if _fits(shape, noun)] for noun in nouns}
     landmarks = {noun: ids[0] for noun, ids in matches.items() if len(ids) == 1}
     directions = [shape.direction for shape in shapes]
     centers = np.stack([shape.centers(frames).T for shape in shapes])  # (shapes, frames, 2)
     measures = _measures(shapes, centers)
-    found: list[Expression] = []
+    expressions: list[Expression] = []
     for noun, ids in matches.items():
         if len(ids) == 1:
-            found.append(Expression("attribute", ids[0], noun, ""))
-        found += _motions(noun, ids, directions)
+            expressions.append(Expression("attribute", ids[0], noun, ""))
+        expressions += _motions(noun, ids, directions)
         if len(ids) > 1:
-            found += _comparisons(noun, ids, measures)
+            expressions += _comparisons(noun, ids, measures)
         for landmark, landmark_id in landmarks.items():
-            found += _relations(noun, ids, landmark, landmark_id, directions, centers)
-    return found
+            expressions += _relations(noun, ids, landmark, landmark_id, directions, centers)
+    return expressions
 
 
 def _fits(shape: Shape, noun: Noun) -> bool:
@@ -83,7 +88,7 @@ def _fits(shape: Shape, noun: Noun) -> bool:
 
 def _motions(noun: Noun, ids: list[int], directions: list[str]) -> Iterator[Expression]:
     """The motions that single out one of the shapes `ids`, which the noun fits."""
-    matches = {way: [i for i in ids if directions[i] == way] for way in ("left", "right", "up", "down", "still")}
+    matches = {direction: [i for i in ids if directions[i] == direction] for direction in DIRECTIONS}
     matches["moving"] = [i for i in ids if directions[i] != "still"]
     for predicate, targets in matches.items():
         if len(targets) == 1:

@@ -34,7 +34,7 @@ _Lines = tuple[str, list[str], list[str]]
 
 
 def write_raw(raw: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES, workers: int | None = None) -> None:
-    """Generates the data set in the folder `raw`, unless it exists already.
+    """Generates the dataset in the folder `raw`, unless it exists already.
 
     Everything is written to a sibling folder that is renamed at the end, so that an interrupted run leaves nothing that
     looks complete. The files do not depend on the number of workers.
@@ -71,7 +71,7 @@ def write_raw(raw: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES
 def _write_all(root: Path, seed: int, scenes: Mapping[str, int], workers: int | None) -> None:
     for folder in (CLIPS, INSTANCES):
         (root / folder).mkdir(parents=True)
-    jobs = [(root, seed, split, number) for split, count in scenes.items() for number in range(count)]
+    jobs = [(root, seed, split, index) for split, count in scenes.items() for index in range(count)]
     with worker_pool(workers) as pool:
         results = pool.map(_write_scene, jobs, chunksize=8)
         written: list[_Lines] = list(tqdm(results, "Generating Moving Shapes", len(jobs), unit="scene"))
@@ -84,10 +84,10 @@ def _write_all(root: Path, seed: int, scenes: Mapping[str, int], workers: int | 
 
 
 def _write_scene(job: tuple[Path, int, str, int]) -> _Lines:
-    """Makes one scene and writes its clip and its masks."""
-    root, seed, split, number = job
-    scene = make_scene(seed, split, number)
-    video = f"{split}_{number:05d}"
+    """Makes one scene, writes its clip and masks, and returns its lines."""
+    root, seed, split, index = job
+    scene = make_scene(seed, split, index)
+    video = f"{split}_{index:05d}"
     _write_clip(root / CLIPS / f"{video}.mp4", scene.frames)
     folder = root / INSTANCES / video
     folder.mkdir()

@@ -2,7 +2,7 @@
 
 A scene has three shapes over a textured background that stands still. Every shape stands still or moves with constant
 velocity along one axis. At least two of them are of the same kind, in about half of the scenes of the same color too,
-so that only their motion, their size or position compared with others, or their relation to others identifies them.
+so that only their motion, their relative size or position, or their relation to another shape identifies them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Scene:
     """One clip with its annotations.
 
     Attributes:
-      shapes: a shape's index is its instance id, and later shapes hide earlier ones.
+      shapes: a shape's index is its instance id; later shapes hide earlier ones.
       frames: (NUM_FRAMES, HEIGHT, WIDTH, 3) uint8 RGB.
       masks: annotated frame, counted from 1 -> (shapes, HEIGHT, WIDTH) bool, the visible part of every shape.
       sentences: each true of exactly one shape in every annotated frame.
@@ -55,16 +55,16 @@ class Scene:
     sentences: tuple[Sentence, ...]
 
 
-def make_scene(seed: int, split: str, number: int) -> Scene:
+def make_scene(seed: int, split: str, index: int) -> Scene:
     """Makes one scene. It depends on the arguments alone, and no two scenes share their random numbers.
 
     Args:
-      seed: of the data set.
+      seed: of the dataset.
       split: one of SPLITS. The sentences of "unseen_words" and "unseen_wordings" come in pairs, see
         `wording.make_word_pairs` and `wording.make_wording_pairs`.
-      number: index of the scene in its split.
+      index: of the scene in its split.
     """
-    rng = np.random.default_rng([seed, SPLITS.index(split), number])
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
     while True:
         shapes = _place_shapes(_choose_shapes(rng), rng)
         if shapes is None:

@@ -139,7 +139,7 @@ HELD_OUT_WORDINGS: Wordings = {
 
 
 def make_sentences(expressions: Sequence[Expression], rng: np.random.Generator, split: str) -> tuple[Sentence, ...]:
-    """The sentences of one scene; their group is the tier.
+    """Returns sentences for one scene; their group is the tier.
 
     Two of every tier, but up to four attributes in training. If the expressions allow it, half of the sentences are
     unambiguous by their nouns alone: from these, and from the attributes, a model learns the nouns.
@@ -160,7 +160,7 @@ def make_sentences(expressions: Sequence[Expression], rng: np.random.Generator, 
 def make_word_pairs(
     expressions: Sequence[Expression], rng: np.random.Generator, pairs: int = 4
 ) -> tuple[Sentence, ...]:
-    """Pairs of sentences about the same shape that differ in one word, for one scene.
+    """Returns pairs of sentences about the same shape that differ in one word, for one scene.
 
     The first sentence uses words of the other splits (group "seen words"); in the second, one of them is replaced by a
     word of HELD_OUT_WORDS (group such as "crimson for red").
@@ -186,7 +186,7 @@ def make_word_pairs(
 
 
 def make_wording_pairs(expressions: Sequence[Expression], rng: np.random.Generator) -> tuple[Sentence, ...]:
-    """Pairs of sentences with the same meaning in common words, for one scene; a pair of every tier.
+    """Returns pairs of sentences with the same meaning in common words, for one scene: a pair of every tier.
 
     The first sentence has a wording of the other splits (group "seen wordings"), the second one of HELD_OUT_WORDINGS
     (group such as "reworded motion"). Except for attributes, the noun alone is ambiguous.
@@ -213,7 +213,7 @@ def _pick(expressions: list[Expression], rng: np.random.Generator, count: int) -
     shuffled = [expressions[i] for i in np.argsort(rng.exponential(rarity))]
     predicates = rng.permutation(sorted({expression.predicate for expression in expressions}))
     queues = [[e for e in shuffled if e.predicate == predicate] for predicate in predicates]
-    interleaved = [e for turn in itertools.zip_longest(*queues) for e in turn if e is not None]
+    interleaved = [e for group in itertools.zip_longest(*queues) for e in group if e is not None]
     return interleaved[:count]
 
 

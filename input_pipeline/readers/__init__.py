@@ -1,1 +1,1 @@
-"""Readers of raw data sets, one module each; see `input_pipeline.types.Reader`."""
+"""Readers of raw datasets, one module each; see `input_pipeline.types.Reader`."""

@@ -44,7 +44,7 @@ INSTANCES = "text_annotations/a2d_annotation_with_instances"
 
 HOW_TO_GET = f"""\
 A2D-Sentences comes from two sources, which belong in one folder:
-  {VIDEOSET}, {CLIPS}/       from the A2D data set, https://web.eecs.umich.edu/~jjcorso/r/a2d/
+  {VIDEOSET}, {CLIPS}/       from the A2D dataset, https://web.eecs.umich.edu/~jjcorso/r/a2d/
   {SENTENCES}, {INSTANCES}/
                                             from https://kgavrilyuk.github.io/publication/actor_action/
 Unpack both into DIR and run
@@ -80,7 +80,7 @@ class A2DSentences:
 
     #: Split -> its value in the last column of videoset.csv.
     SUBSETS: ClassVar[dict[str, str]] = {"train": "0", "test": "1"}
-    #: Counts of the full data set.
+    #: Counts of the full dataset.
     FULL_COUNTS: ClassVar[dict[str, int]] = {
         "videos": 3782,
         "clips": 3782,
@@ -101,14 +101,14 @@ class A2DSentences:
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
         annotations = self.annotations
-        found = {
+        counts = {
             "videos": len(annotations.subset),
             "clips": sum((self.raw / CLIPS / f"{video}.mp4").exists() for video in annotations.subset),
             "videos with sentences": len(annotations.sentences),
             "folders of masks": sum((self.raw / INSTANCES / video).is_dir() for video in annotations.sentences),
             "sentences": sum(map(len, annotations.sentences.values())),
         }
-        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in found.items()}
+        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in counts.items()}
 
     def group(self, video: str, instance: int, text: str) -> str:
         """The label under which a sentence is scored; A2D-Sentences has none."""

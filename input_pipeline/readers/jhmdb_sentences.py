@@ -86,7 +86,7 @@ class JHMDBSentences:
     raw: Path
     interval: int = 5
 
-    #: Counts of the full data set.
+    #: Counts of the full dataset.
     FULL_COUNTS: ClassVar[dict[str, int]] = {"videos": 928, "mask files": 928, "sentences": 928, "listed samples": 2784}
 
     def splits(self) -> tuple[str, ...]:
@@ -101,13 +101,13 @@ class JHMDBSentences:
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
         annotations = self.annotations
-        found = {
+        counts = {
             "videos": len(annotations.actions),
             "mask files": sum(self.mask_file(video).exists() for video in annotations.actions),
             "sentences": len(annotations.sentences),
             "listed samples": sum(map(len, annotations.samples.values())),
         }
-        return {item: (count, self.FULL_COUNTS[item]) for item, count in found.items()}
+        return {item: (count, self.FULL_COUNTS[item]) for item, count in counts.items()}
 
     @functools.cached_property
     def annotations(self) -> Annotations:
@@ -241,16 +241,16 @@ def select_mask(masks: np.ndarray, frame_index: int, size: tuple[int, int]) -> n
 
 def find_videos(folder: Path, skipped: list[Skipped]) -> dict[str, str]:
     """Video -> action, from the folders of frames. A video that occurs under two actions is left out."""
-    actions: dict[str, list[str]] = {}
+    actions_of: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*/*")):
         if not (is_plain_name(path.name) and is_plain_name(path.parent.name)):
             skipped.append(Skipped(repr(str(path)), BAD_VIDEO_NAME))  # repr: a name that is not UTF-8 can't be printed
         elif path.is_dir():
-            actions.setdefault(path.name, []).append(path.parent.name)
-    for video, found in actions.items():
-        if len(found) > 1:
-            skipped.append(Skipped(f"{folder}: {video} in {', '.join(found)}", "video under two actions"))
-    return {video: found[0] for video, found in actions.items() if len(found) == 1}
+            actions_of.setdefault(path.name, []).append(path.parent.name)
+    for video, actions in actions_of.items():
+        if len(actions) > 1:
+            skipped.append(Skipped(f"{folder}: {video} in {', '.join(actions)}", "video under two actions"))
+    return {video: actions[0] for video, actions in actions_of.items() if len(actions) == 1}
 
 
 def _read_sentences(path: Path, actions: dict[str, str], skipped: list[Skipped]) -> dict[str, str]:

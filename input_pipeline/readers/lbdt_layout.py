@@ -1,4 +1,4 @@
-"""Readers of the layout in which LBDT's released code prepares its data: frames, masks, and a text file of rows.
+"""Readers of the layout that the preprocessing of LBDT's released code writes: frames, masks, and text files of rows.
 
     a2d/    images/<video>/<%05d>.jpg, masks/<video>/<%05d>.h5, train.txt, val.txt
                                         video/frame,height,width,instance,sentence,category
@@ -40,7 +40,7 @@ from input_pipeline.types import FramePair, Sentence, Skipped
 
 
 def is_lbdt_layout(raw: Path) -> bool:
-    """Whether a folder holds a data set in this layout, rather than as its source publishes it."""
+    """Whether a folder holds a dataset in this layout, rather than as its source publishes it."""
     return any((raw / file).is_file() for file in ("train.txt", "val.txt"))
 
 
@@ -69,10 +69,10 @@ class Annotations:
 
 @dataclasses.dataclass(frozen=True)
 class LBDTLayout:
-    """What the three data sets have in common; the methods are those of `input_pipeline.types.Reader`.
+    """What the three datasets have in common; the methods are those of `input_pipeline.types.Reader`.
 
     Attributes:
-      raw: folder of one data set in this layout.
+      raw: folder of one dataset in this layout.
       interval: frames from the earlier frame to the frame.
     """
 
@@ -87,7 +87,7 @@ class LBDTLayout:
     FOLDERS: ClassVar[dict[str, tuple[str, str]]]
     #: Suffix of the frame files.
     SUFFIX: ClassVar[str] = ".jpg"
-    #: Counts of the full data set.
+    #: Counts of the full dataset.
     FULL_COUNTS: ClassVar[dict[str, int]]
 
     def splits(self) -> tuple[str, ...]:
@@ -101,12 +101,12 @@ class LBDTLayout:
         return self.annotations.skipped
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
-        found = {}
+        counts = {}
         for split, videos in self.annotations.rows.items():
-            found[f"{split} videos"] = len(videos)
-            found[f"{split} folders of frames"] = sum(self.frame_folder(split, video).is_dir() for video in videos)
-            found[f"{split} sentences about a frame"] = sum(map(len, videos.values()))
-        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in found.items()}
+            counts[f"{split} videos"] = len(videos)
+            counts[f"{split} folders of frames"] = sum(self.frame_folder(split, video).is_dir() for video in videos)
+            counts[f"{split} sentences about a frame"] = sum(map(len, videos.values()))
+        return {item: (count, self.FULL_COUNTS.get(item)) for item, count in counts.items()}
 
     @functools.cached_property
     def annotations(self) -> Annotations:
@@ -192,7 +192,7 @@ class LBDTLayout:
         return int(object_id) if re.fullmatch(r"[0-9]{1,9}", object_id) else None
 
     def name_expressions(self, rows: list[Row]) -> tuple[Row, ...]:
-        """The rows of a video, with the ids of their expressions if the data set has such ids."""
+        """The rows of a video, with the ids of their expressions if the dataset has such ids."""
         return tuple(rows)
 
     def find_earlier(self, frame_index: int, available: Collection[int]) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Reading the files of raw data sets: annotation lines, names and frames. None of them is trusted."""
+"""Reading the files of raw datasets: annotation lines, names and frames. None of them is trusted."""
 
 from __future__ import annotations
 

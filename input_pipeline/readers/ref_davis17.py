@@ -2,7 +2,7 @@
 
     DAVIS/JPEGImages/480p/<video>/<%05d>.jpg          frames, from 00000
     DAVIS/Annotations/480p/<video>/<%05d>.png         masks; the value of a pixel is its object's id, 255 is void
-    DAVIS/Annotations_unsupervised/480p/<video>/<%05d>.png     the same with other ids, which published scores are of
+    DAVIS/Annotations_unsupervised/480p/<video>/<%05d>.png     the same with other ids: those of published scores
     DAVIS/ImageSets/2017/{train,val}.txt              the videos of each split, one per line
     davis_text_annotations/Davis17_annot{1,2}.txt                 video object "expression", of the first frame
     davis_text_annotations/Davis17_annot{1,2}_full_video.txt      the same, of the whole video
@@ -86,7 +86,7 @@ class RefDAVIS17:
     raw: Path
     interval: int = 2
 
-    #: Counts of the full data set: the videos of each split.
+    #: Counts of the full dataset: the videos of each split.
     FULL_COUNTS: ClassVar[dict[str, int]] = {"train": 60, "val": 30}
 
     def splits(self) -> tuple[str, ...]:
@@ -101,14 +101,15 @@ class RefDAVIS17:
         return self.annotations.skipped
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
-        found: dict[str, tuple[int, int | None]] = {}
+        counts: dict[str, tuple[int, int | None]] = {}
         for split, full_count in self.FULL_COUNTS.items():
             videos = self.videos(split)
-            found[f"{split} videos"] = len(videos), full_count
+            counts[f"{split} videos"] = len(videos), full_count
             for kind in (FRAMES, MASKS, MASKS_FOR_SCORES):
-                found[f"{split} folders of {kind}"] = sum((self.raw / kind / v).is_dir() for v in videos), full_count
-            found[f"{split} sentences"] = sum(len(self.annotations.sentences[video]) for video in videos), None
-        return found
+                folders = sum((self.raw / kind / video).is_dir() for video in videos)
+                counts[f"{split} folders of {kind}"] = folders, full_count
+            counts[f"{split} sentences"] = sum(len(self.annotations.sentences[video]) for video in videos), None
+        return counts
 
     @functools.cached_property
     def annotations(self) -> Annotations:
@@ -128,7 +129,7 @@ class RefDAVIS17:
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         """Yields every frame of a video with its sentences, and what had to be left out.
 
-        In train, a frame is no sample for the objects that are not in it. In val, it is one with an empty mask, since
+        In train, a frame has no sentences about objects that are not in it. In val it has, with empty masks, since
         scores are means over all frames; without a readable mask, its sentences have no instance. Void pixels belong to
         no object. The frame pairs of val have the labels that published scores are computed on, if these are there.
         """
@@ -200,7 +201,7 @@ def _read_expressions(
     """(video, object) -> annotator -> sentence.
 
     Raises:
-      UserError: an annotator has no expression for a whole split; scores are means over all four.
+      UserError: an annotator has no expression for any video of a split; scores are means over all four.
     """
     expressions: dict[tuple[str, int], dict[str, Sentence]] = {}
     for annotator, file in ANNOTATORS.items():
@@ -221,19 +222,19 @@ def _read_expressions(
 def _number_expressions(
     expressions: dict[tuple[str, int], dict[str, Sentence]], folder: Path, skipped: list[Skipped]
 ) -> dict[str, tuple[Sentence, ...]]:
-    """Video -> its sentences, numbered as the field's evaluations do.
+    """Video -> its sentences, with expression ids as in the evaluation code of other papers.
 
-    These sort the objects of a video as text, "10" before "2", and number four expressions for each. If one is missing,
-    the others keep their numbers.
+    That code sorts the objects of a video as text, "10" before "2", and numbers four expressions for each. If one is
+    missing, the others keep their ids.
     """
     sentences: dict[str, list[Sentence]] = {}
     object_count: Counter[str] = Counter()
     for video, instance in sorted(expressions, key=lambda key: (key[0], str(key[1]))):
         first = len(ANNOTATORS) * object_count[video]
         object_count[video] += 1
-        for number, (annotator, file) in enumerate(ANNOTATORS.items(), start=first):
+        for expression, (annotator, file) in enumerate(ANNOTATORS.items(), start=first):
             if sentence := expressions[video, instance].get(annotator):
-                sentences.setdefault(video, []).append(dataclasses.replace(sentence, expression=str(number)))
+                sentences.setdefault(video, []).append(dataclasses.replace(sentence, expression=str(expression)))
             else:
                 where = f"{folder / file}: {video} {instance}"
                 skipped.append(Skipped(where, "object without an expression by one annotator"))

@@ -71,7 +71,7 @@ class ReferYouTubeVOS:
     raw: Path
     interval: int = 5
 
-    #: Counts of the full data set: (videos, sentences) of each split.
+    #: Counts of the full dataset: (videos, sentences) of each split.
     FULL_COUNTS: ClassVar[dict[str, tuple[int, int | None]]] = {"train": (3471, 12913), "valid": (202, None)}
 
     def splits(self) -> tuple[str, ...]:
@@ -85,18 +85,18 @@ class ReferYouTubeVOS:
         return self.annotations.skipped
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
-        found: dict[str, tuple[int, int | None]] = {}
+        counts: dict[str, tuple[int, int | None]] = {}
         for split, (full_videos, full_sentences) in self.FULL_COUNTS.items():
             videos = self.annotations.videos.get(split, {})
-            found[f"{split} videos"] = len(videos), full_videos
+            counts[f"{split} videos"] = len(videos), full_videos
             for kind in (FRAMES, MASKS):
                 folders = sum((self.raw / split / kind / video).is_dir() for video in videos)
-                found[f"{split} folders of {kind}"] = folders, full_videos
+                counts[f"{split} folders of {kind}"] = folders, full_videos
             sentences = [sentence for video in videos.values() for sentence in video.sentences]
-            found[f"{split} sentences"] = len(sentences), full_sentences
+            counts[f"{split} sentences"] = len(sentences), full_sentences
             with_object = sum(sentence.instance is not None for sentence in sentences)
-            found[f"{split} sentences that name their object"] = with_object, full_sentences
-        return found
+            counts[f"{split} sentences that name their object"] = with_object, full_sentences
+        return counts
 
     @functools.cached_property
     def annotations(self) -> Annotations:
@@ -151,7 +151,7 @@ class ReferYouTubeVOS:
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         """Yields every listed frame of a video with its sentences, and what had to be left out.
 
-        In train, a frame is no sample for the objects that are not in it. In valid, it is one with an empty mask, since
+        In train, a frame has no sentences about objects that are not in it. In valid it has, with empty masks, since
         scores are means over all listed frames; without ground truth, its sentences have no instance.
         """
         split = next(split for split, videos in self.annotations.videos.items() if video in videos)
@@ -219,8 +219,8 @@ def _parse_entry(where: str, entry: object, skipped: list[Skipped]) -> tuple[lis
     frame_names: list[object] = []
     expressions: list[_Expression] = []
     match entry:
-        case {"expressions": dict(found), "frames": list(frame_names)}:
-            for name, expression in found.items():
+        case {"expressions": dict(entries), "frames": list(frame_names)}:
+            for name, expression in entries.items():
                 match expression:
                     case {"exp": text}:
                         expressions.append(_Expression(name, text, expression.get("obj_id")))
@@ -232,7 +232,7 @@ def _parse_entry(where: str, entry: object, skipped: list[Skipped]) -> tuple[lis
                     case {"frames": list(names), "expressions": list(texts)}:
                         frame_names += [name for name in names if name not in frame_names]
                         expressions += [
-                            _Expression(f"{object_id}-{number}", text, object_id) for number, text in enumerate(texts)
+                            _Expression(f"{object_id}-{index}", text, object_id) for index, text in enumerate(texts)
                         ]
                     case _:
                         skipped.append(Skipped(f"{where}: object {object_id!r}", "malformed object"))

@@ -42,7 +42,7 @@ def read_video(
     """Yields the frame pairs of a video, in the order of `indices`, and what had to be left out.
 
     Args:
-      video: the video's name in the data set.
+      video: the video's name in the dataset.
       frames: folder of its frames.
       masks: folder of its masks; None if they are not published.
       indices: the annotated frames.

@@ -1,7 +1,7 @@
-"""Sentence encoders: what converts a sentence to the fields `words` and `word_mask` of a batch.
+"""Sentence encoders convert sentences to the fields `words` and `word_mask` of a batch.
 
-`SentenceEncoder` is their interface. Here are the tokenizer of a transformer and the precomputed features of a frozen
-transformer; word vectors are in `input_pipeline.text.word_vectors`.
+`SentenceEncoder` is their interface. This module has the tokenizer of a transformer and the precomputed features of a
+frozen transformer; word vectors are in `input_pipeline.text.word_vectors`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 
-#: More tokens than any sentence has.
+#: A max_words that truncates no word.
 _NO_LIMIT = 10_000
 
 
@@ -57,10 +57,10 @@ class SentenceEncoder(Protocol):
         ...
 
     def coverage(self, vocabulary: Iterable[str]) -> tuple[float, list[str]]:
-        """Compares the words of a data set with the vocabulary of this encoder.
+        """Compares the words of a dataset with the vocabulary of this encoder.
 
         Returns:
-          The share of words that are known, in [0, 1], and the distinct unknown words, most frequent first.
+          The share of words that are in the vocabulary, in [0, 1], and the distinct unknown words, most frequent first.
         """
         ...
 
@@ -186,7 +186,7 @@ class TransformerTokenizer:
 
 
 class PrecomputedFeatures:
-    """The features of a frozen transformer for the sentences of a data set, as a `SentenceEncoder`.
+    """The features of a frozen transformer for the sentences of a dataset, as a `SentenceEncoder`.
 
     The files are made by `lbdt_jax.text_features.precomputed_features`; features are read from disk on access. All
     methods except `encode` are those of the transformer's tokenizer.
@@ -223,7 +223,7 @@ class PrecomputedFeatures:
         """See `SentenceEncoder`. Features (N, D) float32, zero for padding.
 
         Raises:
-          UserError: the sentence is not in the data set, or the features were computed with a larger max_words.
+          UserError: the sentence is not in the dataset, or the features were computed with a larger max_words.
         """
         begin, end = self._rows.get(sentence, (0, max_words + 1))
         if end - begin > max_words:

@@ -1,4 +1,4 @@
-"""Word vectors for the words of a data set: GloVe from its text file or an installed package, or random vectors.
+"""Word vectors for the words of a dataset: GloVe from its text file or an installed package, or random vectors.
 
 GloVe: Pennington et al., "GloVe: Global Vectors for Word Representation", EMNLP 2014,
 https://nlp.stanford.edu/projects/glove/. The published LBDT uses glove.840B.300d.txt (5.6 GB, 2.2 million tokens).
@@ -104,41 +104,44 @@ def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
     """
     vocabulary = set(vocabulary) - {""}
     if source.startswith("random:"):
-        found = _random_vectors(source, vocabulary)
+        vectors = _random_vectors(source, vocabulary)
     elif source == PACKAGE:
-        found = _read_package(vocabulary)
+        vectors = _read_package(vocabulary)
     else:
-        found = _read_glove(Path(source), vocabulary)
-    if not found:
+        vectors = _read_glove(Path(source), vocabulary)
+    if not vectors:
         raise UserError(
             f"{source} contains none of the {len(vocabulary)} words of the vocabulary. Is it the right file?"
         )
-    words = tuple(sorted(found))
-    return WordVectors(words, np.stack([found[word] for word in words]).astype(np.float32))
+    words = tuple(sorted(vectors))
+    return WordVectors(words, np.stack([vectors[word] for word in words]).astype(np.float32))
 
 
-def extend(own: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVectors:
-    """Adds the words of a vocabulary to those that a model was trained with, as far as a source contains them.
+def extend(trained: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVectors:
+    """Adds the words of a vocabulary to those that a model was trained with, if the source contains them.
 
     Args:
-      own: the words and vectors of the model; may be empty.
+      trained: the words and vectors that the model was trained with; may be empty.
       source: as for `load_word_vectors`.
       vocabulary: the words to add.
+
+    Returns:
+      The words of both, sorted, with their vectors.
 
     Raises:
       UserError: the source is missing or malformed, or its vectors are not those that the model was trained with.
     """
-    found = load_word_vectors(source, {*vocabulary, *own.words})
-    vectors = dict(zip(found.words, found.vectors, strict=True))
-    size, found_size = own.vectors.shape[1], found.vectors.shape[1]
-    if found_size != size or any(
-        not np.allclose(vector, vectors.get(word, vector)) for word, vector in zip(own.words, own.vectors, strict=True)
+    loaded = load_word_vectors(source, {*vocabulary, *trained.words})
+    vectors = dict(zip(loaded.words, loaded.vectors, strict=True))
+    trained_vectors = dict(zip(trained.words, trained.vectors, strict=True))
+    if loaded.size != trained.size or any(
+        not np.allclose(vector, vectors.get(word, vector)) for word, vector in trained_vectors.items()
     ):
         raise UserError(
-            f"The model was trained with other word vectors (size {size}) than those of {source} (size {found_size}) "
-            "and can't make sense of them. Give the source that it was trained with."
+            f"The model was trained with other word vectors (size {trained.size}) than those of {source} (size "
+            f"{loaded.size}). Use the source that it was trained with."
         )
-    vectors.update(zip(own.words, own.vectors, strict=True))
+    vectors.update(trained_vectors)
     words = tuple(sorted(vectors))
     return WordVectors(words, np.stack([vectors[word] for word in words]))
 
@@ -146,7 +149,7 @@ def extend(own: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVect
 def _random_vectors(source: str, vocabulary: set[str]) -> dict[str, np.ndarray]:
     size = source.removeprefix("random:")
     if not size.isdecimal() or int(size) == 0:
-        raise UserError(f'word_vectors "{source}": give the size of the vectors after "random:", as in "random:50".')
+        raise UserError(f'word_vectors "{source}": append the size of the vectors to "random:", as in "random:50".')
 
     def draw(word: str) -> np.ndarray:
         digest = hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
@@ -181,10 +184,10 @@ def _read_glove(path: Path, vocabulary: set[str]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(
             f"{path}: no such file of word vectors. The published system uses GloVe: download "
-            f"https://nlp.stanford.edu/data/glove.840B.300d.zip, unpack it and give its path. {_OTHER_CHOICES}"
+            f"https://nlp.stanford.edu/data/glove.840B.300d.zip, unpack it and use its path. {_OTHER_CHOICES}"
         )
     word_by_bytes = {word.encode("utf-8", "surrogatepass"): word for word in vocabulary}
-    found = {}
+    vectors = {}
     size = None  # of a vector, from the first line that has one
     with path.open("rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name) as bar:
         for line_number, line in enumerate(file, start=1):
@@ -204,8 +207,8 @@ def _read_glove(path: Path, vocabulary: set[str]) -> dict[str, np.ndarray]:
                     "Is the file truncated? Unpack it again."
                 )
             if word in word_by_bytes:
-                found[word_by_bytes[word]] = _parse_numbers(line[len(word) + 1 :], path, line_number)
-    return found
+                vectors[word_by_bytes[word]] = _parse_numbers(line[len(word) + 1 :], path, line_number)
+    return vectors
 
 
 def _is_number(text: bytes) -> bool:

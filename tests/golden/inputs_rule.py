@@ -1,13 +1,16 @@
-"""Regenerates every input behind the golden numbers; only numpy is needed.
+"""Generates the inputs that the golden numbers were computed from. Needs numpy only.
 
-A case is one entry of cases.json: its name, set seed, size, batch, phrase
-length, words per sample and (in one case) an image mask with holes.
+A case is an entry of cases.json: its name, seed, image size, batch size, phrase length, words of each sample and, in
+one case, the share of holes in the image mask.
 
     case = json.load(open("cases.json"))["open"]["base"]
-    inputs = make_inputs(case)          # dict of arrays, batch first, NCHW
+    inputs = make_inputs(case)
 """
 
+from __future__ import annotations
+
 import zlib
+from typing import Any
 
 import numpy as np
 from weights_rule import stream
@@ -16,25 +19,30 @@ WORD_DIM = 300
 WORD_STD = 0.4
 
 
-def make_inputs(case):
-    """image, flow: float32 (B,3,H,W); phrase: float32 (B,N,300);
-    phrase_mask: int64 (B,N); img_mask: int64 (B,H/32*W/32); target: float32 (B,H,W).
+def make_inputs(case: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the network's inputs, under the names and in the layout of the published code.
 
-    image is the frame, flow is |frame - earlier frame|, both as the network gets
-    them, that is after normalisation.
+    Returns:
+      image: (B, 3, H, W) float32, the normalized frame.
+      flow: (B, 3, H, W) float32, |frame - earlier frame|, both normalized.
+      phrase: (B, N, 300) float32 word vectors.
+      phrase_mask: (B, N) int64, 1 for words and 0 for padding.
+      img_mask: (B, H/32 * W/32) int64, 0 where attention is masked.
+      target: (B, H, W) float32, 1 inside the object.
     """
     samples = [make_sample(case, index) for index in range(case["batch"])]
     inputs = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
     return inputs
 
 
-def make_sample(case, index):
+def make_sample(case: dict[str, Any], index: int) -> dict[str, np.ndarray]:
+    """Returns one sample of `make_inputs`, without the batch axis."""
     rng = stream(f"{case['name']}/{index}", case["seed"])
     height, width = case["height"], case["width"]
     frame, earlier, target = make_frames(rng, height, width)
     phrase, phrase_mask = make_phrase(rng, case["phrase_len"], case["words"][index], case["unknown"][index])
     img_mask = np.ones(height // 32 * (width // 32), np.int64)
-    if case["holes"]:  # cells that attention must not see
+    if case["holes"]:
         img_mask[rng.random(img_mask.size) < case["holes"]] = 0
     return {
         "image": frame.astype(np.float32),
@@ -46,9 +54,11 @@ def make_sample(case, index):
     }
 
 
-def make_frames(rng, height, width):
-    """A frame and an earlier one: four waves, six boxes that moved, and noise.
-    The target is the union of the first two boxes of the frame."""
+def make_frames(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns a frame and an earlier frame, (3, H, W), of waves, six moving boxes and noise; and the target.
+
+    The target, (H, W) bool, is the union of the first two boxes of the frame.
+    """
     y = (np.arange(height) + 0.5)[:, None] / height
     x = (np.arange(width) + 0.5)[None, :] / width
     waves = rng.random((3, 4, 4))  # channel, wave, (fy, fx, phase, size)
@@ -57,34 +67,39 @@ def make_frames(rng, height, width):
         for fy, fx, phase, size in waves[channel]:
             turns = 6 * fy * y + 6 * fx * x + phase
             background[channel] += size * triangle(turns)
-    centre = rng.random((6, 2))
+    center = rng.random((6, 2))
     half = 0.08 + 0.17 * rng.random((6, 2))
-    colour = 4 * rng.random((6, 3)) - 2
+    color = 4 * rng.random((6, 3)) - 2
     motion = 0.12 * rng.random((6, 2)) - 0.06
     noise = 0.3 * rng.standard_normal((2, 3, height, width))
     frames = []
-    for step in range(2):  # 0: the frame, 1: the earlier one
-        picture = background.copy()
+    for step in range(2):  # 0: the frame, 1: the earlier frame
+        image = background.copy()
         for box in reversed(range(6)):
-            inside = box_mask(y, x, centre[box] - step * motion[box], half[box])
-            picture[:, inside] = colour[box][:, None]
-        frames.append(picture + noise[step])
-    target = box_mask(y, x, centre[0], half[0]) | box_mask(y, x, centre[1], half[1])
+            inside = box_mask(y, x, center[box] - step * motion[box], half[box])
+            image[:, inside] = color[box][:, None]
+        frames.append(image + noise[step])
+    target = box_mask(y, x, center[0], half[0]) | box_mask(y, x, center[1], half[1])
     return frames[0], frames[1], target
 
 
-def triangle(turns):
-    """A triangle wave in -1..1: exact in IEEE arithmetic, unlike a sine."""
+def triangle(turns: np.ndarray) -> np.ndarray:
+    """A triangle wave from -1 to 1 with period 1: exact in IEEE arithmetic, unlike a sine."""
     return 4 * np.abs(turns % 1 - 0.5) - 1
 
 
-def box_mask(y, x, centre, half):
-    return (np.abs(y - centre[0]) < half[0]) & (np.abs(x - centre[1]) < half[1])
+def box_mask(y: np.ndarray, x: np.ndarray, center: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """The mask, (H, W) bool, of a box with the given center and half extents, each (y, x)."""
+    return (np.abs(y - center[0]) < half[0]) & (np.abs(x - center[1]) < half[1])
 
 
-def make_phrase(rng, phrase_len, words, unknown):
-    """Vectors of the real words, then zeros. A word listed in `unknown` has a
-    zero vector too, as a word that GloVe lacks, but counts as a word."""
+def make_phrase(
+    rng: np.random.Generator, phrase_len: int, words: int, unknown: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns word vectors, (N, 300) float32 with zeros for padding, and their mask, (N,) int64.
+
+    The words at the positions `unknown` have zero vectors, like words without a GloVe vector, but are not masked.
+    """
     phrase = np.zeros((phrase_len, WORD_DIM), np.float32)
     phrase[:words] = WORD_STD * rng.standard_normal((words, WORD_DIM))
     phrase[unknown] = 0
@@ -93,16 +108,16 @@ def make_phrase(rng, phrase_len, words, unknown):
     return phrase, phrase_mask
 
 
-def checksum(array):
-    """CRC-32 of the array's bytes, C order, little-endian."""
+def checksum(array: np.ndarray) -> int:
+    """Returns the CRC-32 of the array's bytes in C order, little-endian."""
     array = np.ascontiguousarray(array)
     return zlib.crc32(array.astype(array.dtype.newbyteorder("<")).tobytes())
 
 
-def make_picture(name, seed, height, width):
-    """Two uint8 RGB frames (H,W,3), the picture and an earlier one."""
+def make_uint8_frames(name: str, seed: int, height: int, width: int) -> list[np.ndarray]:
+    """Returns a frame and an earlier frame, (H, W, 3) uint8 RGB each."""
     rng = stream(f"picture/{name}", seed)
     frame, earlier, _ = make_frames(rng, height, width)
     return [
-        np.clip(np.rint(50 * picture + 128), 0, 255).astype(np.uint8).transpose(1, 2, 0) for picture in (frame, earlier)
+        np.clip(np.rint(50 * image + 128), 0, 255).astype(np.uint8).transpose(1, 2, 0) for image in (frame, earlier)
     ]

@@ -1,4 +1,4 @@
-"""Small clips whose frames can be told apart, and a model to segment them."""
+"""Small clips whose frames are distinguishable, and a tiny model to segment them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SENTENCES = ("the red dog", "a black cat")
 
 @functools.cache
 def tiny_checkpoint() -> Checkpoint:
-    """An untrained model, by chance one whose masks are neither empty nor full; it knows the words of SENTENCES."""
+    """An untrained model with the words of SENTENCES; the seed is one whose masks are neither empty nor full."""
     words = load_word_vectors(f"random:{WORD_VECTOR_SIZE}", {"the", "red", "dog", "a", "black", "cat"})
     return Checkpoint(tiny_variables(seed=3), tiny_config(), words, 0, Path("tiny"))
 
@@ -39,7 +39,7 @@ def numbered_frame(index: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
 
 
 def write_clip(path: Path, frames: int = 10, size: tuple[int, int] = (48, 64), times: list[int] | None = None) -> Path:
-    """Writes numbered frames at 24 frames per second, or at the given times in units of 1/24 s."""
+    """Writes numbered frames at 24 frames per second, or at the given times in units of 1/24 s. Returns the path."""
     codec, pixel_format = {".gif": ("gif", "rgb8"), ".webm": ("libvpx-vp9", "yuv444p")}.get(
         path.suffix, ("libx264", "yuv444p")
     )
@@ -53,6 +53,16 @@ def write_clip(path: Path, frames: int = 10, size: tuple[int, int] = (48, 64), t
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def write_sound(path: Path) -> None:
+    """Writes a file with an audio stream only."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def read_frames(path: Path) -> list[tuple[float, np.ndarray]]:

@@ -23,7 +23,7 @@ TEXT = "the red dog\n\n  a black   cat "
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """An untrained model whose masks, by choice of the seed, are neither empty nor full."""
+    """Writes an untrained model; the seed is one whose masks are neither empty nor full. Returns the folder."""
     config = tiny_config()
     config.word_vectors = "no/such/vectors"  # so that all other words are unknown
     vectors = load_word_vectors("random:6", {"the", "red", "dog", "a", "black", "cat"})
@@ -36,20 +36,20 @@ def write_checkpoint(folder: Path) -> Path:
 def write_clip(
     path: Path, times: Sequence[int] = range(6), size: tuple[int, int] = (48, 64), aspect: Fraction = Fraction(1)
 ) -> Path:
-    """Writes a clip of noise that brightens, with a red corner.
+    """Writes a clip of noise that brightens, with a red upper left corner. Returns the path.
 
     Args:
-      path: of the new file; its ending decides the format.
-      times: of the frames, in units of 1/24 s.
+      path: of the new file; its suffix determines the format.
+      times: times of the frames, in units of 1/24 s.
       size: (h, w) in pixels.
-      aspect: width of a pixel by its height.
+      aspect: width of a pixel divided by its height.
     """
     rng = np.random.default_rng(0)
-    codec, pixels = {".gif": ("gif", "rgb8")}.get(path.suffix, ("libx264", "yuv420p"))
+    codec, pixel_format = {".gif": ("gif", "rgb8")}.get(path.suffix, ("libx264", "yuv420p"))
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=24)
         stream.height, stream.width = size
-        stream.pix_fmt = pixels
+        stream.pix_fmt = pixel_format
         stream.codec_context.sample_aspect_ratio = aspect
         for index, time in enumerate(times):
             image = np.full((*size, 3), 30 + 8 * index % 200, np.uint8) + rng.integers(0, 9, (*size, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Writes small made-up datasets in their raw layouts, with every oddity of the real ones and nothing broken."""
+"""Writes small made-up datasets in their raw layouts, with every oddity of the real ones but no errors."""
 
 from __future__ import annotations
 
@@ -64,10 +64,9 @@ def write_h5(path: Path, ids: list[int], masks: list[np.ndarray]) -> None:
 
 
 def write_a2d(raw: Path) -> Path:
-    """Writes A2D-Sentences: two training videos, a test video and one without sentences; 5 annotated frames, 6 samples.
+    """Writes A2D-Sentences: two training videos, a test video and one without sentences. Returns `raw`.
 
-    Returns:
-      `raw`, as the other functions do.
+    There are 5 annotated frames, and 7 samples of which 6 are for training.
     """
     (raw / "Release").mkdir(parents=True)
     (raw / "Release/videoset.csv").write_text(VIDEOSET)
@@ -114,13 +113,13 @@ def write_puppet_mask(path: Path, masks: list[np.ndarray]) -> None:
 
 
 def write_jhmdb(raw: Path) -> Path:
-    """Writes J-HMDB-Sentences: two test videos of 16 and 12 frames, the second with 9 masks.
+    """Writes J-HMDB-Sentences: two test videos of 16 and 12 frames, the second with 9 masks. Returns `raw`.
 
     Six samples are listed, two of them without an earlier frame. The mask of frame n (from 1) is box(n, 2 * n).
     """
     for (action, video, _, _), length, mask_count in zip(JHMDB_SAMPLES, (16, 12), (16, 9), strict=True):
         write_frames(raw / "Rename_Images" / action / video, length)
-        masks = [box(number, 2 * number) for number in range(1, mask_count + 1)]
+        masks = [box(index, 2 * index) for index in range(1, mask_count + 1)]
         write_puppet_mask(raw / "puppet_mask" / action / video / "puppet_mask.mat", masks)
     (raw / "Rename_Images/.DS_Store").write_bytes(b"\0")
     (raw / "Rename_Images/clap/.DS_Store").write_bytes(b"\0")
@@ -130,28 +129,28 @@ def write_jhmdb(raw: Path) -> Path:
     entries = [
         [
             video,
-            f"{prefix}/Rename_Images/{action}/{video}/{number:05d}.png",
+            f"{prefix}/Rename_Images/{action}/{video}/{index:05d}.png",
             f"{prefix}/puppet_mask/{action}/{video}/puppet_mask.mat",
             16,
             sentence,
         ]
-        for action, video, sentence, numbers in JHMDB_SAMPLES
-        for number in numbers
+        for action, video, sentence, indices in JHMDB_SAMPLES
+        for index in indices
     ]
     (raw / "jhmdb_sentences_samples_metadata.json").write_text(json.dumps(entries))
     return raw
 
 
 def write_lbdt_layout(folder: Path) -> Path:
-    """Writes the three datasets in LBDT's own layout, in the folders `a2d`, `jhmdb` and `ytvos`.
+    """Writes the three datasets in LBDT's own layout, in the folders `a2d`, `jhmdb` and `ytvos`. Returns `folder`.
 
     a2d: frames 1 to 12 of `walker` with masks in 2 and 9, and frames 4 and 5 of `Cat_-1` with masks in 5. jhmdb: the
     videos of `write_jhmdb`. ytvos: every 5th frame of `penguin` and `man`, in which objects 1 and 2 are boxes.
     """
     a2d, jhmdb, ytvos = folder / "a2d", folder / "jhmdb", folder / "ytvos"
-    for video, numbers in {"walker": range(1, 13), "Cat_-1": (4, 5)}.items():
-        for number in numbers:
-            write_jpeg(a2d / f"images/{video}/{number:05d}.jpg", frame(number - 1))
+    for video, indices in {"walker": range(1, 13), "Cat_-1": (4, 5)}.items():
+        for index in indices:
+            write_jpeg(a2d / f"images/{video}/{index:05d}.jpg", frame(index - 1))
     write_h5(a2d / "masks/walker/00002.h5", [0, 1], [box(4, 4), box(30, 8)])
     write_h5(a2d / "masks/walker/00009.h5", [1], [box(30, 20)])
     write_h5(a2d / "masks/Cat_-1/00005.h5", [2], [box(5, 30)])
@@ -160,13 +159,13 @@ def write_lbdt_layout(folder: Path) -> Path:
     write_jhmdb(jhmdb)
     for name in ("jhmdb_annotation.txt", "jhmdb_sentences_samples_metadata.json"):
         (jhmdb / name).unlink()
-    rows = [f"{video}/{number:05d},48,64,1,{text},5" for _, video, text, numbers in JHMDB_SAMPLES for number in numbers]
+    rows = [f"{video}/{index:05d},48,64,1,{text},5" for _, video, text, indices in JHMDB_SAMPLES for index in indices]
     (jhmdb / "val.txt").write_text("\n".join(rows))
     for split, video in (("train", "penguin"), ("val", "man")):
-        for number in (0, 5, 10):
-            write_jpeg(ytvos / split / f"JPEGImages/{video}/{number:05d}.jpg", frame(number))
-            labels = 1 * box(4, number) + (2 * box(30, number) if number else 0)
-            path = ytvos / split / f"Annotations/{video}/{number:05d}.png"
+        for index in (0, 5, 10):
+            write_jpeg(ytvos / split / f"JPEGImages/{video}/{index:05d}.jpg", frame(index))
+            labels = 1 * box(4, index) + (2 * box(30, index) if index else 0)
+            path = ytvos / split / f"Annotations/{video}/{index:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels.astype(np.uint8)).save(path)
     (ytvos / "train.txt").write_text(LBDT_YTVOS.replace("VIDEO", "penguin"))

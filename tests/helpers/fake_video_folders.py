@@ -21,9 +21,9 @@ def write_labels(path: Path, objects: dict[int, np.ndarray]) -> None:
     image.save(path)
 
 
-def walking_mask(instance: int, number: int) -> np.ndarray:
-    """The mask of an object (1 to 4) that moves to the right, in frame `number` (0 to 30); masks don't overlap."""
-    return box(11 * (instance - 1), number, height=8, width=20)
+def walking_mask(instance: int, index: int) -> np.ndarray:
+    """The mask of an object (1 to 4) that moves to the right, in frame `index` (0 to 30); masks don't overlap."""
+    return box(11 * (instance - 1), index, height=8, width=20)
 
 
 FRAMES, MASKS, TEXTS = "DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p", "davis_text_annotations"
@@ -34,33 +34,33 @@ CAR, DOGS = "classic-car", "dogs-scale"
 VOID = box(44, 40, height=4)
 
 
-def masks_for_scores(instances: list[int], number: int) -> dict[int, np.ndarray]:
+def masks_for_scores(instances: list[int], index: int) -> dict[int, np.ndarray]:
     """The masks of a frame's objects, with the ids that published scores use."""
-    return {255: VOID, **{3 - instance: walking_mask(instance, number) for instance in instances}}
+    return {255: VOID, **{3 - instance: walking_mask(instance, index) for instance in instances}}
 
 
 def write_ref_davis17(raw: Path) -> Path:
-    """Writes Ref-DAVIS17: a training and a validation video, both without object 2 in frame 1.
+    """Writes Ref-DAVIS17: a training and a validation video, both without object 2 in frame 1. Returns `raw`.
 
     Every mask has void pixels. In the masks for published scores, the ids of objects 1 and 2 are swapped.
     """
     present = {CAR: [[1, 2], [1], [1, 2], [1, 2]], DOGS: [[1, 2], [1], [1, 2]]}
     for video, objects in present.items():
-        for number, instances in enumerate(objects):
-            write_jpeg(raw / FRAMES / video / f"{number:05d}.jpg", frame(number))
-            masks = {instance: walking_mask(instance, number) for instance in instances}
-            write_labels(raw / MASKS / video / f"{number:05d}.png", {255: VOID, **masks})
-            write_labels(raw / MASKS_FOR_SCORES / video / f"{number:05d}.png", masks_for_scores(instances, number))
+        for index, instances in enumerate(objects):
+            write_jpeg(raw / FRAMES / video / f"{index:05d}.jpg", frame(index))
+            masks = {instance: walking_mask(instance, index) for instance in instances}
+            write_labels(raw / MASKS / video / f"{index:05d}.png", {255: VOID, **masks})
+            write_labels(raw / MASKS_FOR_SCORES / video / f"{index:05d}.png", masks_for_scores(instances, index))
         (raw / MASKS / video / "._00000.png").write_bytes(b"\0")
     lists = raw / "DAVIS/ImageSets/2017"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text(f"{CAR}\n")
     (lists / "val.txt").write_text(DOGS)
     (raw / TEXTS).mkdir()
-    for number, file in enumerate(FILES):
+    for annotator, file in enumerate(FILES):
         lines = ["clasic-car 1 car", "clasic-car 2 driver", "dog-scale 1 dog", "dog-scale 2 scale"]
-        lines = [" ".join(line.split()[:2]) + f' "a "{line.split()[2]}" n\u00ba {number}"\r\n' for line in lines]
-        (raw / TEXTS / f"{file}.txt").write_bytes("".join(lines).encode("latin-1" if number > 1 else "utf-8"))
+        lines = [" ".join(line.split()[:2]) + f' "a "{line.split()[2]}" n\u00ba {annotator}"\r\n' for line in lines]
+        (raw / TEXTS / f"{file}.txt").write_bytes("".join(lines).encode("latin-1" if annotator > 1 else "utf-8"))
     return raw
 
 
@@ -104,7 +104,7 @@ def write_expressions(raw: Path, split: str, videos: object) -> None:
 def write_refer_youtube_vos(raw: Path) -> Path:
     """Writes Refer-YouTube-VOS: two training videos, one of them in the older form, and a validation video.
 
-    Some objects are absent in some frames.
+    Some objects are absent in some frames. Returns `raw`.
     """
     present = {
         ("train", NEW): {0: [1], 5: [1, 2], 10: [1], 15: [1, 2]},  # frame 0 exists and is not listed
@@ -112,10 +112,10 @@ def write_refer_youtube_vos(raw: Path) -> Path:
         ("valid", MAN): {0: [1], 5: [1, 2]},
     }
     for (split, video), objects in present.items():
-        for number, instances in objects.items():
-            write_jpeg(raw / split / f"JPEGImages/{video}/{number:05d}.jpg", frame(number))
-            masks = {instance: walking_mask(instance, number) for instance in instances}
-            write_labels(raw / split / f"Annotations/{video}/{number:05d}.png", masks)
+        for index, instances in objects.items():
+            write_jpeg(raw / split / f"JPEGImages/{video}/{index:05d}.jpg", frame(index))
+            masks = {instance: walking_mask(instance, index) for instance in instances}
+            write_labels(raw / split / f"Annotations/{video}/{index:05d}.png", masks)
         (raw / split / f"JPEGImages/{video}/._00000.jpg").write_bytes(b"\0")
     write_expressions(raw, "train", TRAIN)
     write_expressions(raw, "valid", VALID)

@@ -1,4 +1,4 @@
-"""Folders that tests read from."""
+"""The repository and the golden files."""
 
 from pathlib import Path
 

@@ -1,10 +1,11 @@
-"""What the tests of several dataset readers have in common."""
+"""Shared by the tests of the dataset readers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from fake_datasets import HEIGHT, WIDTH
 from fake_video_folders import walking_mask
 from PIL import Image
 
@@ -12,7 +13,7 @@ from input_pipeline.types import FramePair, Reader, Skipped
 
 
 def read_all(reader: Reader, video: str) -> tuple[list[FramePair], list[Skipped]]:
-    """The frame pairs of a video, and what was left out."""
+    """Returns the frame pairs of a video, and what was left out."""
     items = list(reader.read(video))
     pairs = [item for item in items if isinstance(item, FramePair)]
     return pairs, [item for item in items if isinstance(item, Skipped)]
@@ -34,3 +35,16 @@ def check_pair(frames: Path, pair: FramePair, earlier: int) -> None:
         assert mask.dtype == bool
         if mask.any():
             np.testing.assert_array_equal(mask, walking_mask(instance, pair.frame_index))
+
+
+def damage_mask(path: Path, fault: str) -> str:
+    """Replaces a mask file by one that is "missing", "truncated" or of "another size"; returns the reader's reason."""
+    if fault == "missing":
+        path.unlink()
+        return "mask missing"
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:60])
+        return "the mask can't be read"
+    assert fault == "another size"
+    Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(path)
+    return "the mask and the frame differ in size"

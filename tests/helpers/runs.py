@@ -21,7 +21,7 @@ FEW_IMAGES = {"contact_sheet_samples": 2, "evaluation_attention_sheets": 0, "pic
 
 
 def write_config(folder: Path, steps: int, **fields: object) -> Path:
-    """Draws some scenes and writes FOLDER/tiny_shapes.py, a configuration for that many steps."""
+    """Generates some scenes, and writes FOLDER/tiny_shapes.py, a configuration for `steps` steps on them."""
     write_raw(folder / "data" / "raw" / "moving_shapes", scenes=SCENES, workers=1)
     config = tiny_config()
     config.update(dataset="moving_shapes", data_dir=str(folder / "data"), word_vectors="random:8", log_every_steps=1)
@@ -69,7 +69,7 @@ def start_processes(
 
 
 def process_environments(count: int) -> list[dict[str, str]]:
-    """The environment variables by which each of `count` processes finds the others."""
+    """The environment variables that connect each of `count` processes to the others."""
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
         address = f"localhost:{unused.getsockname()[1]}"
@@ -78,7 +78,7 @@ def process_environments(count: int) -> list[dict[str, str]]:
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
-    """Waits for the process, checks its status and that it printed no traceback; returns (stdout, stderr)."""
+    """Waits for a process, checks its status and that it printed no traceback. Returns (stdout, stderr)."""
     try:
         output, errors = process.communicate(timeout=900)
     finally:
@@ -89,7 +89,7 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
 
 
 def logged(workdir: Path, name: str) -> dict[int, float]:
-    """Step -> value of a logged metric, from all event files."""
+    """Returns step -> value of a logged metric, from all event files."""
     values = {}
     for file in sorted(workdir.glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file), size_guidance={"tensors": 0})

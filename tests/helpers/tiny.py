@@ -1,4 +1,4 @@
-"""A complete LBDT that trains in seconds, and batches for it."""
+"""A complete LBDT that is small enough to train in seconds, and batches for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tiny_batch(config: ConfigDict, seed: int = 0) -> Batch:
 
 @functools.cache
 def tiny_variables(dtype: str = "float32", seed: int = 0, transfer_layers: int = 1) -> dict[str, Any]:
-    """Random variables of tiny_config as numpy arrays; statistics and norms are not just zeros and ones."""
+    """Random variables for `tiny_config` as numpy arrays. The statistics and norms are not just zeros and ones."""
     config = tiny_config()
     config.model.transfer_layers = transfer_layers
     shapes = jax.eval_shape(lambda: initial_variables(make_model(config), config, WORD_VECTOR_SIZE))

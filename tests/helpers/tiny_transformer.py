@@ -16,7 +16,7 @@ LONGEST = 24
 
 
 def write_bert(folder: Path, seed: int = 0) -> PreTrainedModel:
-    """A BERT with the vocabulary of Moving Shapes. Returns the torch model."""
+    """Writes a BERT with the vocabulary of Moving Shapes, except "left". Returns the torch model."""
     words = {word for phrases in LEXICON.values() for phrase in phrases for word in phrase.split()} - {"left"}
     words |= {"the", "that", "is", "not", "only", *HELD_OUT_WORDS, ",", ".", *"abcdefghijklmnopqrstuvwxyz"}
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -32,7 +32,7 @@ def write_bert(folder: Path, seed: int = 0) -> PreTrainedModel:
 
 
 def write_roberta(folder: Path, kind: type[PreTrainedModel] = RobertaModel, seed: int = 0) -> PreTrainedModel:
-    """A RoBERTa (or XLMRobertaModel) whose tokens are bytes. Returns the torch model."""
+    """Writes a RoBERTa (or XLMRobertaModel) whose tokens are bytes. Returns the torch model."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     vocabulary = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, []))

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from inputs_rule import checksum, make_picture
+from inputs_rule import checksum, make_uint8_frames
 from paths import GOLDEN
 
 from input_pipeline.images import decode_frame, decode_mask, encode_frame, encode_mask, resize_frame, resize_target
@@ -23,7 +23,7 @@ MASK_NAMES = [name.removesuffix("/in") for name in MASKS if name.endswith("/in")
 @pytest.mark.parametrize("case", FRAMES, ids=lambda case: f"{case['height']}x{case['width']}")
 def test_resized_frames_equal_the_released_code(case):
     height, width = case["height"], case["width"]
-    frame, earlier_frame = make_picture(f"{height}x{width}", 0, height, width)
+    frame, earlier_frame = make_uint8_frames(f"{height}x{width}", 0, height, width)
     assert checksum(resize_frame(frame, SIZE)) == case["crc_resized_frame"]
     assert checksum(resize_frame(earlier_frame, SIZE)) == case["crc_resized_earlier"]
 
@@ -37,8 +37,8 @@ def test_targets_equal_the_released_code(name):
     np.testing.assert_array_equal(np.packbits(target), MASKS[f"{name}/out"])
 
 
-def test_enlarged_masks_equal_those_the_released_code_saves():
-    """The same rule upsamples the masks that it writes for the Refer-YouTube-VOS server."""
+def test_upsampled_masks_equal_those_saved_by_the_released_code():
+    """It upsamples masks for the Refer-YouTube-VOS server by the same rule."""
     probability = np.load(GOLDEN / "metrics.npz")["probability_x64"]
     for pair in json.loads((GOLDEN / "metrics.json").read_text())["pairs"]:
         saved = resize_target(probability[pair["index"]] > 32, (pair["height"], pair["width"]))

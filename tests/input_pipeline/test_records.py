@@ -1,4 +1,4 @@
-"""From raw files to records: the round trip, the report on broken files, interruptions, and messages of the command."""
+"""Raw files are written as records; reports on broken files; interrupted runs; messages of the command."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def raw(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of a small A2D-Sentences and the data_dir with its records, both to be left as they are."""
-    folder = tmp_path_factory.mktemp("made")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small A2D-Sentences and the data_dir with its records. Tests must not change either."""
+    folder = tmp_path_factory.mktemp("prepared")
     prepare("a2d_sentences", write_a2d(folder / "raw"), folder / "data")
     return folder / "raw", folder / "data"
 
@@ -45,8 +45,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_record_holds_frames_and_masks(made: tuple[Path, Path]):
-    pair = next(iter(A2DSentences(made[0]).read("walker")))
+def test_a_record_holds_frames_and_masks(prepared: tuple[Path, Path]):
+    pair = next(iter(A2DSentences(prepared[0]).read("walker")))
     record = encode_record(pair)
     assert (record["video"], record["frame_index"], record["height"], record["width"]) == ("walker", 1, HEIGHT, WIDTH)
     decoded = decode_frame(record["frame"]).astype(int)
@@ -83,21 +83,23 @@ def test_report_and_printed_summary(raw: Path, tmp_path: Path, capsys: pytest.Ca
         records_exist(tmp_path / "data", "a2d_sentences") and load_report(tmp_path / "data", "a2d_sentences") == report
     )
     printed = capsys.readouterr().out
-    assert "4 sentences of 6655 in the full data set" in printed
+    assert "4 sentences of 6655 in the full dataset" in printed
     assert "1 x the instance is not a whole number" in printed
     assert contents(raw) == before
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a2d_sentences"]
 
 
-def test_records_are_reproducible(made: tuple[Path, Path], tmp_path: Path):
-    raw, data_dir = made
+def test_records_are_reproducible(prepared: tuple[Path, Path], tmp_path: Path):
+    raw, data_dir = prepared
     prepare("a2d_sentences", raw, tmp_path / "second")
     first, second = contents(data_dir), contents(tmp_path / "second")
     assert first == second and any("tfrecord" in name for name in first)
 
 
-def test_existing_records_are_left_alone(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    raw, data_dir = made
+def test_existing_records_are_left_alone(
+    prepared: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    raw, data_dir = prepared
     before = contents(data_dir)
     capsys.readouterr()
     assert prepare("a2d_sentences", tmp_path / "gone", data_dir) == load_report(data_dir, "a2d_sentences")
@@ -257,8 +259,8 @@ def test_the_layout_of_lbdt_is_recognized(dataset: str, folder: str, split: str,
     assert report["splits"][split]["sentences"] == len((raw / "val.txt").read_text().splitlines())
 
 
-def test_error_when_the_report_is_damaged(made: tuple[Path, Path], tmp_path: Path):
-    shutil.copytree(made[1], tmp_path / "data")
+def test_error_when_the_report_is_damaged(prepared: tuple[Path, Path], tmp_path: Path):
+    shutil.copytree(prepared[1], tmp_path / "data")
     report = records_dir(tmp_path / "data", "a2d_sentences") / "report.json"
     report.write_text(json.dumps({"splits": {}})[:-3])
     with pytest.raises(UserError, match=r"report.json can't be read .* Delete"):
@@ -268,7 +270,7 @@ def test_error_when_the_report_is_damaged(made: tuple[Path, Path], tmp_path: Pat
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--dataset=a2d", "--raw=x"], "Unknown data set 'a2d'. Choose one of a2d_sentences"),
+        (["--dataset=a2d", "--raw=x"], "Unknown dataset 'a2d'. Choose one of a2d_sentences"),
         (["--dataset=a2d_sentences", "--raw=/does/not/exist"], "jjcorso"),
         (["--dataset=a2d_sentences", "--raw=x", "--intervall=2"], "unrecognized arguments: --intervall=2"),
         (["--dataset=a2d_sentences", "--raw=x", "--interval=0"], "at least 1 frame"),

@@ -1,13 +1,13 @@
-"""Wrote the files beside it, once, with the code of revision 09ece2e; today's code must read them.
+"""Made the files in this folder, once, with the code of revision 09ece2e; the current code must read them.
 
 In an empty folder, where OLD is a checkout of that revision:
 
     JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX='.*/' PYTHONPATH=OLD:OLD/tests python make.py
 
-README.md of the folder above says what the files hold.
+../README.md says what the files hold.
 """
 
-# ruff: noqa: I001  (some of the imported modules are no more)
+# ruff: noqa: I001  (some of the imported modules no longer exist)
 from __future__ import annotations
 
 import json
@@ -56,16 +56,16 @@ def pack(name: str, folder: Path, *members: str) -> None:
 def logits(checkpoint: Checkpoint) -> np.ndarray:
     """Every fourth logit of every sentence of both splits, (S, 16, 16) float32."""
     apply = jax.jit(make_model(checkpoint.config).apply)
-    found = []
+    batches = []
     for split in ("train", "test"):
         for example in evaluation_examples(checkpoint.config, split, checkpoint.sentence_reader):
             frames = (np.stack([frame] * len(example.sentences)) for frame in (example.frame, example.earlier_frame))
-            found.append(apply(checkpoint.variables, *frames, example.words, example.word_mask))
-    return np.concatenate(found)[:, ::4, ::4]
+            batches.append(apply(checkpoint.variables, *frames, example.words, example.word_mask))
+    return np.concatenate(batches)[:, ::4, ::4]
 
 
-def facts(config: ConfigDict, checkpoint: Checkpoint, split: str) -> list[dict[str, object]]:
-    """What `evaluation_examples` gives of a split."""
+def describe_examples(config: ConfigDict, checkpoint: Checkpoint, split: str) -> list[dict[str, object]]:
+    """Sizes, sentences and checksums of the examples of a split."""
     return [
         {
             "video": example.video,
@@ -97,7 +97,7 @@ def main() -> None:
         "loss": logged(workdir, "loss"),
         "gradient_norm": logged(workdir, "gradient_norm"),
         "names": {step: next(batches)["name"].tolist() for step in (3, 4)},
-        "examples": {split: facts(config, glove, split) for split in ("train", "test")},
+        "examples": {split: describe_examples(config, glove, split) for split in ("train", "test")},
     }
     Path("expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     export.write(glove, Path("exported"))

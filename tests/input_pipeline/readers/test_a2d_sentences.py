@@ -63,10 +63,10 @@ def test_masks_are_read_by_id_and_transposed(raw: Path):
 )
 def test_frames_and_their_earlier_frames(raw: Path, interval: int, earlier: list[int]):
     pairs, _ = read_all(A2DSentences(raw, interval), "walker")
-    for pair, number in zip(pairs, earlier, strict=True):
+    for pair, earlier_index in zip(pairs, earlier, strict=True):
         assert pair.frame.shape == (HEIGHT, WIDTH, 3) and pair.frame.dtype == np.uint8
         np.testing.assert_allclose(pair.frame[10:].mean(), frame(pair.frame_index - 1)[10:].mean(), atol=3)
-        np.testing.assert_allclose(pair.earlier_frame[10:].mean(), frame(number - 1)[10:].mean(), atol=3)
+        np.testing.assert_allclose(pair.earlier_frame[10:].mean(), frame(earlier_index - 1)[10:].mean(), atol=3)
         assert pair.frame[2, 2, 0] > pair.frame[2, 2, 2] + 50  # RGB, not BGR
     rules = [pair.earlier_rule for pair in pairs]
     second = "index - 6" if interval == 10 else "interval"
@@ -227,7 +227,7 @@ def test_instances_that_are_not_ids(raw: Path, instance: object, reason: str):
 
 
 def test_h5_file_that_claims_a_huge_size(raw: Path):
-    """A chunked data set takes no space for what was never written, until it is read."""
+    """A chunked dataset takes no space for what was never written, until it is read."""
     path = raw / MASKS / "runner/00016.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("instance", (10**13,), "f8", chunks=(1000,))

@@ -72,12 +72,12 @@ def test_listed_frames_with_their_earlier_frames_and_masks(
 ):
     pairs, skipped = read_all(JHMDBSentences(raw, interval), video)
     assert skipped == []
-    _, _, text, numbers = next(sample for sample in JHMDB_SAMPLES if sample[1] == video)
-    assert [(pair.video, pair.frame_index) for pair in pairs] == [(video, number) for number in numbers]
+    _, _, text, indices = next(sample for sample in JHMDB_SAMPLES if sample[1] == video)
+    assert [(pair.video, pair.frame_index) for pair in pairs] == [(video, index) for index in indices]
     assert [pair.earlier_rule for pair in pairs] == rules
-    for pair, before in zip(pairs, earlier, strict=True):
+    for pair, earlier_index in zip(pairs, earlier, strict=True):
         np.testing.assert_array_equal(pair.frame, frame(pair.frame_index - 1))
-        np.testing.assert_array_equal(pair.earlier_frame, frame(before - 1))
+        np.testing.assert_array_equal(pair.earlier_frame, frame(earlier_index - 1))
         assert pair.sentences == (Sentence(text, 0),) and pair.masks.keys() == {0}
         np.testing.assert_array_equal(pair.masks[0], box(pair.frame_index, 2 * pair.frame_index))
         assert pair.masks[0].dtype == bool and pair.masks[0].shape == (HEIGHT, WIDTH)
@@ -88,7 +88,7 @@ def test_single_mask(raw: Path):
     pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
     assert [pair.frame_index for pair in pairs] == [1]
     np.testing.assert_array_equal(pairs[0].masks[0], box(1, 2))
-    assert [item.where for item in skipped] == [f"{raw / CLAP_FRAMES}: frame {number}" for number in (5, 6)]
+    assert [item.where for item in skipped] == [f"{raw / CLAP_FRAMES}: frame {index}" for index in (5, 6)]
     assert {item.reason for item in skipped} == {"the masks end before the frame"}
 
 
@@ -260,7 +260,7 @@ def test_earlier_frame_of_different_size(raw: Path):
 
 
 def test_empty_mask(raw: Path):
-    masks = [box(number, 2 * number) for number in range(1, 17)]
+    masks = [box(index, 2 * index) for index in range(1, 17)]
     masks[4][:] = False
     write_puppet_mask(raw / CLAP_MASKS, masks)
     pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
@@ -315,20 +315,20 @@ def test_from_raw_files_to_evaluation_examples(raw: Path, tmp_path: Path, capsys
     assert report["splits"].keys() == {"test"}
     assert report["splits"]["test"]["sentences"] == 6
     assert report["splits"]["test"]["earlier_frames"] == {"first frame": 2, "interval": 4}
-    assert "6 listed samples of 2784 in the full data set" in capsys.readouterr().out
+    assert "6 listed samples of 2784 in the full dataset" in capsys.readouterr().out
 
     word_vectors = load_word_vectors("random:8", report["tokens"])
     examples = list(evaluation_examples(config, config.evaluation_split, word_vectors))
     assert {(example.video, example.frame_index) for example in examples} == {
-        (video, number) for _, video, _, numbers in JHMDB_SAMPLES for number in numbers
+        (video, index) for _, video, _, indices in JHMDB_SAMPLES for index in indices
     }
     texts = {video: text for _, video, text, _ in JHMDB_SAMPLES}
     for example in examples:
-        number = example.frame_index
+        index = example.frame_index
         assert example.sentences == (Sentence(texts[example.video], 0),)
-        np.testing.assert_array_equal(example.masks[0], box(number, 2 * number))
-        np.testing.assert_allclose(example.original_frame[10:].mean(), frame(number - 1)[10:].mean(), atol=1)
-        earlier = frame(max(number - 5, 1) - 1)
+        np.testing.assert_array_equal(example.masks[0], box(index, 2 * index))
+        np.testing.assert_allclose(example.original_frame[10:].mean(), frame(index - 1)[10:].mean(), atol=1)
+        earlier = frame(max(index - 5, 1) - 1)
         np.testing.assert_allclose(example.original_earlier_frame[10:].mean(), earlier[10:].mean(), atol=1)
 
     with pytest.raises(UserError, match="no split 'train'; it has test. It is for evaluation only: --mode=evaluate"):

@@ -30,26 +30,26 @@ def raw(tmp_path: Path) -> Path:
     return write_lbdt_layout(tmp_path / "datasets")
 
 
-def check_frames(pair: FramePair, number: int, earlier: int) -> None:
-    """Identifies the frames (from 0) by their brightness, which JPEG hardly changes."""
+def check_frames(pair: FramePair, index: int, earlier: int) -> None:
+    """Checks that a frame pair has the given frames (from 0), by their brightness, which JPEG hardly changes."""
     assert pair.frame.dtype == pair.earlier_frame.dtype == np.uint8
-    for image, index in ((pair.frame, number), (pair.earlier_frame, earlier)):
-        np.testing.assert_allclose(image[10:].mean(), frame(index)[10:].mean(), atol=1)
+    for image, expected in ((pair.frame, index), (pair.earlier_frame, earlier)):
+        np.testing.assert_allclose(image[10:].mean(), frame(expected)[10:].mean(), atol=1)
         assert image[2, 2, 0] > image[2, 2, 2] + 50  # RGB, not BGR
     assert {sentence.instance for sentence in pair.sentences} == pair.masks.keys()
 
 
-def append_row(raw: Path, data_set: str, row: str) -> str:
+def append_row(raw: Path, dataset: str, row: str) -> str:
     """Appends a row to val.txt. Returns "file:line"."""
-    path = raw / data_set / "val.txt"
+    path = raw / dataset / "val.txt"
     content = path.read_text().rstrip("\n")
     path.write_text(f"{content}\n{row}")
     return f"{path}:{content.count(chr(10)) + 2}"
 
 
 def test_splits_videos_and_inventory(raw: Path):
-    assert not is_lbdt_layout(raw) and all(is_lbdt_layout(raw / data_set) for data_set in READERS)
-    a2d, jhmdb, ytvos = (reader(raw / data_set) for data_set, reader in READERS.items())
+    assert not is_lbdt_layout(raw) and all(is_lbdt_layout(raw / dataset) for dataset in READERS)
+    a2d, jhmdb, ytvos = (reader(raw / dataset) for dataset, reader in READERS.items())
     assert a2d.splits() == ("train", "test")
     assert (a2d.videos("train"), a2d.videos("test")) == (["walker"], ["Cat_-1"])
     assert a2d.inventory() == {
@@ -82,8 +82,8 @@ def test_a2d(raw: Path, interval: int, earlier: list[int], rules: list[str]):
     man, woman = Sentence("the man in red", 0), Sentence("a woman", 1)
     assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(2, (man, woman)), (9, (woman,))]
     assert [pair.earlier_rule for pair in pairs] == rules
-    for pair, before in zip(pairs, earlier, strict=True):
-        check_frames(pair, pair.frame_index - 1, before - 1)
+    for pair, earlier_index in zip(pairs, earlier, strict=True):
+        check_frames(pair, pair.frame_index - 1, earlier_index - 1)
     np.testing.assert_array_equal(pairs[0].masks[0], box(4, 4))
     np.testing.assert_array_equal(pairs[0].masks[1], box(30, 8))
     np.testing.assert_array_equal(pairs[1].masks[1], box(30, 20))
@@ -97,15 +97,17 @@ def test_a2d_video_that_starts_late(raw: Path):
 
 
 def test_jhmdb(raw: Path):
-    for _, video, text, numbers in JHMDB_SAMPLES:
+    for _, video, text, indices in JHMDB_SAMPLES:
         pairs, skipped = read_all(LBDTLayoutJHMDB(raw / "jhmdb"), video)
         assert skipped == []
-        assert [(pair.frame_index, pair.sentences) for pair in pairs] == [(n, (Sentence(text, 0),)) for n in numbers]
+        assert [(pair.frame_index, pair.sentences) for pair in pairs] == [
+            (index, (Sentence(text, 0),)) for index in indices
+        ]
         for pair in pairs:
-            number = pair.frame_index
-            check_frames(pair, number - 1, max(number - 5, 1) - 1)
-            assert pair.earlier_rule == ("interval" if number > 5 else "first frame")
-            np.testing.assert_array_equal(pair.masks[0], box(number, 2 * number))
+            index = pair.frame_index
+            check_frames(pair, index - 1, max(index - 5, 1) - 1)
+            assert pair.earlier_rule == ("interval" if index > 5 else "first frame")
+            np.testing.assert_array_equal(pair.masks[0], box(index, 2 * index))
 
 
 @pytest.mark.parametrize("video, absent", [("penguin", False), ("man", True)])
@@ -146,13 +148,13 @@ def test_reader_can_be_pickled(raw: Path):
 
 
 @pytest.mark.parametrize(
-    "data_set, folder",
+    "dataset, folder",
     [("a2d", "images"), ("a2d", "masks"), ("jhmdb", "puppet_mask"), ("ytvos", "val/Annotations")],
 )
-def test_missing_folder(raw: Path, data_set: str, folder: str):
-    shutil.rmtree(raw / data_set / folder)
+def test_missing_folder(raw: Path, dataset: str, folder: str):
+    shutil.rmtree(raw / dataset / folder)
     with pytest.raises(UserError, match=f"has (train|val).txt but lacks {folder}"):
-        READERS[data_set](raw / data_set).splits()
+        READERS[dataset](raw / dataset).splits()
 
 
 def test_only_one_of_the_splits(raw: Path):
@@ -170,8 +172,8 @@ def test_text_that_is_not_utf8(raw: Path):
 
 def test_windows_line_endings_and_byte_order_mark(raw: Path):
     before = LBDTLayoutA2D(raw / "a2d").annotations, LBDTLayoutReferYouTubeVOS(raw / "ytvos").annotations
-    for data_set in ("a2d", "ytvos"):
-        path = raw / data_set / "train.txt"
+    for dataset in ("a2d", "ytvos"):
+        path = raw / dataset / "train.txt"
         path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
     assert (LBDTLayoutA2D(raw / "a2d").annotations, LBDTLayoutReferYouTubeVOS(raw / "ytvos").annotations) == before
 
@@ -182,7 +184,7 @@ BAD_NAME, BAD_ID = "the video's name is not a plain file name", "the instance is
 
 
 @pytest.mark.parametrize(
-    "data_set, row, reason",
+    "dataset, row, reason",
     [
         ("a2d", "Cat_-1/00005,48,64,2", A2D_ROW),
         ("a2d", "Cat_-1/00005,48,64,2,cat", A2D_ROW),
@@ -209,12 +211,12 @@ BAD_NAME, BAD_ID = "the video's name is not a plain file name", "the instance is
     ],
     ids=lambda value: value[:40].replace("\0", "NUL"),
 )
-def test_invalid_row_is_skipped_with_its_line_number(raw: Path, data_set: str, row: str, reason: str):
-    reader = READERS[data_set]
-    split = reader(raw / data_set).splits()[-1]
-    before = reader(raw / data_set).annotations.rows[split]
-    where = append_row(raw, data_set, row)
-    after = reader(raw / data_set)
+def test_invalid_row_is_skipped_with_its_line_number(raw: Path, dataset: str, row: str, reason: str):
+    reader = READERS[dataset]
+    split = reader(raw / dataset).splits()[-1]
+    before = reader(raw / dataset).annotations.rows[split]
+    where = append_row(raw, dataset, row)
+    after = reader(raw / dataset)
     (skipped,) = after.skipped()
     assert skipped.reason == reason
     assert skipped.where.startswith(f"{raw / 'a2d/val.txt'}: video walker" if "splits" in reason else where)
@@ -235,10 +237,10 @@ def test_row_whose_size_is_not_the_frames_is_kept(raw: Path):
     assert pair.sentences == (Sentence("cat, jumping", 2), Sentence("cat", 2)) and pair.frame.shape == (48, 64, 3)
 
 
-@pytest.mark.parametrize("data_set, row", [("a2d", "x/00001,48,64,2,cat,1"), ("jhmdb", "x/00001,48,64,1,a man,5")])
-def test_video_without_frames(raw: Path, data_set: str, row: str):
-    append_row(raw, data_set, row)
-    pairs, (skipped,) = read_all(READERS[data_set](raw / data_set), "x")
+@pytest.mark.parametrize("dataset, row", [("a2d", "x/00001,48,64,2,cat,1"), ("jhmdb", "x/00001,48,64,1,a man,5")])
+def test_video_without_frames(raw: Path, dataset: str, row: str):
+    append_row(raw, dataset, row)
+    pairs, (skipped,) = read_all(READERS[dataset](raw / dataset), "x")
     assert pairs == [] and skipped.reason == "the video's folder of frames is missing"
 
 
@@ -250,7 +252,7 @@ def test_video_under_two_actions(raw: Path):
 
 
 @pytest.mark.parametrize(
-    "data_set, video, file, frames",
+    "dataset, video, file, frames",
     [
         ("a2d", "walker", "images/walker/00009.jpg", [2]),
         ("a2d", "walker", "images/walker/00003.jpg", [2]),
@@ -262,22 +264,22 @@ def test_video_under_two_actions(raw: Path):
     ],
 )
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.9, None], ids=["empty", "half", "most", "missing"])
-def test_truncated_or_missing_file(raw: Path, data_set: str, video: str, file: str, frames: list[int], kept: float):
-    path = raw / data_set / file
+def test_truncated_or_missing_file(raw: Path, dataset: str, video: str, file: str, frames: list[int], kept: float):
+    path = raw / dataset / file
     content = path.read_bytes()
     path.unlink() if kept is None else path.write_bytes(content[: int(kept * len(content))])
     if kept is None and file.endswith("00003.jpg"):
         frames = [2, 9]  # a missing earlier frame without a row is replaced by the first frame
-    pairs, skipped = read_all(READERS[data_set](raw / data_set), video)
+    pairs, skipped = read_all(READERS[dataset](raw / dataset), video)
     assert [pair.frame_index for pair in pairs] == frames
-    assert len(skipped) == (0 if frames == [2, 9] else 3 - len(frames) if data_set != "a2d" else 1)
+    assert len(skipped) == (0 if frames == [2, 9] else 3 - len(frames) if dataset != "a2d" else 1)
     assert all("missing" in item.reason if kept is None else "can't be read" in item.reason for item in skipped)
 
 
-@pytest.mark.parametrize("data_set, video", [("a2d", "Cat_-1"), ("ytvos", "man")])
-def test_masks_and_frame_of_different_size(raw: Path, data_set: str, video: str):
+@pytest.mark.parametrize("dataset, video", [("a2d", "Cat_-1"), ("ytvos", "man")])
+def test_masks_and_frame_of_different_size(raw: Path, dataset: str, video: str):
     write_h5(raw / "a2d/masks/Cat_-1/00005.h5", [2], [box(5, 30)[:, :32]])
     for path in (raw / "ytvos/val/Annotations/man").iterdir():
         Image.fromarray(np.ones((64, 48), np.uint8)).save(path)
-    pairs, skipped = read_all(READERS[data_set](raw / data_set), video)
+    pairs, skipped = read_all(READERS[dataset](raw / dataset), video)
     assert pairs == [] and all("the mask and the frame differ in size" in item.reason for item in skipped)

@@ -1,4 +1,4 @@
-"""Reading the files of raw data sets: text with any line endings, and frames that may be damaged."""
+"""Reading the files of raw datasets: text with any line endings, and frames that may be damaged."""
 
 from __future__ import annotations
 

@@ -53,18 +53,18 @@ def grayscale_png(values: np.ndarray, bits: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "number, frames, reason",
+    "index, frames, name",
     [(15, [5, 10], "frame"), (0, [10, 15], "earlier frame")],
     ids=["frame", "earlier frame"],
 )
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
-def test_truncated_frame(raw: Path, number: int, frames: list[int], reason: str, kept: float):
-    path = raw / "train/JPEGImages" / NEW / f"{number:05d}.jpg"
+def test_truncated_frame(raw: Path, index: int, frames: list[int], name: str, kept: float):
+    path = raw / "train/JPEGImages" / NEW / f"{index:05d}.jpg"
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
     assert [pair.frame_index for pair in pairs] == frames
-    where = str(path.with_name(f"{number or 5:05d}.jpg"))
-    assert Skipped(where, f"the {reason} can't be read") in skipped
+    where = str(path.with_name(f"{index or 5:05d}.jpg"))
+    assert Skipped(where, f"the {name} can't be read") in skipped
 
 
 def test_missing_mask(raw: Path):
@@ -152,12 +152,12 @@ def test_mask_of_low_bit_depth(raw: Path):
     assert skipped[0] == Skipped(str(path), "the mask is neither a palette image nor 8-bit grayscale: no object ids")
 
 
-@pytest.mark.parametrize("side", [10_000, 60_000])
+@pytest.mark.parametrize("length", [10_000, 60_000])
 @pytest.mark.parametrize("part, what", [("Annotations", "mask"), ("JPEGImages", "frame")])
-def test_image_that_claims_a_huge_size(raw: Path, part: str, what: str, side: int):
+def test_image_that_claims_a_huge_size(raw: Path, part: str, what: str, length: int):
     path = raw / "train" / part / NEW / ("00015.png" if what == "mask" else "00015.jpg")
     content = bytearray(grayscale_png(np.ones((HEIGHT, WIDTH)), bits=8))
-    content[16:24] = struct.pack(">II", side, side)
+    content[16:24] = struct.pack(">II", length, length)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     path.write_bytes(content)
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
@@ -171,9 +171,9 @@ def test_few_frames_of_a_long_video_are_kept_in_memory(
 ):
     """At a short interval every frame is read once; at a long one, earlier frames are read again."""
     raw = write_ref_davis17(tmp_path / "davis")
-    for number in range(24):
-        write_jpeg(raw / FRAMES / CAR / f"{number:05d}.jpg", frame(number % 20))
-        write_labels(raw / MASKS / CAR / f"{number:05d}.png", {1: walking_mask(1, number)})
+    for index in range(24):
+        write_jpeg(raw / FRAMES / CAR / f"{index:05d}.jpg", frame(index % 20))
+        write_labels(raw / MASKS / CAR / f"{index:05d}.png", {1: walking_mask(1, index)})
     count: Counter[str] = Counter()
 
     def counting(path: Path, name: str) -> tuple[np.ndarray, bytes]:
@@ -184,5 +184,5 @@ def test_few_frames_of_a_long_video_are_kept_in_memory(
     pairs, _ = read_all(RefDAVIS17(raw, interval), CAR)
     assert len(pairs) == 24 and count.total() == reads
     for pair in pairs:
-        number = pair.frame_index
-        check_pair(raw / FRAMES, pair, number - interval if number >= interval else number + interval)
+        index = pair.frame_index
+        check_pair(raw / FRAMES, pair, index - interval if index >= interval else index + interval)

@@ -1,4 +1,4 @@
-"""Word vectors from a text file, from a package and from random numbers."""
+"""Word vectors from a text file, from a package, and random ones."""
 
 from __future__ import annotations
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from clips import write_sound
 from demo_files import LIMITS, TEXT, write_checkpoint, write_clip
 from PIL import Image
-from pycocotools import mask as run_length
+from pycocotools import mask as coco_mask
 
 import lbdt_jax
 from input_pipeline.errors import UserError
@@ -68,12 +69,7 @@ def still_image(path: Path) -> str:
 
 
 def sound_only(path: Path) -> str:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=48000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 48000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_sound(path)
     return "a.mp4 has no video stream, only audio"
 
 
@@ -162,7 +158,7 @@ def test_a_clip_is_segmented(segmenter: Segmenter, tmp_path: Path) -> None:
     root.mkdir()
     result = work.segment_clip(segmenter, upload, f"{TEXT}\nthe flurbl", root, LIMITS)
     assert result.sentences == ("the red dog", "a black cat", "the flurbl") and result.name == "my clip.mp4"
-    assert [path for path in root.iterdir()] == [result.folder]
+    assert list(root.iterdir()) == [result.folder]
     assert len(result.notes) == 1 and "“flurbl”" in result.notes[0]
     np.testing.assert_allclose(result.times, np.arange(6) / 24, atol=1e-6)
 
@@ -178,7 +174,7 @@ def test_a_clip_is_segmented(segmenter: Segmenter, tmp_path: Path) -> None:
         for line in lines:
             frame, sentence = line["frame"], line["sentence"] - 1
             expected = predictions[frame].masks[sentence]
-            np.testing.assert_array_equal(run_length.decode(line["segmentation"]).astype(bool), expected)
+            np.testing.assert_array_equal(coco_mask.decode(line["segmentation"]).astype(bool), expected)
             np.testing.assert_array_equal(decode_mask(archive.read(f"masks/{sentence + 1}/{frame:06d}.png")), expected)
             assert result.confidence[frame, sentence] == line["confidence"]
         assert len(lines) == 18

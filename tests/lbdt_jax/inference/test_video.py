@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import numbered_frame, read_frames, write_clip
+from clips import numbered_frame, read_frames, write_clip, write_sound
 from PIL import Image
 
 from input_pipeline.errors import UserError
@@ -83,13 +83,8 @@ def truncated(path: Path) -> str:
     return "no readable frame. Is the file truncated?"
 
 
-def only_sound(path: Path) -> str:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=48000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 48000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+def sound_only(path: Path) -> str:
+    write_sound(path)
     return "has no video stream, only audio"
 
 
@@ -117,7 +112,7 @@ def broken_image(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "make_bad_video", [not_a_video, truncated, only_sound, missing, empty_folder, different_sizes, broken_image]
+    "make_bad_video", [not_a_video, truncated, sound_only, missing, empty_folder, different_sizes, broken_image]
 )
 def test_bad_videos_are_explained(tmp_path: Path, make_bad_video: Callable[[Path], str]) -> None:
     message = make_bad_video(tmp_path / "a.mp4")

@@ -1,4 +1,4 @@
-"""Moving Shapes: sentences are true of one shape only, masks show the shapes, files have A2D-Sentences' layout."""
+"""Moving Shapes: each sentence is true of one shape only, masks show the shapes, files have A2D-Sentences' layout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALL = {"train": 3, "test": 2, "validation": 1, "unseen_words": 2, "unseen_word
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[Scene]]:
     """Scenes of every split, enough to check fractions and balances."""
-    return {split: [make_scene(0, split, number) for number in range(60)] for split in SPLITS}
+    return {split: [make_scene(0, split, index) for index in range(60)] for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_unseen_wordings_come_in_pairs_that_name_the_same_shapes(scenes: dict[st
     seen = {wording for group in WORDINGS.values() for wording in group}
     unseen = {wording for group in HELD_OUT_WORDINGS.values() for wording in group}
     assert not seen & unseen and WORDINGS.keys() >= HELD_OUT_WORDINGS.keys() - {("",)}
-    named = COLORS.keys() | HALF_EXTENTS.keys() | {"shape"} | set(SUPERLATIVES) | {"above", "below"}
+    content_words = COLORS.keys() | HALF_EXTENTS.keys() | {"shape"} | set(SUPERLATIVES) | {"above", "below"}
     used = Counter()
     for scene in scenes["unseen_wordings"]:
         pairs = list(zip(scene.sentences[::2], scene.sentences[1::2], strict=True))
@@ -203,8 +203,8 @@ def test_unseen_wordings_come_in_pairs_that_name_the_same_shapes(scenes: dict[st
             assert plain.group == "seen wordings" and plain.instance == reworded.instance
             tier, _, _ = interpret(plain.text, scene.shapes)
             assert reworded.group == f"reworded {tier}" and plain.text != reworded.text
-            named_words = [Counter(w for w in tokenize(s.text, 25) if w in named) for s in (plain, reworded)]
-            assert named_words[0] == named_words[1], (plain, reworded)
+            contents = [Counter(w for w in tokenize(s.text, 25) if w in content_words) for s in (plain, reworded)]
+            assert contents[0] == contents[1], (plain, reworded)
             used.update({token for token in tokenize(reworded.text, 25) if token in ("which", "find", "rest", "so")})
     assert len(used) == 4
     texts = {sentence.text for split in ("train", "test") for scene in scenes[split] for sentence in scene.sentences}
@@ -227,7 +227,7 @@ def test_words_are_held_out_and_every_word_has_a_vector(scenes: dict[str, list[S
 # -- Drawing.
 
 
-def test_scene_depends_on_seed_split_and_number_alone():
+def test_scene_depends_on_seed_split_and_index_alone():
     scene, repeated = make_scene(0, "train", 5), make_scene(0, "train", 5)
     assert repeated.shapes == scene.shapes and repeated.sentences == scene.sentences
     np.testing.assert_array_equal(repeated.frames, scene.frames)
@@ -285,8 +285,8 @@ def test_reader_returns_the_scenes_with_their_groups(raw: Path):
     assert {split: len(reader.videos(split)) for split in reader.splits()} == SMALL
     assert set(MovingShapes.SUBSETS) == set(SPLITS) and reader.skipped() == ()
     for split in SPLITS:
-        for number, video in enumerate(reader.videos(split)):
-            scene = make_scene(3, split, number)
+        for index, video in enumerate(reader.videos(split)):
+            scene = make_scene(3, split, index)
             pairs = list(reader.read(video))
             assert all(isinstance(pair, FramePair) for pair in pairs)
             assert [pair.frame_index for pair in pairs] == list(ANNOTATED_FRAMES)
