@@ -34,8 +34,8 @@ from lbdt_jax.step import compute_metrics, initial_state, initial_variables, mak
 UNITS = np.load(GOLDEN / "units.npz")
 
 
-def close(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=tolerance, atol=tolerance)
+def close(actual: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
 
 
 # -- three steps of the whole network
@@ -122,9 +122,9 @@ def test_three_steps_equal_published_in_float64(variant: str, case: str, float64
     used = np.isin(golden["bn:names"], list(start))  # the published code also has towers that it never runs
     bn_names, bn_indices = golden["bn:names"][used], golden["bn:idx"][used]
     for step, values in ((0, "bn:val1"), (2, "bn:val3")):
-        found = steps[step]["state"]
-        statistics_rms = np.array([np.sqrt(np.mean(found[name] ** 2)) for name in bn_names])
-        errors = np.abs(at(found, bn_names, bn_indices) - golden[values][used])
+        state = steps[step]["state"]
+        statistics_rms = np.array([np.sqrt(np.mean(state[name] ** 2)) for name in bn_names])
+        errors = np.abs(at(state, bn_names, bn_indices) - golden[values][used])
         assert (errors / statistics_rms[:, None]).max() < 1e-6
 
 
@@ -180,8 +180,8 @@ def test_overfits_eight_samples() -> None:
         losses_by_step.append(float(metrics["loss"]))
     assert losses_by_step[-1] < 0.1 * losses_by_step[0]
     logits = model.apply(state.variables, *(batch[name] for name in MODEL_FIELDS))
-    found, target = np.asarray(logits) > 0, batch["target"] > 0
-    iou = (found & target).sum((1, 2)) / (found | target).sum((1, 2))
+    prediction, target = np.asarray(logits) > 0, batch["target"] > 0
+    iou = (prediction & target).sum((1, 2)) / (prediction | target).sum((1, 2))
     assert iou.mean() > 0.95, iou
 
 

@@ -101,13 +101,13 @@ def test_a_released_file_predicts_the_published_logits(folder: Path) -> None:
     logits = jax.jit(
         lambda variables: make_model(checkpoint.config).apply(variables, inputs, method=encode_and_segment)
     )
-    found = np.asarray(logits(checkpoint.variables)).reshape(-1)
+    actual = np.asarray(logits(checkpoint.variables)).reshape(-1)
     golden = np.load(GOLDEN / "forward_lbdt1_r50_small.npz")
     mean, std = golden["logits:stats"][:2]
     rms = np.sqrt(mean**2 + std**2)
     expected = golden["logits:full"].reshape(-1) if "logits:full" in golden else golden["logits:val"]
-    found = found if "logits:full" in golden else found[golden["logits:idx"]]
-    errors = np.abs(found - expected)
+    actual = actual if "logits:full" in golden else actual[golden["logits:idx"]]
+    errors = np.abs(actual - expected)
     assert errors.max() <= 1e-4 * rms
     assert np.sqrt(np.mean(errors**2)) <= 2e-5 * rms
 
@@ -160,10 +160,10 @@ def test_all_formats_of_state_dicts_are_read(form: str, tmp_path: Path) -> None:
     elif form != "old":
         saved = {form: saved, "epoch": 3}
     torch.save(saved, tmp_path / "file.pth", _use_new_zipfile_serialization=form != "old")
-    found = read_torch(tmp_path / "file.pth")
-    assert list(found) == list(state)
+    actual = read_torch(tmp_path / "file.pth")
+    assert list(actual) == list(state)
     for name, value in state.items():
-        assert found[name].dtype == value.dtype and np.array_equal(found[name], value)
+        assert actual[name].dtype == value.dtype and np.array_equal(actual[name], value)
 
 
 class Malicious:
@@ -355,9 +355,9 @@ def test_the_message_for_a_missing_file_says_what_to_download(variables) -> None
 def test_initial_weights_from_a_complete_lbdt(folder: Path, variables) -> None:
     expected = flatten_dict(from_torch(torch_state("lbdt1_r50")))
     for source in ("published.ckpt", "ours"):
-        found = flatten_dict(load_initial_weights(variables, folder / source))
-        assert found.keys() == expected.keys()
-        assert all(np.array_equal(found[path], expected[path]) for path in found)
+        actual = flatten_dict(load_initial_weights(variables, folder / source))
+        assert actual.keys() == expected.keys()
+        assert all(np.array_equal(actual[path], expected[path]) for path in actual)
     del variables["params"]["duplex_transfer5"]
     with pytest.raises(UserError, match="params/duplex_transfer5/.*: expected nothing, found"):
         load_initial_weights(variables, folder / "ours")

@@ -53,14 +53,14 @@ VIDEOS = {
 }
 
 
-def fabricate(video: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def generate(video: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(predicted labels, true labels) of each frame, (h, w) uint8; equal on every machine."""
     rule, rng = VIDEOS[video], stream(video, 0)
     paths = {label: rng.random((2, 3)) for label in rule.objects}  # (start, end) x (y, x, size)
-    guesses = {}
+    proposal_paths = {}
     for label, (true, *_) in rule.proposals.items():
         drawn = rng.random((2, 3))
-        guesses[label] = paths[true] + 0.15 * (drawn - 0.5) if true else drawn
+        proposal_paths[label] = paths[true] + 0.15 * (drawn - 0.5) if true else drawn
     for frame in range(rule.frames):
         truth, labels = np.zeros(rule.size, np.uint8), np.zeros(rule.size, np.uint8)
         for label, (first, last) in rule.objects.items():
@@ -69,7 +69,7 @@ def fabricate(video: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 truth[_ellipse(rule, paths[label], frame)] = label
         for label, (_, first, last) in rule.proposals.items():
             if first <= frame <= last:
-                labels[_ellipse(rule, guesses[label], frame)] = label
+                labels[_ellipse(rule, proposal_paths[label], frame)] = label
         if rule.void > 0.5:
             truth[rng.random(rule.size) < rule.void] = 255
             labels[truth == 255] = 3  # only in void pixels, but still a proposal
@@ -85,7 +85,7 @@ def _ellipse(rule: Rule, path: np.ndarray, frame: int, scale: float = 1.0) -> np
 
 @pytest.mark.parametrize("video", VIDEOS)
 def test_each_video_equals_the_public_code(video):
-    expected, frames = EXPECTED["videos"][video], list(fabricate(video))
+    expected, frames = EXPECTED["videos"][video], list(generate(video))
     assert checksum(np.array(frames)) == expected["crc"]
     if expected["j"]:
         j, f = (np.mean(expected[measure]) for measure in "jf")
@@ -98,7 +98,7 @@ def test_each_video_equals_the_public_code(video):
 def test_all_videos_equal_the_public_code_in_any_order():
     parts = [MatchedScores() for _ in range(3)]
     for video in VIDEOS:
-        for index, (labels, truth) in reversed(list(enumerate(fabricate(video)))):
+        for index, (labels, truth) in reversed(list(enumerate(generate(video)))):
             parts[index % 3].add(video, index, labels, truth)
     merged = parts[2].merge(pickle.loads(pickle.dumps(parts[0]))).merge(parts[1])
     assert merged.compute() == pytest.approx(EXPECTED["all"], abs=1e-9)
@@ -183,7 +183,7 @@ def test_objects_are_merged_by_probability():
 
 
 def test_one_object_without_void_scores_like_a_pair_of_masks():
-    for labels, truth in fabricate("more-proposals"):
+    for labels, truth in generate("more-proposals"):
         prediction, mask = labels == 1, truth == 1
         expected = region_similarity(prediction, mask), boundary_accuracy(prediction, mask)
         scores = of_frames((prediction.astype(np.uint8), mask.astype(np.uint8)))

@@ -72,13 +72,13 @@ def test_real_weights_give_the_hidden_states_of_transformers(length: int) -> Non
     model = AutoModel.from_pretrained(find_folder(MINILM), local_files_only=True).eval()
     words, mask = read(pretrained, sentences, length)
     assert mask.sum(axis=1).max() == length and mask.sum(axis=1).min() < length
-    found, expected = hidden_states(pretrained, words, mask)[mask], in_torch(model, words, mask)[mask]
+    actual, expected = hidden_states(pretrained, words, mask)[mask], in_torch(model, words, mask)[mask]
     # Relative to each token's largest element.
     scale = np.abs(expected).max(axis=1, keepdims=True)
-    assert np.abs((found - expected) / scale).max() < 1e-5
+    assert np.abs((actual - expected) / scale).max() < 1e-5
     for sentence in range(len(sentences)):  # and each sentence alone, in the Euclidean norm
         pick = np.repeat(np.arange(len(sentences)), mask.sum(axis=1)) == sentence
-        assert np.linalg.norm((found - expected)[pick]) < 1e-5 * np.linalg.norm(expected[pick])
+        assert np.linalg.norm((actual - expected)[pick]) < 1e-5 * np.linalg.norm(expected[pick])
 
 
 def test_real_tokens_are_those_of_transformers() -> None:
@@ -108,8 +108,8 @@ def test_both_families_with_random_weights(tmp_path: Path, kind: str) -> None:
     assert pretrained.config.max_length == LONGEST and pretrained.config.first_position == (0 if kind == "bert" else 2)
     words, mask = read(pretrained, ["the red circle moving left", "é", "", "a b " * 40], LONGEST)
     assert mask.sum(axis=1).tolist()[2:] == [2, LONGEST]
-    found, expected = hidden_states(pretrained, words, mask), in_torch(model, words, mask)
-    np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
+    actual, expected = hidden_states(pretrained, words, mask), in_torch(model, words, mask)
+    np.testing.assert_allclose(actual[mask], expected[mask], rtol=1e-5, atol=1e-5)
 
 
 def test_weights_with_heads_and_old_names(tmp_path: Path) -> None:
