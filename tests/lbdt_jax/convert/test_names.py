@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from published import GOLDEN, torch_state
+from paths import GOLDEN
+from published import torch_state
 
 from lbdt_jax.convert.names import complete, from_torch, recognise, shapes, to_torch, torch_shapes, unused
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from inputs_rule import checksum
 from paths import GOLDEN
-from pycocotools import mask as run_length
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
@@ -140,9 +140,9 @@ def evaluate_with_coco(samples: list[tuple[np.ndarray, np.ndarray, float]]) -> d
     truth, detections = COCO(), []
     truth.dataset = {"images": [], "annotations": [], "categories": [{"id": 1}]}
     for image_id, (prediction, mask, score) in enumerate(samples, start=1):  # to COCO, id 0 means "no match"
-        predicted, true = (run_length.encode(np.asfortranarray(pixels, np.uint8)) for pixels in (prediction, mask))
+        predicted, true = (coco_mask.encode(np.asfortranarray(pixels, np.uint8)) for pixels in (prediction, mask))
         truth.dataset["images"].append({"id": image_id, "height": mask.shape[0], "width": mask.shape[1]})
-        area = float(run_length.area(true))
+        area = float(coco_mask.area(true))
         common = {"image_id": image_id, "category_id": 1}
         truth.dataset["annotations"].append(
             {**common, "id": image_id, "segmentation": true, "area": area, "iscrowd": 0},
@@ -186,16 +186,16 @@ def test_average_precision_equals_coco(seed, capsys):
 
 
 def test_merged_halves_equal_the_whole(pairs, capsys):
-    for whole in (score_paper(pairs), score_standard(pairs, via_320=False)):
-        columns = whole.samples.shape[1]
+    for complete in (score_paper(pairs), score_standard(pairs, via_320=False)):
+        columns = complete.samples.shape[1]
         for middle in (0, 1, 17, 40):
             first, second = (
-                dataclasses.replace(whole, values=whole.values[part])
+                dataclasses.replace(complete, values=complete.values[part])
                 for part in (slice(middle * columns), slice(middle * columns, None))
             )
             merged = pickle.loads(pickle.dumps(first)).merge(second)
-            assert merged.compute() == type(whole)().merge(merged).compute() == whole.compute()
-        assert len(whole.samples) == 40 and len(first.merge(whole).samples) == 80
+            assert merged.compute() == type(complete)().merge(merged).compute() == complete.compute()
+        assert len(complete.samples) == 40 and len(first.merge(complete).samples) == 80
     assert capsys.readouterr().out == ""  # pycocotools doesn't print
 
 
@@ -203,13 +203,13 @@ def test_j_and_f_are_means_over_frames_and_then_over_expressions(pairs):
     """As for Refer-YouTube-VOS; the other measures are over all samples."""
     keys = [("video", "0"), ("video", "1"), ("other", "0"), None]
     sample_keys = [keys[min(index % 7, 3)] if index else None for index in range(40)]  # in another order in each part
-    whole, parts = StandardScores(), [StandardScores(), StandardScores()]
+    complete, parts = StandardScores(), [StandardScores(), StandardScores()]
     for index, (probability, _, mask, rows, columns) in enumerate(pairs):
         prediction, score = (probability > 0.5)[rows][:, columns], PAIRS[index]["score"]
-        whole.add(prediction, mask, score, sample_keys[index])
+        complete.add(prediction, mask, score, sample_keys[index])
         parts[index >= 12].add(prediction, mask, score, sample_keys[index])
-    computed = whole.compute()
-    for measure, values in (("j", whole.samples[:, 0]), ("f", whole.samples[:, 1])):
+    computed = complete.compute()
+    for measure, values in (("j", complete.samples[:, 0]), ("f", complete.samples[:, 1])):
         means = [np.mean([value for value, key in zip(values, sample_keys, strict=True) if key == k]) for k in keys[:3]]
         alone = [value for value, key in zip(values, sample_keys, strict=True) if key is None]
         assert computed[measure] == pytest.approx(np.mean([*means, *alone]), abs=1e-12)
@@ -297,7 +297,7 @@ def slow_boundary_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
 
 
 def test_boundary_accuracy_of_bools_with_other_bytes_than_0_and_1():
-    """Pillow and other libraries make them."""
+    """Pillow and other libraries return such arrays."""
     rng = np.random.default_rng(0)
     prediction, mask = (rng.random((50, 70)) > 0.5 for _ in range(2))
     other = (255 * mask.astype(np.uint8)).view(bool)
