@@ -9,11 +9,11 @@ the published code as fast as PyTorch can without changes to it: autocast to bfl
 Needs requirements-torch.txt, and PyTorch for the GPU with --device=cuda.
 
 Each code runs in its own process, with the environment of this one; but the published code gets GLIBC_TUNABLES, which
-the README recommends for this code, only with --same_environment. The two take turns: a turn is several consecutive
-calls, as in training and evaluation, of which the first is not counted. Printed are the median seconds of every turn,
-as wall-clock time and as CPU time of all cores, the medians over all turns, the quartiles of the ratio between
-consecutive turns, and the largest difference between the logits, or between the losses of the first step (for which
-each draws its own dropout).
+docs/performance.md recommends for this code, only with --same_environment. The two alternate: in every round each makes
+several consecutive calls, as in training and evaluation, of which the first is not counted. Printed are the median
+seconds of every round, as wall-clock time and as CPU time of all cores, the medians over all rounds, the quartiles of
+the ratio of the two codes in a round, and the largest difference between the logits, or between the losses of the first
+step (for which each draws its own dropout).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from torch.nn import functional
 
 from configs import a2d
 from input_pipeline.batch import MODEL_FIELDS, Batch, random_batch
-from lbdt_jax.models.lbdt import normalize
+from lbdt_jax.models.lbdt import normalize_frames
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate, shard_batch
 from lbdt_jax.step import initial_state, make_model, make_train_step
@@ -45,7 +45,7 @@ from lbdt_jax.step import initial_state, make_model, make_train_step
 VARIANT = "lbdt4_r50"
 
 
-# -- the published code
+# -- The published code
 
 
 def published_network(folder: Path, device: str) -> torch.nn.Module:
@@ -75,8 +75,10 @@ def best_effort(network: Any, device: str) -> Callable[..., torch.Tensor]:
 
 
 def published_inputs(batch: Batch, sentences: int, device: str) -> list[list[torch.Tensor]]:
-    """The published network's inputs for a batch, one list per sentence: it encodes the frames for every sentence."""
-    frame, earlier_frame = (np.asarray(normalize(jnp.asarray(batch[name]))) for name in ("frame", "earlier_frame"))
+    """The published network's inputs for a batch, one list per call: it encodes a frame for each of its sentences."""
+    frame, earlier_frame = (
+        np.asarray(normalize_frames(jnp.asarray(batch[name]))) for name in ("frame", "earlier_frame")
+    )
     images = np.repeat(np.stack([frame, np.abs(frame - earlier_frame)]), sentences, axis=1).transpose(0, 1, 4, 2, 3)
     image_mask = np.ones((len(batch["words"]), 100), np.int64)
     arrays = (*images, batch["words"], batch["word_mask"].astype(np.int64), image_mask)
@@ -123,7 +125,7 @@ def published_training_step(batch: Batch, options: argparse.Namespace) -> Callab
     return run
 
 
-# -- this code
+# -- This code
 
 
 def jax_forward_pass(batch: Batch, options: argparse.Namespace) -> Callable[[], np.ndarray]:
@@ -152,7 +154,7 @@ def jax_training_step(batch: Batch, options: argparse.Namespace) -> Callable[[],
     return run
 
 
-# -- timing
+# -- Timing
 
 
 def time_call(run: Callable[[], Any]) -> tuple[float, float]:
@@ -162,8 +164,8 @@ def time_call(run: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
-def serve_turns(connection: Connection, published: bool, options: argparse.Namespace) -> None:
-    """Runs in a process of its own: sends the first result, then a turn's median seconds for every True received."""
+def serve_rounds(connection: Connection, published: bool, options: argparse.Namespace) -> None:
+    """Runs in a process of its own: sends the first result, then a round's median seconds for every True received."""
     batch = random_batch(options.batch_size * options.sentences, sentences_per_frame=options.sentences)
     make_run: Callable[[Batch, argparse.Namespace], Callable[[], Any]]
     if options.what == "train":
@@ -187,21 +189,21 @@ def start(published: bool, options: argparse.Namespace) -> Connection:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     processes = multiprocessing.get_context("spawn")  # not "fork": glibc reads its tunables when a program starts
     parent, child = processes.Pipe()
-    processes.Process(target=serve_turns, args=(child, published, options), daemon=True).start()
+    processes.Process(target=serve_rounds, args=(child, published, options), daemon=True).start()
     child.close()
     if tunables is not None:
         os.environ["GLIBC_TUNABLES"] = tunables
     return parent
 
 
-def take_turns(connections: list[Connection], rounds: int) -> np.ndarray:
+def measure_rounds(connections: list[Connection], rounds: int) -> np.ndarray:
     """Median seconds, (rounds, 2, 2): by wall-clock and CPU time, and by published and this code."""
     seconds = np.zeros((rounds, 2, 2))
     for medians in seconds:
         for index, connection in enumerate(connections):
             connection.send(True)
             medians[:, index] = connection.recv()
-        print("published {:.2f} s, ours {:.2f} s; of the cores {:.2f} and {:.2f} s".format(*medians.flat), flush=True)
+        print("published {:.2f} s, ours {:.2f} s; CPU time {:.2f} and {:.2f} s".format(*medians.flat), flush=True)
     for connection in connections:
         connection.send(False)
     return seconds
@@ -214,8 +216,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("what", choices=("forward", "sentences", "ask", "train"))
     parser.add_argument("--batch_size", type=int, default=8, help="frame pairs")
     parser.add_argument("--sentences", type=int, default=4, help='per frame pair, for "sentences"')
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each code")
-    parser.add_argument("--calls", type=int, default=3, help="per turn, not counting its first")
+    parser.add_argument("--rounds", type=int, default=7, help="in which both codes are timed")
+    parser.add_argument("--calls", type=int, default=3, help="of each code per round, not counting its first")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of this code")
     parser.add_argument("--same_environment", action="store_true", help="keep GLIBC_TUNABLES for the published code")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both codes")
@@ -234,11 +236,12 @@ def main() -> None:
     for published in (True, False):
         connections.append(start(published, options))
         results.append(connections[-1].recv())
-    print(f"Apart by {np.abs(results[0] - results[1]).max():.2g}, of {np.abs(results[0]).max():.3g}.")
-    seconds = take_turns(connections, options.rounds)
-    for clock, (published, ours) in zip(("on the clock", "of the cores"), seconds.transpose(1, 2, 0), strict=True):
+    difference = np.abs(results[0] - results[1]).max()
+    print(f"Largest difference {difference:.2g}, of values up to {np.abs(results[0]).max():.3g}.")
+    seconds = measure_rounds(connections, options.rounds)
+    for clock, (published, ours) in zip(("wall-clock", "CPU"), seconds.transpose(1, 2, 0), strict=True):
         ratio = np.quantile(published / ours, (0.25, 0.5, 0.75))
-        print(f"Seconds {clock}, medians: published {np.median(published):.2f}, ours {np.median(ours):.2f}.")
+        print(f"Median {clock} seconds: published {np.median(published):.2f}, ours {np.median(ours):.2f}.")
         print(f"Ours is {ratio[1]:.2f} times as fast ({ratio[0]:.2f} to {ratio[2]:.2f}).")
 
 

@@ -6,7 +6,7 @@ Cost: 15 epochs of about 16,000 samples, 5.1e16 floating-point operations: 17 mi
 Result: published, protocol "paper": mean precision 47.2, overall IoU 70.4, mean IoU 62.1 (LBDT-1: 46.1, 70.1, 61.2);
 the evaluation prints them below its own scores. Our own scores: not measured.
 
-Requires the data set in data/raw/a2d_sentences, GloVe 840B in data/glove.840B.300d.txt and torchvision's ResNet-50 in
+Requires the dataset in data/raw/a2d_sentences, GloVe 840B in data/glove.840B.300d.txt and torchvision's ResNet-50 in
 data/resnet50.pth, which needs PyTorch to load (requirements-torch.txt); the command says what to download.
 """
 

@@ -15,9 +15,9 @@ def get_config() -> ConfigDict:
     # -- data
     config.dataset = "a2d_sentences"
     config.data_dir = "data"  # the TFRecords are in DATA_DIR/<dataset>/
-    config.raw = ""  # folder of the unpacked data set; "" for DATA_DIR/raw/<dataset>
+    config.raw = ""  # folder of the unpacked dataset; "" for DATA_DIR/raw/<dataset>
     config.frame_interval = 6  # distance of the earlier frame, in frames [R]
-    config.frame_rate = 30.0  # frames per second of the data set's videos; prediction keeps the interval in seconds
+    config.frame_rate = 30.0  # frames per second of the dataset's videos; prediction keeps the interval in seconds
     config.image_size = (320, 320)  # height and width in pixels, multiples of 32 [P 4.1]
     config.max_words = 25  # longer sentences are cut to this many tokens [R]
     # "glove_lstm", the published LSTM over word vectors, or a pretrained BERT, RoBERTa or XLM-RoBERTa: the name of an
@@ -58,15 +58,15 @@ def get_config() -> ConfigDict:
     config.bce_weight = 0.5  # of the binary cross-entropy [P 3.5]
     config.bce_positive_weight = 1.5  # of object pixels in the binary cross-entropy [R]
     config.dice_weight = 0.5  # of the dice loss [P 3.5]
-    config.cpu_devices = 1  # virtual devices if there are no others; small networks run faster with one per core
+    config.cpu_devices = 1  # virtual devices if there is no accelerator; small networks run faster with one per core
     config.global_batch_norm = False  # True for statistics over all devices; published: per device
     config.shuffle_buffer = 4096  # encoded samples; about 60 kB each for A2D-Sentences
-    config.decoded_cache = 0  # number of frames and of masks kept decoded at the model's size; for small data sets
-    config.log_every_steps = 20
-    config.picture_every_steps = 500
+    config.decoded_cache = 0  # frames, and masks, kept decoded at the model's size; for small datasets
+    config.log_every_steps = 20  # metrics, to TensorBoard and the progress bar
+    config.picture_every_steps = 500  # predictions, to WORKDIR/pictures and TensorBoard
     config.checkpoint_every_steps = 500
     config.checkpoint_every_minutes = 10.0  # additionally, checked whenever metrics are logged; 0.0 to turn off
-    config.keep_checkpoints = 2
+    config.keep_checkpoints = 2  # the newest ones
 
     # -- evaluation
     config.checkpoint = ""  # folder to evaluate; "" for the newest checkpoint in WORKDIR

@@ -9,8 +9,8 @@ Cost: 2,784 samples, 2e14 floating-point operations: minutes on any machine. Not
 Result: published, protocol "paper": mean precision 41.1, overall IoU 64.5, mean IoU 65.8 (LBDT-1: 40.3, 64.6, 65.2).
 Our own scores: not measured.
 
-Requires the data set in data/raw/jhmdb_sentences (the command says what to download) and the word vectors that the
-model was trained with. The data set has only the split "test", so there is no training.
+Requires the dataset in data/raw/jhmdb_sentences (the command says what to download) and the word vectors that the
+model was trained with. The dataset has only the split "test", so there is no training.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ Cost: 2 epochs at a tenth of the learning rate, less than configs/a2d.py. Not me
 Result: later papers quote 54.1 to 54.3 J&F for LBDT-4. Its recipe is not published, this one is ours. Our own scores:
 not measured.
 
-Requires the data set in data/raw/ref_davis17 and GloVe 840B in data/glove.840B.300d.txt.
+Requires the dataset in data/raw/ref_davis17 and GloVe 840B in data/glove.840B.300d.txt.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ Cost: 15 epochs of 12,913 sentences on all listed frames of their videos, about 
 measured.
 Result: published for LBDT-4, protocol "paper", from the server: J&F 49.4. Our own scores: not measured.
 
-Requires the data set in data/raw/refer_youtube_vos, and otherwise what configs/a2d.py requires.
+Requires the dataset in data/raw/refer_youtube_vos, and otherwise what configs/a2d.py requires.
 """
 
 from ml_collections import ConfigDict

@@ -19,8 +19,9 @@ FRAME_MS, LAST_FRAME_MS = 150, 900  # milliseconds
 
 
 def main(path: str) -> None:
+    """Writes the animation to `path`, a .gif."""
     clip = [Image.fromarray(frame) for frame in make_scene(0, "test", SCENE).frames]
-    frames = np.stack([frame.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for frame in clip])
+    frames = np.stack([np.asarray(frame.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)) for frame in clip])
     masks, _ = lbdt_jax.load().segment(frames, SENTENCES)
     images = [draw(frame, frame_masks) for frame, frame_masks in zip(frames, masks, strict=True)][FIRST_FRAME:]
     # One palette for all frames and no dithering, so that nothing flickers and the file stays small.

@@ -1,16 +1,15 @@
 """Self-describing checkpoints. The only file that imports orbax.
 
 A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the configuration and what
-encodes sentences: the data set's words with their vectors, or a transformer's tokenizer. Prediction needs nothing else.
-orbax writes arrays and json, no pickles, and never lists an unfinished checkpoint. Before reading, the files are
-compared with SHA256SUMS (in the format of sha256sum), since orbax doesn't notice corrupted bytes.
+encodes sentences: the dataset's words with their vectors, or a transformer's tokenizer. Prediction needs nothing else.
+orbax writes arrays and json, no pickles, and never lists an unfinished checkpoint. Since it doesn't notice corrupted
+bytes, the files are compared with their checksums before they are read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import sys
 import warnings
@@ -29,13 +28,12 @@ from configs import base
 from input_pipeline.errors import UserError
 from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors
+from lbdt_jax.checksums import find_corruption, write_checksums
 from lbdt_jax.parallel import is_first_process, put_on_devices
 from lbdt_jax.step import TrainState
 
 #: Bytes that `save_weights` writes concurrently; a little more than the largest array.
 WRITE_CONCURRENT_BYTES = 16 << 20
-
-CHECKSUMS = "SHA256SUMS"
 
 
 class CheckpointError(UserError):
@@ -49,7 +47,7 @@ class Checkpoint:
     Attributes:
       variables: {"params", "batch_stats"}, float32, on the first device.
       config: the configuration of the training run.
-      sentence_encoder: the word vectors of the data set's words, or the transformer's tokenizer.
+      sentence_encoder: the word vectors of the dataset's words, or the transformer's tokenizer.
       step: number of training steps taken.
       path: the folder of the checkpoint.
     """
@@ -109,7 +107,7 @@ class CheckpointWriter:
         # The default writes every array in one piece per device: too slow for hundreds of small arrays.
         context.array.saving.use_replica_parallel = False
         folder = self._folder(step)
-        with context, _save_errors(folder):
+        with context, _as_checkpoint_error(folder):
             response = self._checkpointer.save_checkpointables_async(
                 step,
                 {
@@ -122,10 +120,10 @@ class CheckpointWriter:
             )
 
         def finish() -> None:
-            with _save_errors(folder):
+            with _as_checkpoint_error(folder):
                 response.result()
                 if is_first_process():
-                    _write_checksums(folder)
+                    write_checksums(folder)
 
         self._pending = self._executor.submit(finish)
 
@@ -170,13 +168,13 @@ class CheckpointWriter:
 
 
 @contextlib.contextmanager
-def _save_errors(folder: Path) -> Iterator[None]:
-    """Turns any error of a save into a CheckpointError."""
+def _as_checkpoint_error(folder: Path) -> Iterator[None]:
+    """Turns every error of a save into a CheckpointError."""
     try:
         yield
     except Exception as error:  # orbax passes on whatever its storage layers raise
         raise CheckpointError(
-            f"The checkpoint {folder} could not be written: {_first_line(error)}\n"
+            f"The checkpoint {folder} could not be written: {_root_cause(error)}\n"
             "Earlier checkpoints are intact. Once there is space, the same command resumes from the newest of them."
         ) from error
 
@@ -217,7 +215,7 @@ def save_weights(
     folder = (workdir / "checkpoints" / str(step)).absolute()
     with context:
         ocp.save_checkpointables(folder, arrays, custom_metadata=_metadata(config, sentence_encoder))
-    _write_checksums(folder)
+    write_checksums(folder)
 
 
 def load_unused(path: str | Path) -> dict[str, np.ndarray]:
@@ -339,40 +337,15 @@ def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}: expected shape {shape}, found {stored.get(name, 'nothing')}")
         return ocp.load_checkpointables(folder, abstract)
     except Exception as error:  # orbax passes on whatever its storage layers raise
-        raise CheckpointError(_broken_message(folder, _first_line(error))) from error
-
-
-def _write_checksums(folder: Path) -> None:
-    """Writes SHA256SUMS into a finished checkpoint."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    unfinished = folder / f"{CHECKSUMS}.unfinished"
-    unfinished.write_text("".join(f"{_checksum(folder / name)}  {name}\n" for name in names))
-    unfinished.replace(folder / CHECKSUMS)
+        raise CheckpointError(_broken_message(folder, _root_cause(error))) from error
 
 
 def _verify_checksums(folder: Path, ignore: str | None = None) -> None:
-    """Compares the files of a checkpoint with their checksums, except those in its subfolder `ignore`.
-
-    If a run was killed just after a save, its newest checkpoint may be complete and have no checksums yet.
-
-    Raises:
-      CheckpointError: a file is missing or was changed.
-    """
-    if not (folder / CHECKSUMS).is_file():
-        return
-    for line in (folder / CHECKSUMS).read_text(errors="replace").splitlines():
-        expected, _, name = line.partition("  ")
-        if name.split("/")[0] == ignore:
-            continue
-        if not (folder / name).is_file():
-            raise CheckpointError(_broken_message(folder, f"{name} is missing."))
-        if _checksum(folder / name) != expected:
-            raise CheckpointError(_broken_message(folder, f"{name} was changed since it was written."))
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Raises CheckpointError if a file outside the subfolder `ignore` is missing or was changed."""
+    # If a run was killed just after a save, its newest checkpoint may be complete and have no checksums yet.
+    corruption = find_corruption(folder, ignore)
+    if corruption:
+        raise CheckpointError(_broken_message(folder, corruption))
 
 
 def _broken_message(folder: Path, reason: str) -> str:
@@ -382,8 +355,8 @@ def _broken_message(folder: Path, reason: str) -> str:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    """Type and first line of the error's root cause."""
+def _root_cause(error: BaseException) -> str:
+    """Type and first line of the exception that caused an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

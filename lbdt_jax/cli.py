@@ -1,4 +1,4 @@
-"""Helpers that several commands share: flags, and files that are written completely or not at all."""
+"""Helpers for commands: flags, and files that are written completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: scores a model on every sample of a split, in both protocols; writes the scores and contact sheets."""
+"""Evaluation: scores a model on every sample of a split, in both protocols, and writes scores and contact sheets."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
 
     Args:
       checkpoint: the model. Its own configuration determines the network and the preprocessing.
-      config: the data set, batch sizes, and the dtype of the computation.
+      config: the dataset, batch sizes, and the dtype of the computation.
       workdir: where the results go; earlier results of the same name are replaced.
 
     Returns:
       The content of the json: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups",
       "without_truth", "notes"}, scores as fractions. "groups" has the samples and scores of each group of sentences
       (Moving Shapes: tiers); "without_truth" counts predictions without public ground truth, which have no scores;
-      "notes" counts, by reason, what is missing or changed in the records. See `lbdt_jax.scoring` for what data sets
+      "notes" counts, by reason, what is missing or changed in the records. See `lbdt_jax.scoring` for what datasets
       add. Empty in processes other than the first.
 
     Raises:
-      UserError: the data set is missing, has no such split or words without suitable vectors; or config.published has
+      UserError: the dataset is missing, has no such split or words without suitable vectors; or config.published has
         the scores of another network.
     """
     run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
@@ -94,7 +94,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **scores}
     result["without_truth"] = scorer.unscored
     notes = [*report["skipped_lines"].items(), *report["splits"][split]["skipped"].items()]
-    result["notes"] = {reason: len(places) for reason, places in notes}
+    result["notes"] = {reason: len(locations) for reason, locations in notes}
     write_json(result, folder / f"{name}.json")
     save_contact_sheets(config, checkpoint, sentence_encoder, selector.merge(selectors), folder / name)
     print_result(config, result, scorer, folder / name)
@@ -105,7 +105,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
 
 
 def with_checkpoint_fields(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
-    """A copy of the configuration with the checkpoint's network and preprocessing, and its own dtype.
+    """A copy of the configuration with the checkpoint's network and preprocessing; its dtype stays.
 
     Raises:
       UserError: config.published has the scores of another network.
@@ -124,9 +124,9 @@ def with_checkpoint_fields(config: ConfigDict, checkpoint: Checkpoint) -> Config
 
 
 def sentence_encoder_for(checkpoint: Checkpoint, config: ConfigDict) -> SentenceEncoder:
-    """What encodes the sentences of the data set as the checkpoint's model expects.
+    """What encodes the sentences of the dataset as the checkpoint's model expects.
 
-    For word vectors: those of the checkpoint, extended by config.word_vectors on another data set. For a transformer:
+    For word vectors: those of the checkpoint, on another dataset extended by config.word_vectors. For a transformer:
     its tokenizer or, if it is frozen, its precomputed features.
 
     Raises:
@@ -151,14 +151,14 @@ def with_precomputed_features(
     """The precomputed features of a frozen transformer; `sentence_encoder` itself if there is no such transformer."""
     if not (is_frozen(config) and isinstance(sentence_encoder, TransformerTokenizer)):
         return sentence_encoder
-    # One process computes them, the others find them on disk.
+    # The first process computes them, the others read them from disk.
     return run_sequentially(lambda: precomputed_features(config, variables, sentence_encoder))
 
 
 def share_of_this_process(
     config: ConfigDict, sentence_encoder: SentenceEncoder
 ) -> tuple[type[Scorer], Iterator[EvaluationExample], int]:
-    """The scorer of this process, its examples, and how many samples they have."""
+    """The scorer of this process, its examples, and the number of their samples (approximate for several processes)."""
     split, process_index, process_count = config.evaluation_split, jax.process_index(), jax.process_count()
     scorer_class = SCORERS.get(config.dataset, Scorer)
     if scorer_class is Scorer:
@@ -173,7 +173,7 @@ def share_of_this_process(
 
 
 class Sample(NamedTuple):
-    """A sentence of an example, its prediction (h, w) bool, and the IoU; None without ground truth."""
+    """A sentence of an example, its prediction (h, w) bool, and its IoU, None without ground truth."""
 
     example: EvaluationExample
     sentence_index: int
@@ -282,4 +282,4 @@ def print_result(config: ConfigDict, result: dict[str, Any], scorer: Scorer, pat
         print(f"  {count} x {reason}")
     if scorer.files:
         print(f"For the benchmark's own scorer: {', '.join(f'{path.parent}/{file}' for file in scorer.files)}.")
-    print(f"Scores: {path}.json; pictures: {path.name}-*.png beside it.")
+    print(f"Scores: {path}.json; images: {path.name}-*.png beside it.")

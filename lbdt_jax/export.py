@@ -153,7 +153,7 @@ def flat_weights(checkpoint: Checkpoint) -> dict[str, Array]:
 
 
 def write(checkpoint: Checkpoint, output: Path) -> None:
-    """Writes all the files that the head of this module lists to a new folder, completely or not at all.
+    """Writes all the files that the module docstring lists to a new folder, completely or not at all.
 
     Raises:
       CheckpointError: the checkpoint does not fit its own configuration.
@@ -179,7 +179,7 @@ def write_vocabulary(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     if isinstance(encoder, TransformerTokenizer):
         (folder / "tokenizer.json").write_text(encoder.text_for(checkpoint.config.max_words), "utf-8")
         return {"tokenizer": checkpoint.config.text_encoder, "sentence": TOKENIZER_INSTRUCTIONS}
-    assert isinstance(encoder, WordVectors)  # the other kind that a checkpoint holds
+    assert isinstance(encoder, WordVectors)  # the only other kind that a checkpoint holds
     np.savez(folder / "vocabulary.npz", words=np.array(encoder.words, str), vectors=encoder.vectors)
     return {"word_vector_size": encoder.size, "sentence": WORD_INSTRUCTIONS}
 
@@ -201,7 +201,7 @@ def describe_export(
         "B": "frame pairs",
         "S": "sentences, each about the frame pair that frame_of_sentence names, counted from 0",
         "programs": {name: {"file": FILES[name], **program} for name, program in described.items()},
-        # The same under its former name, for scripts that were written before "programs".
+        # The same under its former name, for scripts that are older than "programs".
         "doors": {Path(FILES[name]).stem: program for name, program in described.items()},
     }
 

@@ -23,8 +23,8 @@ from ml_collections import ConfigDict, config_flags
 from input_pipeline.errors import exit_on_error, fail
 from lbdt_jax.cli import explain_flags
 
-#: No room left: on the disk, in the user's quota, or under the process's file size limit. These errors name no file.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: No space left on the disk, in the user's quota or under the process's file size limit. These errors name no file.
+NO_SPACE_LEFT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 USAGE = __doc__.splitlines()[2].strip()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
@@ -78,12 +78,12 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # orbax also logs a traceback of every error that it raises
 
     def describe_os_error(error: OSError) -> str | None:
-        if error.filename is None and error.errno not in FULL:
-            return None  # not about a file, so a bug
+        if error.filename is None and error.errno not in NO_SPACE_LEFT:
+            return None  # not about a file, so it is a bug
         return f"{error.filename or workdir}: {error.strerror}."
 
     with exit_on_error(
-        f"\nStopped. The same command goes on from the newest checkpoint in {workdir}.", describe_os_error
+        f"\nStopped. The same command resumes from the newest checkpoint in {workdir}.", describe_os_error
     ):
         start_jax(CONFIG.value, workdir)
 

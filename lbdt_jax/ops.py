@@ -1,7 +1,7 @@
-"""Operations of the network that need another form on some platform to be fast.
+"""Operations of the network with a faster implementation for CPUs.
 
-Each has a plain form, which every platform can run, and one in `lbdt_jax/cpu`. The platform that a program is compiled
-for selects the form, so exported programs run everywhere. The forms differ in rounding only, and those of
+Each has a plain implementation, which every platform can run, and one in `lbdt_jax/cpu`. The platform that a program
+is compiled for selects one of them, so exported programs run everywhere. The two differ in rounding only, and those of
 `dropout_mask` in the random bits.
 """
 
@@ -28,8 +28,8 @@ def convolve(x: Array, kernel: Array, strides: Strides, padding: Any, **options:
       x: (B, H, W, C).
       kernel: (h, w, C, D).
       strides: along H and W.
-      padding: ((top, bottom), (left, right)), or the name of one in jax.lax, such as "SAME".
-      **options: of `jax.lax.conv_general_dilated`; dilated and grouped convolutions have the plain form only.
+      padding: ((top, bottom), (left, right)), or a name that jax.lax has for one, such as "SAME".
+      **options: of `jax.lax.conv_general_dilated`; dilated and grouped convolutions are always plain.
 
     Returns:
       (B, H', W', D).
@@ -45,7 +45,7 @@ def convolve(x: Array, kernel: Array, strides: Strides, padding: Any, **options:
     return _convolve(x, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)), options.get("precision"))
 
 
-# Its gradient also selects the form: differentiating through the selection would take longer to trace.
+# Its gradient selects the implementation by itself: differentiating through the selection takes longer to trace.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x: Array, kernel: Array, strides: Strides, padding: Padding, precision: Any) -> Array:
     settings = {"strides": strides, "padding": padding, "precision": precision}

@@ -34,7 +34,7 @@ PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCES
 
 
 def set_cpu_devices(count: int) -> None:
-    """Gives the CPU `count` virtual devices, unless XLA_FLAGS already sets a number. Call it before JAX is used."""
+    """Gives the CPU `count` virtual devices, unless XLA_FLAGS already sets their number. Call it before JAX is used."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", count)
 
@@ -150,7 +150,7 @@ class StopRequest:
 
 
 def exit_on_sigterm() -> None:
-    """Lets SIGTERM end this process at once again, also where JAX has caught it so far. Main thread only."""
+    """From now on SIGTERM ends this process at once, even if JAX has installed a handler. Main thread only."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -171,7 +171,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def put_on_devices(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Arrays that this process can read -> global arrays with that sharding."""
-    # By way of the host: if every process has one device, jax.device_put mistakes an array on it for the whole global
+    # Through the host: if every process has one device, jax.device_put mistakes an array on it for the whole global
     # array, whose other shards are then missing (jax 0.10.2).
     return jax.device_put(jax.device_get(tree), sharding)
 

@@ -11,7 +11,7 @@ used, which knows colored shapes only. --output then holds
     masks.jsonl             one line per frame and sentence: {"frame": from 0, "time": seconds, "sentence": from 1,
                             "confidence": mean probability of the mask's pixels, 0 for an empty mask,
                             "segmentation": {"size": [h, w], "counts": ...}, COCO's compressed run-length encoding}
-    contact_sheet.png       frames from the whole video
+    contact_sheet.png       evenly spaced frames of the video
     explain/000012-1.png    with --explain=12: the inputs and all attention maps of frame 12, sentence 1
     settings.json           the settings of the run
 
@@ -79,7 +79,7 @@ def predict(
     explain_frames: Iterable[int] = (),
     resume: bool = False,
 ) -> None:
-    """Segments a video and writes all the files that the head of this module lists.
+    """Segments a video and writes all the files that the module docstring lists.
 
     Args:
       segmenter: the model.
@@ -128,7 +128,7 @@ def predict(
     print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s ({shares}): {output}")
 
 
-# -- before anything is written
+# -- Before anything is written
 
 
 def check_frames_exist(frames: Iterable[int], clip: Clip) -> None:
@@ -148,7 +148,7 @@ def check_sentences(segmenter: Segmenter, sentences: Sequence[str]) -> list[str]
 
 
 def video_size(clip: Clip) -> int:
-    """A number that tells a changed video: the bytes of a file, or the frames of a folder."""
+    """The bytes of a file, or the frames of a folder, by which `resume` recognizes a changed video."""
     return clip.frames if clip.path.is_dir() else clip.path.stat().st_size
 
 
@@ -160,7 +160,7 @@ def expected_frames(clip: Clip, settings: PredictionSettings) -> int | None:
     return max(1, math.ceil(seconds * clip.rate / settings.every))
 
 
-# -- frames in, segmentations out
+# -- Frames in, segmentations out
 
 
 def select_frame_pairs(
@@ -185,12 +185,12 @@ def select_frame_pairs(
 def warn_if_truncated(clip: Clip, frames: int, seconds: float) -> None:
     """Prints a warning if a clip has fewer frames, or a shorter duration, than its header says."""
     if frames + 1 < clip.frames:  # some complete AVI files count one frame too many
-        header, found = f"{clip.frames} frames", f"{frames}"
+        expected, readable = f"{clip.frames} frames", f"{frames}"
     elif not clip.frames and seconds + 1 < (clip.seconds or 0):
-        header, found = f"{clip.seconds:.1f} s", f"{seconds:.1f} s"
+        expected, readable = f"{clip.seconds:.1f} s", f"{seconds:.1f} s"
     else:
         return
-    message = f"{clip.path} has {header} according to its header, but only {found} can be read. Is it truncated?"
+    message = f"{clip.path} has {expected} according to its header, but only {readable} can be read. Is it truncated?"
     tqdm.write(message, file=sys.stderr)
 
 
@@ -215,7 +215,7 @@ def store_segmentations(store: PredictionStore, segmentations: Iterable[Segmenta
         yield segmentation
 
 
-# -- drawing
+# -- Drawing
 
 
 def draw_segmentations(
@@ -297,11 +297,11 @@ def draw_explanation(segmenter: Segmenter, frame_pair: TimedFramePair, sentence:
     save_image(sheet, path)
 
 
-# -- the command
+# -- The command
 
 
 def describe_model(checkpoint: Checkpoint) -> str:
-    """One line about a model, and for the one in the package another about what it was trained on."""
+    """One line about a model, and for the one in the package another line on what it can segment."""
     config = checkpoint.config
     text_encoder = "" if config.text_encoder == "glove_lstm" else f" and the text encoder {config.text_encoder}"
     description = (
@@ -344,7 +344,7 @@ def main() -> None:
     """Parses the command line and segments the video."""
     args = arguments().parse_args()
     with exit_on_error(
-        f"\nStopped. The masks found so far are in {args.output}; the same command with --resume continues.",
+        f"\nStopped. The masks predicted so far are in {args.output}; the same command with --resume continues.",
         lambda error: f"Can't read or write: {error}",
     ):
         segmenter = lbdt_jax.load(args.checkpoint, args.word_vectors)

@@ -1,9 +1,9 @@
-"""Scoring of predictions, by data set, and the files that the benchmarks' own scorers read.
+"""Scoring of predictions, by dataset, and the files that the benchmarks' own scorers read.
 
 a2d_sentences, jhmdb_sentences, moving_shapes    scores over samples
-refer_youtube_vos    the same, with J and F over expressions, and two zips for the evaluation server (no ground truth
+refer_youtube_vos    also J and F over expressions, and two zips for the evaluation server (no ground truth
                      needed): Annotations/<video>/<expression>/<%05d>.png, 0 and 255
-ref_davis17          the same per expression, and for each of the four annotators one palette image per frame,
+ref_davis17          also scores per expression, and for each of the four annotators one palette image per frame,
                      <folder>/anno_<0..3>/<video>/<%05d>.png, as davis2017-evaluation reads them (task unsupervised)
 """
 
@@ -48,12 +48,12 @@ ScorerState = tuple[int, dict[str, ScorePair]]
 
 
 class Scorer:
-    """Scores in both protocols. A context manager, since the scorers of some data sets write files meanwhile.
+    """Scores in both protocols. A context manager, since the scorers of some datasets also write files.
 
     Args:
       path: of the files to write, without suffix: FOLDER/<dataset>-<split>.
-      layout: of the raw data, see `report.load_report`. The layout that LBDT's released code prepares has some of the
-        samples and no official expression names: good for scores, but not for a benchmark's own scorer.
+      layout: of the raw data, see `report.load_report`. The layout that LBDT's released code prepares has only a part
+        of the samples and no official expression names: enough for scores, but not for a benchmark's own scorer.
 
     Attributes:
       files: names of the files and folders written.
@@ -248,5 +248,5 @@ def _encode_png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-#: Data set -> its scorer, where that is not `Scorer`.
+#: Dataset -> its scorer, where that is not `Scorer`.
 SCORERS: dict[str, type[Scorer]] = {"ref_davis17": RefDAVIS17Scorer, "refer_youtube_vos": ReferYouTubeVOSScorer}

@@ -34,7 +34,7 @@ def open_text_encoder(
 
     Args:
       config: uses the fields text_encoder, text_encoder_learning_rate, word_vectors and max_words.
-      vocabulary: the words of the data set.
+      vocabulary: the words of the dataset.
 
     Returns:
       config: with model.transformer and tokenizer (a hash that identifies it) filled in for a transformer.
@@ -78,7 +78,7 @@ def with_transformer(variables: dict[str, Any], params: dict[str, Any]) -> dict[
 def precomputed_features(
     config: ConfigDict, variables: dict[str, Any], tokenizer: TransformerTokenizer
 ) -> PrecomputedFeatures:
-    """Returns the features of a frozen transformer for all sentences of a data set.
+    """Returns the features of a frozen transformer for all sentences of a dataset.
 
     They are computed once and stored next to the records, in a folder whose name is a hash of everything they depend
     on.

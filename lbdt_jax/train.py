@@ -59,9 +59,9 @@ from lbdt_jax.visualization.sheet import save_image
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains a model, from the newest checkpoint in WORKDIR or else from the start.
 
-    Writes config.json, words_without_vector.json (the data set's unknown words, most frequent first), checkpoints/,
-    TensorBoard event files and pictures/ of predictions to WORKDIR. A new run first saves its initial state as step 0.
-    All processes of a run call this; they share WORKDIR, and the first one writes.
+    Writes config.json, words_without_vector.json (the dataset's unknown words, most frequent first), checkpoints/,
+    TensorBoard event files and pictures/ (contact sheets of predictions) to WORKDIR. A new run first saves its initial
+    state as step 0. All processes of a run call this; they share WORKDIR, and the first one writes.
 
     Raises:
       UserError: data, text encoder, word vectors or config.initial_weights are missing or don't fit.
@@ -132,7 +132,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def open_sentence_encoder(config: ConfigDict) -> tuple[ConfigDict, SentenceEncoder, dict[str, Any] | None, list[str]]:
-    """Opens the text encoder for the data set and prints how many of its words are known.
+    """Opens the text encoder for the dataset and prints how many of the dataset's words it knows.
 
     Returns:
       What `open_text_encoder` returns, and the unknown words, most frequent first.
@@ -157,7 +157,7 @@ def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
 def starting_variables(
     config: ConfigDict, workdir: Path, model: LBDT, word_vector_size: int, transformer: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Random variables; in a new run with the pretrained transformer and config.initial_weights in their places."""
+    """Random variables; in a new run with the weights of the pretrained transformer and of config.initial_weights."""
     variables = initial_variables(model, config, word_vector_size)
     if has_checkpoint(workdir):  # it will replace them all
         return variables
@@ -258,7 +258,7 @@ def compile_train_step(
     """Compiles the jitted step for the sizes of the first batch; prints how long it took.
 
     Returns:
-      The compiled step, and the batches with the first one among them.
+      The compiled step, and all batches, the first one included.
     """
     first = next(batches)
     start = time.monotonic()
@@ -269,7 +269,7 @@ def compile_train_step(
 
 
 def make_predictor(config: ConfigDict, model: LBDT, state: TrainState) -> BatchedPredictor:
-    """The predictor for pictures. Its sizes are those of the evaluation, which can then reuse the compiled programs."""
+    """The predictor for contact sheets. Its sizes are those of the evaluation, which then reuses its programs."""
     return BatchedPredictor(model, to_local(state.variables), config.evaluation_frames, config.evaluation_sentences)
 
 

@@ -1,1 +1,1 @@
-"""Speed, memory and device utilisation of the model: python -m lbdt_jax.benchmark."""
+"""Speed, memory and device utilization of the model: python -m lbdt_jax.benchmark."""

@@ -1,4 +1,4 @@
-"""Measures speed and memory; needs no data set and no TensorFlow.
+"""Measures speed and memory; needs neither a dataset nor TensorFlow.
 
     python -m lbdt_jax.benchmark [--config=configs/a2d.py [--config.FIELD=VALUE]] [--output=FILE.json]
     python -m lbdt_jax.benchmark --compare=A.json,B.json
@@ -38,7 +38,7 @@ COMPARE = flags.DEFINE_list("compare", None, "Two results; prints the second one
 def run(
     config: ConfigDict, batch_sizes: Sequence[int], sentences: Sequence[int], minutes: float, output: Path | None
 ) -> None:
-    """Measures, prints the table row by row, and rewrites the output after every row, for when it is interrupted.
+    """Measures, prints the table row by row, and rewrites the output after every row, in case it is interrupted.
 
     Raises:
       UserError: as `benchmark` does.
@@ -65,10 +65,10 @@ def run(
         print(f"\nResult: {output}; plot: {output.with_suffix('.png')}")
 
 
-def positive(name: str, values: Sequence[str]) -> list[int]:
+def positive_integers(name: str, values: Sequence[str]) -> list[int]:
     """The values of a flag as integers. Raises flags.Error if there is none, or one is not a positive integer."""
     if not values or not all(value.strip().isdecimal() and int(value) for value in values):
-        raise flags.Error(f"--{name}={','.join(values)}: give whole numbers from 1 on, such as 8,16.")
+        raise flags.Error(f"--{name}={','.join(values)}: expected positive integers, such as 8,16.")
     return [int(value) for value in values]
 
 
@@ -79,8 +79,9 @@ def main(arguments: list[str]) -> None:
         config = a2d.get_config() if CONFIG.value is None else CONFIG.value
         config.to_dict()  # errors of the config file are raised here, not when the flags are parsed
         if rest:
-            raise flags.Error(f"{rest[0]}: only flags are understood.")
-        batch_sizes, sentences = positive("batch_sizes", BATCH_SIZES.value), positive("sentences", SENTENCES.value)
+            raise flags.Error(f"{rest[0]}: unexpected argument; only flags are accepted.")
+        batch_sizes = positive_integers("batch_sizes", BATCH_SIZES.value)
+        sentences = positive_integers("sentences", SENTENCES.value)
         if COMPARE.value is not None and len(COMPARE.value) != 2:
             raise flags.Error("--compare takes two results: --compare=A.json,B.json.")
         output = Path(OUTPUT.value) if OUTPUT.value else None
@@ -98,7 +99,7 @@ def main(arguments: list[str]) -> None:
     # Compilation is measured too: the cache of earlier runs must not shorten it.
     jax.config.update("jax_enable_compilation_cache", False)
     set_cpu_devices(config.cpu_devices)
-    with exit_on_error(f"\nStopped.{f' What was measured until then is in {output}.' if output else ''}"):
+    with exit_on_error(f"\nStopped.{f' What was measured so far is in {output}.' if output else ''}"):
         if COMPARE.value:
             print(compare(*(load(Path(name)) for name in COMPARE.value)))
         else:

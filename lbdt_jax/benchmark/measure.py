@@ -104,7 +104,7 @@ def check_config(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int]) -> 
 
 
 def describe_run(config: ConfigDict, mesh: Mesh) -> Row:
-    """A result without rows: when, on what and with what the run is made, and the matrix products' TFLOP/s."""
+    """A result without rows: date, device, software and configuration of the run, and the matrix products' TFLOP/s."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "jax": jax.__version__,
@@ -123,12 +123,12 @@ def jobs(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int], sentences: 
     sharded_forward = shard(make_model(config).apply, mesh, (replicated, *[sharded] * len(MODEL_FIELDS)))
 
     def training_step(size: int) -> Row:
-        batch = noise(config, mesh, size, config.sentences_per_frame, training=True)
+        batch = random_device_batch(config, mesh, size, config.sentences_per_frame, training=True)
         step, row = compile_training(config, mesh, variables, batch)
         return measure_program(lambda: step(batch), row, size)
 
     def forward(size: int, sentences_per_frame: int) -> Row:
-        batch = noise(config, mesh, size, sentences_per_frame)
+        batch = random_device_batch(config, mesh, size, sentences_per_frame)
         arguments = (replicate(variables, mesh), *(batch[name] for name in MODEL_FIELDS))
         program, row = compile_program(sharded_forward, arguments, mesh)
         return measure_program(lambda: program(*arguments), row, size)
@@ -144,10 +144,10 @@ def jobs(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int], sentences: 
     yield from pipeline_jobs(config, mesh)
 
 
-def noise(
+def random_device_batch(
     config: ConfigDict, mesh: Mesh, size: int, sentences_per_frame: int, training: bool = False
 ) -> dict[str, jax.Array]:
-    """A random batch on the devices."""
+    """A batch of random inputs on the devices, for training or for the forward pass."""
     transformer = make_model(config).transformer
     words = {"word_vector_size": WORD_VECTOR_SIZE}
     if transformer and training and is_frozen(config):
@@ -208,7 +208,7 @@ def describe_row(program: str, batch_size: int, sentences_per_frame: int) -> Row
 
 
 def attempt(job: Callable[[], Row]) -> Row:
-    """The job's result, or {"not_measured": reason}: out of memory, no TensorFlow, or no records."""
+    """The result of the job, or {"not_measured": reason}: out of memory, no TensorFlow, or no records."""
     try:
         return job()
     except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,4 @@
-"""A result as a table, as a plot, and compared with another; `measure.benchmark` says what a result holds."""
+"""Results as tables and plots, and their comparison; see `measure.benchmark` for what a result holds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def table_line(row: Row) -> str:
 
 
 def load(path: Path) -> Row:
-    """Reads a result. Raises UserError if the file is missing or holds anything else."""
+    """Reads a result. Raises UserError if the file is missing or is not a result."""
     try:
         result = json.loads(path.read_text("utf-8"))
         describe(result), [table_line(row) for row in result["rows"]]  # raise KeyError if a field is missing
@@ -111,13 +111,13 @@ def _compare_rows(first: Row, second: Row) -> str:
     return line + ("  within the spread" if overlap else "")
 
 
-# -- plot
+# -- Plot
 
 
 def plot(result: Row) -> Figure | None:
     """Plots throughput by batch size and by sentences per frame, with quartiles; None if nothing was measured.
 
-    The second panel has the forward pass on as many frames as the first batch size.
+    The second panel shows the forward pass on as many frames as the first batch size.
     """
     # Imported here: it takes most of a second, and only a plot needs it.
     from matplotlib.figure import Figure

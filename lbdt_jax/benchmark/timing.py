@@ -1,7 +1,7 @@
 """How programs are timed, and how their operations and memory are counted.
 
-Floating-point operations are counted by the compiler's cost analysis of the program before optimisation, so the count
-is the same on every device. (After optimisation the analysis misses cuBLAS calls on GPUs: jax issue 22249.) The LSTM's
+Floating-point operations are counted by the compiler's cost analysis of the program before optimization, so the count
+is the same on every device. (After optimization the analysis misses cuBLAS calls on GPUs: jax issue 22249.) The LSTM's
 loop over words is counted as one word: an error below one part in a thousand.
 """
 
@@ -62,12 +62,13 @@ def measure_program(run: Callable[[], Any], row: Row, samples: int) -> Row:
 
 
 def measure(run: Callable[[], Any], samples: int) -> Row:
-    """Times calls that process so many samples each, after two warm-up calls.
+    """Times calls of `run`, which process `samples` samples each, after two warm-up calls.
 
     Short calls are timed in groups that are only synchronized at the end, as in training.
 
     Returns:
-      {"samples_per_second", "seconds": {"median", "lower_quartile", "upper_quartile", "timings", their number}}.
+      {"samples_per_second", "seconds": {"median", "lower_quartile", "upper_quartile", "timings"}}, where
+      "timings" is the number of timings.
     """
 
     def time_calls(calls: int) -> float:

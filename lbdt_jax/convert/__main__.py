@@ -44,7 +44,7 @@ def convert_from_torch(source: Path, target: Path) -> None:
     from input_pipeline.text.word_vectors import WordVectors
     from lbdt_jax.checkpoint import save_weights
     from lbdt_jax.convert.files import read_torch
-    from lbdt_jax.convert.names import describe, from_torch, unused
+    from lbdt_jax.convert.names import architecture, from_torch, unused
 
     state = read_torch(source)
     flat, kept = flatten_dict(from_torch(state)), unused(state)
@@ -55,7 +55,7 @@ def convert_from_torch(source: Path, target: Path) -> None:
         flat[path] = jax.device_put(np.ascontiguousarray(flat[path]))
     variables = unflatten_dict(flat)
     config = base.get_config()
-    config.model.resnet_depth, config.model.transfer_layers = describe(variables)
+    config.model.resnet_depth, config.model.transfer_layers = architecture(variables)
     size = flat["params", "text_encoder", "input_kernel"].shape[0]
     word_vectors = WordVectors((), np.zeros((0, size), np.float32))
     with atomic_write(target) as temporary:
@@ -117,9 +117,9 @@ def return_freed_memory() -> None:
 def print_unused(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> None:
     """Prints which arrays of a state dict are not part of the model."""
     counters = sum(array.ndim == 0 for array in kept.values())
-    numbers = sum(array.size for array in kept.values()) - counters
+    weights = sum(array.size for array in kept.values()) - counters
     print(
-        f"{len(state)} arrays. The published code never uses {len(kept) - counters} of them, {numbers:,} numbers of "
+        f"{len(state)} arrays. The published code never uses {len(kept) - counters} of them, {weights:,} weights of "
         f"decoder.spa_tower, decoder.tem_tower and decoder.mask_head, and {counters} counters of batches: they are not "
         "part of the model, and are kept for converting back."
     )

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from input_pipeline.errors import UserError
 from lbdt_jax.checkpoint import load_checkpoint
 from lbdt_jax.convert.files import read_safetensors, read_torch
-from lbdt_jax.convert.names import COUNTER, check, describe, from_torch, resnet
+from lbdt_jax.convert.names import COUNTER, architecture, check, from_torch, resnet
 
 #: ResNet depth -> torchvision's ImageNet weights, IMAGENET1K_V1 (https://pytorch.org/vision/stable/models/resnet.html)
 DOWNLOADS = {
@@ -38,13 +38,13 @@ def load_initial_weights(variables: Mapping[str, Any], path: str | Path) -> dict
         microsoft/resnet-50. Or a complete LBDT: a released .ckpt, or a folder with a checkpoint of this code.
 
     Raises:
-      UserError: the file is missing, broken or of another model; every array concerned is listed.
+      UserError: the file is missing, broken or of another model; all arrays that do not fit are listed.
       CheckpointError: the folder holds no valid checkpoint.
     """
     path = Path(path)
-    depth, _ = describe(variables)
+    depth, _ = architecture(variables)
     if not path.exists():
-        raise UserError(_how_to_get(path, depth))
+        raise UserError(_missing_message(path, depth))
     if path.is_dir() and not (path / "model.safetensors").is_file():
         return _check_same_model(load_checkpoint(path).variables, variables, path)
     try:
@@ -87,8 +87,8 @@ def load_resnet(path: str | Path) -> dict[str, np.ndarray]:
     return _without_classifier(state)
 
 
-def _how_to_get(path: Path, depth: int | None) -> str:
-    """The message for a missing file or folder."""
+def _missing_message(path: Path, depth: int | None) -> str:
+    """The message for a missing file or folder, with where to get it."""
     if not path.suffix or depth is None:
         return (
             f"config.initial_weights: there is no {path}. Train that model first, or name the folder of another one "
@@ -114,8 +114,8 @@ def _torchvision_name(name: str) -> str:
         return name
     inside = block[3]
     inside = inside.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
-    inside = re.sub(r"^layer\.(\d)\.convolution", lambda found: f"conv{int(found[1]) + 1}", inside)
-    inside = re.sub(r"^layer\.(\d)\.normalization", lambda found: f"bn{int(found[1]) + 1}", inside)
+    inside = re.sub(r"^layer\.(\d)\.convolution", lambda match: f"conv{int(match[1]) + 1}", inside)
+    inside = re.sub(r"^layer\.(\d)\.normalization", lambda match: f"bn{int(match[1]) + 1}", inside)
     return f"layer{int(block[1]) + 1}.{block[2]}.{inside}"
 
 

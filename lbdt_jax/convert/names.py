@@ -30,7 +30,7 @@ class Entry:
     Attributes:
       path: collection and path among the variables; () for arrays that the published code never uses: three modules
         of its decoder, and the counters of batches.
-      key: the torch name.
+      key: the name in torch's state dict.
       layout: "conv" (torch OIHW, flax HWIO), "dense" (torch (out, in), flax (in, out)) or "same".
       third: of torch's packed attention projections, which third of the rows: 0 query, 1 key, 2 value.
     """
@@ -131,7 +131,7 @@ def bridge(key: str, *path: str) -> Iterator[Entry]:
 
 
 def tower(key: str, *path: str) -> Iterator[Entry]:
-    """The head: four ConvNorms and a convolution to one logit."""
+    """A Head: four ConvNorms and a convolution to one logit."""
     for index in range(4):
         yield from sequential(f"{key}.{index}", *path, f"tower_{index}")
     yield Entry(("params", *path, "project", "kernel"), f"{key}.4.weight", "conv")
@@ -140,10 +140,10 @@ def tower(key: str, *path: str) -> Iterator[Entry]:
 
 def table(depth: int, layers: int) -> list[Entry]:
     """The complete table of LBDT with ResNets of that depth and that many transfer layers, in torch's order."""
-    streams = {1: "spatial", 2: "temporal"}
+    streams = {1: "spatial", 2: "temporal"}  # by their index in the torch names
     rows: list[Entry] = []
-    for number, stream in streams.items():
-        rows += resnet(f"{stream}_stream", depth, f"_{number}", [f"res{stage}_{number}" for stage in (2, 3, 4, 5)])
+    for index, stream in streams.items():
+        rows += resnet(f"{stream}_stream", depth, f"_{index}", [f"res{stage}_{index}" for stage in (2, 3, 4, 5)])
     for kind in ("kernel", "bias"):
         for flax_name, torch_name in (("input", "ih"), ("hidden", "hh")):
             key, layout = ("weight", "dense") if kind == "kernel" else ("bias", "same")
@@ -169,8 +169,8 @@ def table(depth: int, layers: int) -> list[Entry]:
     rows += [Entry((), "decoder.mask_head.weight"), Entry((), "decoder.mask_head.bias")]
 
     def projections(stage: int, torch_name: str, flax_name: str) -> Iterator[Entry]:
-        for number, stream in streams.items():
-            key = f"conv_r{stage}_{number}_{torch_name}"
+        for index, stream in streams.items():
+            key = f"conv_r{stage}_{index}_{torch_name}"
             yield from sequential(key, f"duplex_transfer{stage}", f"{stream}_{flax_name}")
 
     rows += projections(5, "reduce", "reduce")
@@ -208,7 +208,7 @@ def torch_shapes(depth: int, layers: int, word_vector_size: int) -> dict[str, tu
     return {key: () if key.endswith(COUNTER) else used[used_key] for key, used_key in same_shape.items()}
 
 
-def recognise(keys: Iterable[str]) -> tuple[int, int]:
+def torch_architecture(keys: Iterable[str]) -> tuple[int, int]:
     """ResNet depth and number of transfer layers, from the names in a state dict.
 
     Raises:
@@ -226,7 +226,7 @@ def recognise(keys: Iterable[str]) -> tuple[int, int]:
     return depth, layers
 
 
-def describe(variables: Mapping[str, Mapping]) -> tuple[int | None, int]:
+def architecture(variables: Mapping[str, Mapping]) -> tuple[int | None, int]:
     """ResNet depth (None if it is not one of DEPTHS) and number of transfer layers of this model's variables."""
     params = variables.get("params", {})
     layers = sum(name.startswith("bridges_") for name in params.get("duplex_transfer4", {}))
@@ -278,7 +278,7 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
       UserError: names are missing or unexpected, or arrays have another shape or type than the published ones (all
         are listed). Only the size of the word vectors may differ.
     """
-    depth, layers = recognise(state)
+    depth, layers = torch_architecture(state)
     rows = table(depth, layers)
     *_, word_vector_size = np.shape(state.get("text_encoder.lstm.weight_ih_l0", ())) or (1,)
     check(state, torch_shapes(depth, layers, word_vector_size), [row.key for row in rows if not row.path])
@@ -287,7 +287,7 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
 
 def unused(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of a state dict that the published code never uses: three modules and the counters of batches."""
-    return {row.key: state[row.key] for row in table(*recognise(state)) if not row.path and row.key in state}
+    return {row.key: state[row.key] for row in table(*torch_architecture(state)) if not row.path and row.key in state}
 
 
 def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
@@ -302,7 +302,7 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
             "be written to a folder, but not to a state dict."
         )
     flat = flatten_dict(dict(variables))
-    depth, layers = describe(variables)
+    depth, layers = architecture(variables)
     rows = [row for row in table(depth, layers) if row.path] if depth else []
     if {row.path for row in rows} != flat.keys():
         wrong = sorted("/".join(path) for path in {row.path for row in rows} ^ flat.keys())
@@ -339,5 +339,5 @@ def complete(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) ->
         value = 1 if key.endswith((".1.weight", ".running_var")) else 0
         return np.full(shape, value, np.int64 if key.endswith(COUNTER) else np.float32)
 
-    expected = torch_shapes(*recognise(state), size)
+    expected = torch_shapes(*torch_architecture(state), size)
     return {key: arrays[key] if key in arrays else default(key, shape) for key, shape in expected.items()}

@@ -1,4 +1,4 @@
-"""Faster forms of what XLA:CPU is slow at, for `lbdt_jax/ops.py`. Measurements: docs/performance.md."""
+"""Faster implementations of what XLA:CPU is slow at, for `lbdt_jax/ops.py`. Measurements: docs/performance.md."""
 
 from lbdt_jax.cpu.convolution import convolve, convolve_gradients
 from lbdt_jax.cpu.layers import dropout_mask, max_pool

@@ -1,4 +1,4 @@
-"""Convolutions, and their gradients, that XLA:CPU, or oneDNN where it is enabled, computes fast."""
+"""Convolutions and their gradients in a form that XLA:CPU, or oneDNN where it is enabled, computes fast."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _convolve_by_xla(x: Array, kernel: Array, strides: Strides, padding: Padding
 
 
 def _convolve_unrolled(x: Array, kernel: Array, strides: Strides, padding: Padding, precision: Any) -> Array:
-    """As one matrix product of the patches of all output pixels and the kernel."""
+    """A convolution as one matrix product of the patches of all output pixels and the kernel."""
     (height, width), (rows, columns) = kernel.shape[:2], output_size(x, kernel, strides, padding)
     batch = x.shape[0]  # symbolic in a program for any batch size
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -107,12 +107,12 @@ def _convolve_unrolled(x: Array, kernel: Array, strides: Strides, padding: Paddi
     return result.reshape(batch, rows, columns, -1)
 
 
-def _x_gradient(form: Callable[..., Array], x: Array, kernel: Array, grad: Array, *settings: Any) -> Array:
-    return jax.linear_transpose(lambda x: form(x, kernel, *settings), x)(grad)[0]
+def _x_gradient(convolution: Callable[..., Array], x: Array, kernel: Array, grad: Array, *settings: Any) -> Array:
+    return jax.linear_transpose(lambda x: convolution(x, kernel, *settings), x)(grad)[0]
 
 
-def _kernel_gradient(form: Callable[..., Array], x: Array, kernel: Array, grad: Array, *settings: Any) -> Array:
-    return jax.linear_transpose(lambda kernel: form(x, kernel, *settings), kernel)(grad)[0]
+def _kernel_gradient(convolution: Callable[..., Array], x: Array, kernel: Array, grad: Array, *settings: Any) -> Array:
+    return jax.linear_transpose(lambda kernel: convolution(x, kernel, *settings), kernel)(grad)[0]
 
 
 def transposed_padding(kernel: Array, padding: Padding) -> Padding:
@@ -147,7 +147,7 @@ def sliced_kernel_gradient(
     height, width, channels, features = kernel.shape
     swapped_padding = transposed_padding(kernel, padding)
     if channels > features and strides == (1, 1) and min(map(min, swapped_padding)) >= 0:
-        # The patches are taken from the one with fewer channels; those of the gradient give the flipped kernel.
+        # Patches are taken from x or grad, whichever has fewer channels; patches of grad give the flipped kernel.
         flipped = correlate((height, width), strides, swapped_padding, precision, x, grad)
         return jnp.flip(flipped, (0, 1)).swapaxes(2, 3)
     return correlate((height, width), strides, padding, precision, grad, x)
@@ -178,7 +178,7 @@ def correlate(
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     if dtype == jnp.bfloat16:  # moved as integers: XLA:CPU would convert to float32 and back
         padded = jax.lax.bitcast_convert_type(padded, jnp.uint16)
-    # What one position of the kernel covers in a slice.
+    # The part of a slice that one position of the kernel covers.
     window = (slice_batch, (slice_rows - 1) * strides[0] + 1, (width - 1) * strides[1] + 1, channels)
     sum_dtype, use_onednn = jnp.promote_types(dtype, jnp.float32), onednn.supports(pixels, images)
 
@@ -208,6 +208,6 @@ def correlate(
     return (total if use_onednn else total.T).reshape(*kernel_size, channels, features).astype(dtype)
 
 
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` up to `limit`, at least 1."""
-    return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(1, limit))
+def largest_divisor(size: int, limit: int) -> int:
+    """The largest divisor of `size` up to `limit`, at least 1."""
+    return max(divisor for divisor in range(1, size + 1) if size % divisor == 0 and divisor <= max(1, limit))

@@ -1,4 +1,4 @@
-"""Max-pooling and dropout masks in forms that XLA:CPU computes fast."""
+"""Max-pooling and dropout masks that XLA:CPU computes fast."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def _max_pool_along(x: Array, axis: int) -> Array:
 
 
 def dropout_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
-    """True with probability 1 - `rate`, a multiple of 1 / 2**16, from 16 random bits each: the generator is slow."""
+    """True (keep) with probability 1 - `rate`, a multiple of 1 / 2**16.
+
+    Each element takes only 16 random bits, because the generator is slow.
+    """
     count = math.prod(shape)
     pairs = jax.random.bits(key, ((count + 1) // 2,), "uint32")
     bits = jax.lax.bitcast_convert_type(pairs, "uint16").reshape(-1)[:count].reshape(shape)

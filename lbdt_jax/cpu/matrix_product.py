@@ -1,4 +1,4 @@
-"""Matrix products that XLA:CPU, or oneDNN where it is enabled, computes fast."""
+"""Matrix products in a form that XLA:CPU, or oneDNN where it is enabled, computes fast."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def enabled() -> bool:
 
 
 def supports(*arrays: Array) -> bool:
-    """Whether oneDNN is enabled, available, and takes arrays of these dtypes. Only for programs that run on a CPU.
+    """Whether oneDNN is enabled, available, and supports arrays of these dtypes. Only for programs that run on a CPU.
 
     Warns, once for each dtype, if it is enabled but not available.
     """
@@ -51,7 +51,7 @@ def available(dtype: str) -> bool:
     system, machine = platform.system(), platform.machine()
     if jaxlib.__version__ not in TESTED_VERSIONS or (system, machine) != ("Linux", "x86_64"):
         reason = (
-            f"that was tested with jaxlib {' and '.join(TESTED_VERSIONS)} on Linux and x86_64, and this is jaxlib "
+            f"it was tested with jaxlib {' and '.join(TESTED_VERSIONS)} on Linux and x86_64, and this is jaxlib "
             f"{jaxlib.__version__} on {system} and {machine}"
         )
     elif dtype == "bfloat16" and (missing := BFLOAT16_FLAGS - processor_flags()):

@@ -32,7 +32,7 @@ from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import Clip, ClipWriter
 from lbdt_jax.predict import describe_model
 
-#: Scenes of Moving Shapes' test split, with some of their sentences.
+#: Index of a scene in the test split of Moving Shapes -> some of its sentences, one per line.
 EXAMPLES = {
     6: "the only yellow square\nthe rightward moving green shape",
     10: "the red circle\nthe blue triangle moving left",
@@ -99,9 +99,9 @@ def draw_examples(segmenter: Segmenter, root: Path) -> list[tuple[Path, str]]:
     if segmenter.checkpoint.config.dataset != "moving_shapes":
         return []
     examples = []
-    for number, sentences in EXAMPLES.items():
-        frames = make_scene(0, "test", number).frames
-        path = root / f"shapes {number}.mp4"
+    for index, sentences in EXAMPLES.items():
+        frames = make_scene(0, "test", index).frames
+        path = root / f"shapes {index}.mp4"
         clip = Clip(path, Fraction(FRAME_RATE), Fraction(1, FRAME_RATE), len(frames), None)
         with ClipWriter(path, frames.shape[1:3], clip) as writer:
             for time, frame in enumerate(frames):

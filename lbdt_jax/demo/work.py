@@ -35,8 +35,8 @@ class Result:
     """A segmented clip of T frames and S sentences; its files lie in a folder of its own.
 
     Attributes:
-      folder: holds the upload as "clip", the output of `predict` in "found" and zipped as "result.zip", and what the
-        page shows: "display.mp4", "frames" and "attention".
+      folder: holds the upload as "clip", the output of `predict` in "prediction" and zipped as "result.zip", and what
+        the page shows: "display.mp4", "frames" and "attention".
       name: the file name of the upload, for display.
       sentences: S of them.
       notes: remarks for the visitor.
@@ -80,7 +80,7 @@ def segment_clip(segmenter: Segmenter, upload: Path, text: str, root: Path, limi
         clip = folder / "clip"
         shutil.copyfile(upload, clip)
         settings = predict.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
-        predict.predict(segmenter, settings, folder / "found")
+        predict.predict(segmenter, settings, folder / "prediction")
         times, confidence = zip(*_draw_frames(folder, len(sentences)), strict=True)
         _write_zip(folder, upload.name)
     except UserError as error:
@@ -100,7 +100,7 @@ def segment_clip(segmenter: Segmenter, upload: Path, text: str, root: Path, limi
 
 
 def draw_attention(segmenter: Segmenter, result: Result, frame: int, sentence: int) -> Path:
-    """Draws the attention for one frame and sentence, or finds the image if it was drawn before.
+    """Returns the path of the attention sheet for one frame and sentence; draws it unless it exists.
 
     Args:
       segmenter: the model that segmented the clip.
@@ -131,7 +131,7 @@ def _draw_frames(folder: Path, sentences: int) -> Iterator[tuple[float, list[flo
     clip = open_clip(folder / "clip")
     (folder / "frames").mkdir()
     writer, square_pixels = None, dataclasses.replace(clip, pixel_aspect=Fraction(1))
-    predictions = list(PredictionStore(folder / "found", sentences).load())
+    predictions = list(PredictionStore(folder / "prediction", sentences).load())
     with contextlib.ExitStack() as stack:
         for (time, frame), prediction in tqdm(
             zip(clip, predictions, strict=True), "drawing", len(predictions), unit="frame"
@@ -160,10 +160,10 @@ def _display_size(frame: np.ndarray, pixel_aspect: Fraction) -> tuple[int, int]:
 
 def _write_zip(folder: Path, name: str) -> None:
     """Zips the output of `predict`, with the name of the upload in place of the server's path."""
-    found = folder / "found"
-    settings = json.loads((found / "settings.json").read_text()) | {"video": name}
+    prediction = folder / "prediction"
+    settings = json.loads((prediction / "settings.json").read_text()) | {"video": name}
     with zipfile.ZipFile(folder / "result.zip", "w") as archive:
-        for path in sorted(found.rglob("*")):
+        for path in sorted(prediction.rglob("*")):
             if path.is_file() and path.name != "settings.json":
-                archive.write(path, path.relative_to(found))
+                archive.write(path, path.relative_to(prediction))
         archive.writestr("settings.json", json.dumps(settings, indent=2) + "\n", zipfile.ZIP_DEFLATED)

@@ -1,4 +1,4 @@
-"""The folder of a prediction: its settings, and the masks of every frame as they are found."""
+"""The folder of a prediction: its settings, and the masks of every frame as they are predicted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FramePrediction:
     Attributes:
       index: of the frame in the video, from 0.
       time: of the frame, in seconds.
-      scores: S numbers in [0, 1], see `Segmentation`.
+      scores: S floats in [0, 1], see `Segmentation`.
       encoded_masks: S masks in COCO's format, {"size": [h, w], "counts": str}.
     """
 
@@ -61,31 +61,31 @@ class PredictionStore:
         write_json({**settings, "finished": False}, self._settings_file)
 
     def resume(self, settings: Mapping[str, Any]) -> bool:
-        """Continues a prediction with the same settings. What it has left of an incomplete frame is removed.
+        """Continues a prediction with the same settings. An incomplete last frame is removed.
 
         Returns:
           Whether the prediction was finished.
 
         Raises:
-          UserError: there is none in the folder, or it has other settings.
+          UserError: the folder holds no prediction, or one with other settings.
         """
         try:
             stored = json.loads(self._settings_file.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"--resume: there is no run to resume in {self.folder} ({error}).") from error
-        different = [
-            f"{name}: {stored.get(name)} there, {value} asked for"
+        differences = [
+            f"{name}: {stored.get(name)} there, {value} requested"
             for name, value in json.loads(json.dumps(settings)).items()
             if stored.get(name) != value
         ]
-        if different:
-            raise UserError(f"--resume: the run in {self.folder} has other settings.\n  " + "\n  ".join(different))
+        if differences:
+            raise UserError(f"--resume: the run in {self.folder} has other settings.\n  " + "\n  ".join(differences))
         if not stored.get("finished"):
             self._remove_incomplete_frame()
         return bool(stored.get("finished"))
 
     def finish(self) -> None:
-        """Notes in settings.json that the prediction is complete."""
+        """Marks the prediction as complete in settings.json."""
         write_json({**json.loads(self._settings_file.read_text()), "finished": True}, self._settings_file)
 
     def append(self, index: int, time: float, masks: np.ndarray, scores: np.ndarray) -> None:
@@ -128,7 +128,7 @@ class PredictionStore:
                 first_line += len(lines)
 
     def _remove_incomplete_frame(self) -> None:
-        """Cuts off the end of masks.jsonl that a killed run left behind its last complete frame."""
+        """Truncates masks.jsonl after the last complete frame: a killed run may have left a part of the next one."""
         if not self._masks_file.exists():
             return
         with self._masks_file.open("rb+") as file:

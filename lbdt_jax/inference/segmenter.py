@@ -1,4 +1,4 @@
-"""The library: a trained model that segments frames and sentences.
+"""The library: a trained model that segments the objects in a video that sentences describe.
 
 It takes and returns numpy arrays, and needs neither TensorFlow nor torch. `lbdt_jax.load` makes a `Segmenter`.
 """
@@ -203,7 +203,7 @@ class Segmenter:
         """Pairs every frame with its earlier frame: the one nearest to `seconds_between` before it.
 
         This works for any frame rate, and for changing ones. At the beginning of a video, the earlier frame is the
-        first frame. If frames are more than twice as far apart, it is the frame itself: a pair without motion.
+        first frame. If frames are at least twice as far apart, it is the frame itself: a pair without motion.
 
         Args:
           frames: (time in seconds, (h, w, 3) uint8 RGB), with increasing times.
@@ -275,7 +275,7 @@ class Segmenter:
         if new and self._word_vectors:
             encoder = extend(encoder, self._word_vectors, new)
         elif new:
-            # The word vectors of the training may not be on this machine: then the checkpoint's own words must do.
+            # The training's word vectors may not be on this machine; the checkpoint's own suffice for most sentences.
             with contextlib.suppress(UserError):
                 encoder = extend(encoder, self.checkpoint.config.word_vectors, new)
         self._looked_up |= new

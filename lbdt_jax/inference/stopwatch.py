@@ -1,4 +1,4 @@
-"""Measures which part of a pipeline takes how long."""
+"""Measures how long each part of a pipeline takes."""
 
 from __future__ import annotations
 

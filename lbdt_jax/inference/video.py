@@ -27,7 +27,7 @@ class Clip:
       path: the file or folder.
       rate: frames per second, for a file their average.
       time_base: in seconds; the times of all frames are multiples of it.
-      frames: their number according to the file's header; 0 if that is unknown.
+      frames: number of frames according to the file's header; 0 if that is unknown.
       seconds: the duration according to the file's header; None if that is unknown.
       pixel_aspect: width of a displayed pixel divided by its height; 1 for nearly all clips.
     """

@@ -27,7 +27,7 @@ def boundary_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
 
     Args:
       prediction: (h, w) bool.
-      mask: (h, w) bool, the true one.
+      mask: (h, w) bool, the ground truth.
 
     Returns:
       F in [0, 1].

@@ -58,7 +58,7 @@ class MatchedScores:
 
     frames: dict[str, dict[int, np.ndarray]] = dataclasses.field(default_factory=dict)
 
-    def add(self, video: str, frame_index: int, labels: np.ndarray, truth: np.ndarray) -> None:
+    def add(self, video: str, frame_index: int, labels: np.ndarray, true_labels: np.ndarray) -> None:
         """Scores one frame. All frames of a video must be added, in any order.
 
         Args:
@@ -66,23 +66,25 @@ class MatchedScores:
           frame_index: index of the frame in the video. The largest true label in the video's first frame is its number
             of objects: larger labels, of objects that appear later, are ignored.
           labels: (h, w) uint8, predicted: 0 for the background, o + 1 for object o.
-          truth: (h, w) uint8, true: 0 for the background, 255 for void, o + 1 for object o.
+          true_labels: (h, w) uint8, ground truth: 0 for the background, 255 for void, o + 1 for object o.
 
         Raises:
           ValueError: the shapes differ, a predicted label exceeds 20, or the frame was added before.
         """
         frame = f"{video}, frame {frame_index}"
-        if labels.shape != truth.shape:
-            raise ValueError(f"{frame}: predicted labels of shape {labels.shape}, true ones of shape {truth.shape}")
+        if labels.shape != true_labels.shape:
+            raise ValueError(
+                f"{frame}: predicted labels of shape {labels.shape}, true ones of shape {true_labels.shape}"
+            )
         if labels.max() > MAX_PROPOSALS:
             raise ValueError(
-                f"{frame}: predicted label {labels.max()}, but {MAX_PROPOSALS} objects a video are allowed"
+                f"{frame}: predicted label {labels.max()}, but a video may have at most {MAX_PROPOSALS} objects"
             )
         if frame_index in self.frames.get(video, {}):
             raise ValueError(f"{frame} was scored twice")
-        void = truth == VOID
+        void = true_labels == VOID
         proposals = int(labels.max())  # counts labels in void pixels, as the public code does
-        predicted, true = np.where(void, 0, labels), np.where(void, 0, truth)
+        predicted, true = np.where(void, 0, labels), np.where(void, 0, true_labels)
         objects = int(true.max())
         # One label more than there are, for the empty mask.
         f = boundary_accuracies(

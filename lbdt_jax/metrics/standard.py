@@ -23,7 +23,7 @@ from lbdt_jax.metrics.boundary import boundary_accuracy, region_similarity
 
 
 def resize_logits(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes logits bilinearly with pixel centers at half-integers and without antialiasing, as other evaluators do.
+    """Resizes logits bilinearly with pixel centers at half-integers and without antialiasing, as most evaluators do.
 
     Args:
       logits: (H, W) float32.

@@ -13,7 +13,7 @@ from lbdt_jax.models.types import Array
 
 
 class Decoder(nn.Module):
-    """The sum of one stream's four ResNet stages, each convolved and enlarged to stride 4."""
+    """The sum of one stream's four ResNet stages, each convolved and upsampled to stride 4."""
 
     width: int
     norm_axis_name: str | None = None
@@ -85,6 +85,6 @@ class Head(nn.Module):
         for conv in self.tower:
             x = conv(x, train)
         logits = self.project(x)
-        # Enlarged in float32: bfloat16 would leave visible steps.
+        # Upsampled in float32: bfloat16 would leave visible steps.
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return aligned_bilinear(logits, 4)[..., 0]

@@ -120,7 +120,7 @@ class Dropout(nn.Module):
     """Dropout, which needs the random stream "dropout" in training.
 
     Attributes:
-      rate: share of zeros, rounded to a multiple of 1 / 2**16; the rest is scaled so that the expectation stays.
+      rate: share of zeros, rounded to a multiple of 1 / 2**16; the rest is scaled to keep the expected value.
     """
 
     rate: float

@@ -30,7 +30,7 @@ class LBDT(nn.Module):
     Attributes:
       transformer: of the text encoder; None for the published LSTM.
       norm_axis_name: mesh axis over which batch statistics are averaged; None for statistics per device.
-      All others: see `config.model` in configs/base.py.
+      The others: see `config.model` in configs/base.py.
     """
 
     resnet_depth: int = 50
@@ -82,11 +82,11 @@ class LBDT(nn.Module):
           frame, earlier_frame: (B, H, W, 3) uint8 RGB, H and W multiples of 32.
           train: whether batch statistics are active.
         """
-        frame, earlier_frame = normalize(frame, self.dtype), normalize(earlier_frame, self.dtype)
+        frame, earlier_frame = normalize_frames(frame, self.dtype), normalize_frames(earlier_frame, self.dtype)
         return self.encode_normalized(frame, jnp.abs(frame - earlier_frame), train)
 
     def encode_normalized(self, frame: Array, motion: Array, train: bool = False) -> FramePairFeatures:
-        """The same of normalized frames and their absolute differences from the earlier ones, (B, H, W, 3) floats."""
+        """`encode` for normalized frames and their absolute differences from the earlier ones, (B, H, W, 3) floats."""
         spatial_res2, spatial_res3, spatial_res4 = self.spatial_stream.stem_to_res4(frame, train)
         temporal_res2, temporal_res3, temporal_res4 = self.temporal_stream.stem_to_res4(motion, train)
         spatial_reduced, temporal_reduced = None, None
@@ -126,7 +126,7 @@ class LBDT(nn.Module):
         word_features, sentence = self.text_encoder(words, word_mask, train)
         spatial, temporal = features.spatial_res4, features.temporal_res4
         if self.transfer_layers:
-            # As published, the mask at stride 32 is repeated end to end, not enlarged, to have the size at stride 16.
+            # As published, the mask at stride 32 is repeated end to end, not upsampled, to have the size at stride 16.
             res4_mask = None if image_mask is None else jnp.tile(image_mask, (1, 4))
             assert features.spatial_reduced is not None and features.temporal_reduced is not None
             spatial, temporal = self.duplex_transfer4(
@@ -151,8 +151,8 @@ class LBDT(nn.Module):
         return self.head(self.bilateral_channel_activation(spatial, temporal, sentence, train), train)
 
 
-def normalize(frame: Array, dtype: str = "float32") -> Array:
+def normalize_frames(frames: Array, dtype: str = "float32") -> Array:
     """uint8 RGB (..., 3) -> floats, normalized by ImageNet's mean and standard deviation."""
     compute_dtype = jnp.promote_types(dtype, jnp.float32)
     mean, std = jnp.asarray(IMAGE_MEAN, compute_dtype), jnp.asarray(IMAGE_STD, compute_dtype)
-    return ((frame.astype(compute_dtype) / 255 - mean) / std).astype(dtype)
+    return ((frames.astype(compute_dtype) / 255 - mean) / std).astype(dtype)

@@ -27,7 +27,7 @@ def interpolation_matrix(length: int, factor: int) -> np.ndarray:
 
 
 def aligned_bilinear(x: Array, factor: int) -> Array:
-    """Enlarges (B, H, W, C) to (B, factor * H, factor * W, C); a factor of 1 is the identity.
+    """Upsamples (B, H, W, C) to (B, factor * H, factor * W, C); a factor of 1 is the identity.
 
     Equal to replicate-padding one row and column at the bottom and right, resizing with align_corners=True to
     factor * size + 1, replicate-padding factor // 2 at the top and left, and cropping. Written as two matrix products.
@@ -42,8 +42,9 @@ def aligned_bilinear(x: Array, factor: int) -> Array:
 def upsample_and_sum(maps: Sequence[tuple[Array, int]]) -> Array:
     """The sum of `aligned_bilinear(x, factor)` over feature maps of many channels.
 
-    Each map is enlarged along W; then one matrix product enlarges all of them along H and adds them. No axis moves:
-    where transposing is slow, `aligned_bilinear` takes twice as long for many channels, and its gradient five times.
+    Each map is upsampled along W; then one matrix product upsamples all of them along H and adds them. No axis is
+    transposed: where that is slow, `aligned_bilinear` takes twice as long for many channels, and its gradient five
+    times.
 
     Args:
       maps: pairs of x (B, H, W, C) and factor, with the same B, C, factor * H and factor * W.
@@ -59,5 +60,5 @@ def upsample_and_sum(maps: Sequence[tuple[Array, int]]) -> Array:
         wide_maps.append(wide.reshape(batch, height, -1))
         row_matrices.append(interpolation_matrix(height, factor))
     rows = jnp.asarray(np.concatenate(row_matrices, axis=1), x.dtype)
-    enlarged = jnp.matmul(jnp.broadcast_to(rows, (batch, *rows.shape)), jnp.concatenate(wide_maps, axis=1))
-    return enlarged.reshape(batch, len(rows), -1, channels)
+    upsampled = jnp.matmul(jnp.broadcast_to(rows, (batch, *rows.shape)), jnp.concatenate(wide_maps, axis=1))
+    return upsampled.reshape(batch, len(rows), -1, channels)

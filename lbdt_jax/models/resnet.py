@@ -13,7 +13,7 @@ from lbdt_jax import ops
 from lbdt_jax.models.layers import ConvNorm, rematerialized
 from lbdt_jax.models.types import Array
 
-#: depth -> (blocks in res2..res5, whether they are bottlenecks)
+#: depth -> (number of blocks in res2..res5, whether they are bottlenecks)
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -86,6 +86,7 @@ class Stage(nn.Module):
         ]
 
     def __call__(self, x: Array, train: bool) -> Array:
+        """(B, H, W, C) -> (B, H / stride, W / stride, output channels)."""
         for block in self.blocks:
             x = block(x, train)
         return x

@@ -1,7 +1,7 @@
 """The encoder of BERT and RoBERTa: token ids -> features of every token.
 
 Devlin et al., "BERT", NAACL 2019, https://arxiv.org/abs/1810.04805; Liu et al., "RoBERTa",
-https://arxiv.org/abs/1907.11692, which starts at another position. Numerically equal to the library `transformers`.
+https://arxiv.org/abs/1907.11692, whose first position is another one. Numerically equal to the library `transformers`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TransformerConfig:
       heads: of the attention, a divisor of `width`.
       feed_forward_width: channels inside the feed-forward networks.
       positions: number of position embeddings.
-      first_position: index of the first token's: 0 in BERT, padding_id + 1 in RoBERTa.
+      first_position: index of the first token's position embedding: 0 in BERT, padding_id + 1 in RoBERTa.
       token_types: number of token type embeddings, of which only the first is used.
       padding_id: id of the padding token.
       norm_epsilon: of every LayerNorm.

@@ -26,8 +26,8 @@ def attention_sheet(example: Example, tokens: Sequence[str], explanation: Explan
 
     Each stage and layer of the duplex transfer has two strips of maps for each direction: where each word attends in
     the source stream, and where the target stream attends to the word. A strip has one map per word, enlarged
-    bilinearly over the grayscale frame. All maps of a strip share one scale, from 0 to the number in its label. Next to
-    the strips is the attention between words: what each row's word takes from each column's.
+    bilinearly over the grayscale frame. All maps of a strip share one color scale, drawn below its label. Next to the
+    strips is the attention between words: what each row's word takes from each column's.
 
     Args:
       example: with the prediction that is explained.

@@ -1,4 +1,4 @@
-"""Masks over frames in distinguishable colors, and the frame difference that the temporal stream sees."""
+"""Masks over frames in distinguishable colors, and the frame difference that the temporal stream gets."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def overlay(frame: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
 
 
 def frame_difference(frame: np.ndarray, earlier_frame: np.ndarray) -> np.ndarray:
-    """The temporal stream's input, abs(normalised frame - normalised earlier frame), scaled for viewing.
+    """The temporal stream's input, abs(normalized frame - normalized earlier frame), scaled for viewing.
 
     The 99.5th percentile is shown as white if it is at least one standard deviation of ImageNet; otherwise one standard
     deviation is, so that a static scene stays dark.

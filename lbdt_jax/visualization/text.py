@@ -43,7 +43,7 @@ def draw_text(
       size: of the font, in pixels.
       color: RGB, 0 to 255.
       width: in pixels.
-      lines: at most so many.
+      lines: maximum number of lines.
 
     Returns:
       The lower edge of the text, in pixels.
@@ -71,7 +71,7 @@ def draw_text(
 def choose_font(text: str, size: int) -> tuple[str, Font]:
     """The text on one line, and a font of that size, in pixels, that has all of its characters.
 
-    The font is Pillow's own, or the first installed one of SYSTEM_FONTS that has them. If none has, accents are
+    The font is Pillow's own, or the first installed one of SYSTEM_FONTS that has them. If no font has, accents are
     removed, and remaining characters that can't be drawn are counted: "(2 characters without a font)".
     """
     text = " ".join(text.split())
@@ -92,7 +92,7 @@ def choose_font(text: str, size: int) -> tuple[str, Font]:
 
 
 def _without_accents(font: Font, character: str) -> str:
-    """A character that the font lacks, without its accents if the font has it so."""
+    """A character that the font lacks, without its accents if the font has that."""
     base = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
     return base if not _has(font, character) and base and all(_has(font, c) for c in base) else character
 

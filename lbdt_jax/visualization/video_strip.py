@@ -1,4 +1,4 @@
-"""Frames of a segmented video: masks and sentences drawn over each, and a sheet of frames from all over the video."""
+"""Frames of a segmented video: masks and sentences drawn over each, and a sheet of evenly spaced frames."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from inputs_rule import make_inputs
 from paths import GOLDEN
 from weights_rule import make_state
 
-from lbdt_jax.convert.names import from_torch, recognise
+from lbdt_jax.convert.names import from_torch, torch_architecture
 from lbdt_jax.inference.explain import collect
 from lbdt_jax.models.lbdt import LBDT
 
@@ -27,7 +27,7 @@ def torch_state(variant: str, seed: int = 0) -> dict[str, np.ndarray]:
 def published_model(variant: str, dtype: str, **options: Any) -> tuple[LBDT, dict[str, Any]]:
     """The network of a variant and its variables, both in `dtype`."""
     state = torch_state(variant)
-    depth, layers = recognise(state)
+    depth, layers = torch_architecture(state)
     variables = jax.tree.map(lambda x: np.asarray(x, dtype), from_torch(state))
     return LBDT(resnet_depth=depth, transfer_layers=layers, dtype=dtype, **options), variables
 

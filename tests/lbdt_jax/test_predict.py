@@ -125,7 +125,7 @@ def test_killed_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (output / "overlay.mp4").stat() == overlay and predicted == [6, 7, 8, 9]
     assert (output / "explain" / "000002-1.png").exists()
 
-    with pytest.raises(UserError, match="every: 1 there, 2 asked for"):
+    with pytest.raises(UserError, match="every: 1 there, 2 requested"):
         predict(segmenter, settings(video, every=2), output, resume=True)
     write_clip(video, frames=12)
     with pytest.raises(UserError, match="video_size: .* there"):

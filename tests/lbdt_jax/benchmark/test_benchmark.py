@@ -274,10 +274,10 @@ def test_the_plot_has_medians_quartiles_and_an_axis_from_zero(result: dict[str, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch_sizes=8,x"], "--batch_sizes=8,x: give whole numbers"),
-        (["--sentences="], "--sentences=: give whole numbers"),
+        (["--batch_sizes=8,x"], "--batch_sizes=8,x: expected positive integers"),
+        (["--sentences="], "--sentences=: expected positive integers"),
         (["--nonsense"], "Unknown command line flag 'nonsense'"),
-        (["a.json", "b.json"], "a.json: only flags are understood"),
+        (["a.json", "b.json"], "a.json: unexpected argument"),
         (["--compare=a.json"], "--compare takes two results"),
         (["--compare=a.json,b.json"], "a.json can't be read as a result"),
         (["--output=result.txt"], "--output=result.txt: the name must end in .json"),

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from paths import GOLDEN
 from published import torch_state
 
-from lbdt_jax.convert.names import complete, from_torch, recognise, shapes, to_torch, torch_shapes, unused
+from lbdt_jax.convert.names import complete, from_torch, shapes, to_torch, torch_architecture, torch_shapes, unused
 
 
 @pytest.fixture
@@ -37,15 +37,15 @@ def test_converting_there_and_back_gives_the_same_bytes(state) -> None:
 @pytest.mark.parametrize(
     ("variant", "expected"), [("lbdt1_r50", (50, 1)), ("lbdt4_r50", (50, 4)), ("lbdt4_r101", (101, 4))]
 )
-def test_the_published_networks_are_recognised(variant: str, expected: tuple[int, int]) -> None:
+def test_the_published_networks_are_recognized(variant: str, expected: tuple[int, int]) -> None:
     manifest = json.loads((GOLDEN / f"manifest_{variant}.json").read_text())
-    assert recognise(name for name, _, _ in manifest) == expected
+    assert torch_architecture(name for name, _, _ in manifest) == expected
 
 
 @pytest.mark.parametrize("variant", ["lbdt1_r50", "lbdt4_r50", "lbdt4_r101"])
 def test_order_and_shapes_are_the_published_ones(variant: str) -> None:
     manifest = json.loads((GOLDEN / f"manifest_{variant}.json").read_text())
-    actual = torch_shapes(*recognise(name for name, _, _ in manifest), 300)
+    actual = torch_shapes(*torch_architecture(name for name, _, _ in manifest), 300)
     assert list(actual.items()) == [(name, tuple(shape)) for name, shape, _ in manifest]
 
 

@@ -63,7 +63,7 @@ def test_only_a_run_with_the_same_settings_is_resumed(tmp_path: Path) -> None:
         store.resume(SETTINGS)
     store.create(SETTINGS)
     assert store.resume(SETTINGS) is False  # killed before its first frame
-    with pytest.raises(UserError, match="every: 1 there, 2 asked for"):
+    with pytest.raises(UserError, match="every: 1 there, 2 requested"):
         store.resume(SETTINGS | {"every": 2})
     store.finish()
     assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS | {

@@ -162,7 +162,7 @@ def test_invalid_input_raises():
         scores.compute()
     with pytest.raises(ValueError, match=r"bike, frame 3: predicted labels of shape \(1, 50\)"):
         scores.add("bike", 3, BOTH[:1], BOTH)
-    with pytest.raises(ValueError, match="bike, frame 3: predicted label 21, but 20"):
+    with pytest.raises(ValueError, match="bike, frame 3: predicted label 21, but a video may have at most 20"):
         scores.add("bike", 3, 21 * SQUARE, BOTH)
     scores.add("bike", 3, BOTH, BOTH)
     with pytest.raises(ValueError, match="bike, frame 3 was scored twice"):

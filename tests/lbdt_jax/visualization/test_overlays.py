@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from frames import disc, noise
 
-from lbdt_jax.models.lbdt import normalize
+from lbdt_jax.models.lbdt import normalize_frames
 from lbdt_jax.visualization.overlays import GROUND_TRUTH_COLOR, PALETTE, PREDICTION_COLOR, frame_difference, overlay
 
 
@@ -61,7 +61,7 @@ def test_frame_difference_is_zero_where_nothing_moves() -> None:
 
 def test_frame_difference_equals_the_models() -> None:
     frame, earlier = noise(24, 24), noise(24, 24, seed=1)
-    difference = np.abs(np.asarray(normalize(frame)) - np.asarray(normalize(earlier)))
+    difference = np.abs(np.asarray(normalize_frames(frame)) - np.asarray(normalize_frames(earlier)))
     brightest = np.percentile(difference, 99.5)
     shown = frame_difference(frame, earlier) / 255 * brightest
     np.testing.assert_allclose(shown, np.minimum(difference, brightest), atol=brightest / 500)
