@@ -38,7 +38,7 @@ class EvaluationExample:
 
     Attributes:
       video: name of the video in the dataset.
-      frame_index: as the dataset counts.
+      frame_index: counted as in the dataset.
       original_frame: (h, w, 3) uint8 RGB.
       original_earlier_frame: (h, w, 3) uint8 RGB.
       frame: (H, W, 3) uint8 RGB, input of the model.

@@ -38,7 +38,7 @@ class FramePair:
 
     Attributes:
       video: the video's name in the dataset.
-      frame_index: as the dataset counts (A2D-Sentences: from 1).
+      frame_index: counted as in the dataset (A2D-Sentences: from 1).
       frame: (H, W, 3) uint8 RGB.
       earlier_frame: (H, W, 3) uint8 RGB.
       earlier_rule: the rule that selected the earlier frame, for the report ("interval", "index - 6", "first frame").

@@ -1,4 +1,4 @@
-"""What an earlier version wrote is read today: checkpoints, records, and an exported program (golden/README.md)."""
+"""Files of an earlier version can be read: checkpoints, records, exported programs (see golden/README.md)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, name: str) -> tuple[Checkpoint, ConfigDict]:
-    """A stored checkpoint, and its configuration with the records' folder."""
+    """A stored checkpoint, and its configuration with the folder of the stored records."""
     checkpoint = load_checkpoint(folder / name)
     config = checkpoint.config.copy_and_resolve_references()
     config.data_dir = str(folder / "records")
@@ -58,10 +58,10 @@ def inputs(folder: Path, name: str) -> tuple[np.ndarray, ...]:
     return tuple(np.concatenate(field) for field in zip(*fields, strict=True))
 
 
-def assert_logits(found: jax.Array | np.ndarray, name: str) -> None:
+def assert_logits(actual: jax.Array | np.ndarray, name: str) -> None:
     expected = LOGITS[name]
-    assert found.shape == (7, 64, 64) and expected.std() > 0.01
-    np.testing.assert_allclose(found[:, ::4, ::4], expected, rtol=1e-4, atol=1e-5)
+    assert actual.shape == (7, 64, 64) and expected.std() > 0.01
+    np.testing.assert_allclose(actual[:, ::4, ::4], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["glove", "transformer"])
@@ -74,19 +74,18 @@ def test_a_converted_checkpoint_keeps_the_unused_weights(folder: Path) -> None:
     np.testing.assert_array_equal(load_unused(folder / "transformer")["decoder.unused"], [0, 1, 2])
 
 
-@pytest.mark.usefixtures("fast_compilation")
 def test_training_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, config = load(folder, "glove")
     assert checkpoint.step == 2
     batches = training_batches(config, checkpoint.sentence_encoder, first_step=2)
     assert {step: next(batches)["name"].tolist() for step in ("3", "4")} == EXPECTED["names"]
-    # On one device, as before: batch statistics and dropout are per device.
+    # On one device, like the stored run: batch statistics and dropout are per device.
     monkeypatch.setattr("lbdt_jax.train.make_mesh", lambda: make_mesh(jax.devices()[:1]))
     train(config, folder / "glove")
     for name in ("loss", "gradient_norm"):
-        found, expected = logged(folder / "glove", name), EXPECTED[name]
-        assert sorted(found) == [3, 4]
-        np.testing.assert_allclose([found[3], found[4]], [expected["3"], expected["4"]], rtol=1e-4)
+        actual, expected = logged(folder / "glove", name), EXPECTED[name]
+        assert sorted(actual) == [3, 4]
+        np.testing.assert_allclose([actual[3], actual[4]], [expected["3"], expected["4"]], rtol=1e-4)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -114,8 +113,8 @@ def test_exported_programs_give_the_same_logits(folder: Path) -> None:
         encode, segment = map(jax.export.deserialize, programs)
     except Exception as error:
         pytest.fail(
-            f"jax {jax.__version__} does not read the exported programs of golden/compatibility. It promises to read "
-            f"those of the last six months: if these are older, renew them as golden/README.md says. {error}"
+            f"jax {jax.__version__} can't read the exported programs of golden/compatibility. JAX supports programs of "
+            f"the last six months: if these are older, export them again as golden/README.md says. {error}"
         )
     weights = dict(np.load(exported / "weights.npz"))
     frames, earlier_frames, words, word_mask = inputs(folder, "glove")

@@ -1,4 +1,4 @@
-"""examples/: the notebook runs and finds the right objects, and the README's animation can be drawn anew."""
+"""The notebook in examples/ runs and segments the right objects; the README's animation can be made again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts in launch/: rows of the paper's tables on a made-up dataset, and the commands for other machines."""
+"""The scripts in launch/: the paper's tables on a made-up dataset, and the commands for other machines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lbdt_jax.parallel import PROCESS_VARIABLES
 
 
 def run_published(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs launch/published.sh in a folder outside the repository, with this project's packages."""
+    """Runs launch/published.sh in a folder outside the repository, with the repository on the Python path."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -45,14 +45,14 @@ def run_published(folder: Path, *arguments: str) -> subprocess.CompletedProcess[
         (["a2d", "lbdt4", "missing.ckpt"], "no file missing.ckpt"),
     ],
 )
-def test_published_refuses_invalid_arguments(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_published_rejects_invalid_arguments(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = run_published(tmp_path, *arguments)
     assert done.returncode == 2 and message in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
-def test_both_tables_from_one_released_checkpoint(tmp_path: Path) -> None:
+def test_both_tables_are_reproduced_from_one_released_checkpoint(tmp_path: Path) -> None:
     import torch
 
     state = {name: torch.from_numpy(np.array(array)) for name, array in torch_state("lbdt1_r50").items()}
@@ -60,9 +60,9 @@ def test_both_tables_from_one_released_checkpoint(tmp_path: Path) -> None:
     raw = tmp_path / "data" / "raw"
     write_a2d(raw / "a2d_sentences")
     write_jhmdb(raw / "jhmdb_sentences")
-    numbers = " ".join(["0.25", "-0.5"] * 150)
+    vector = " ".join(["0.25", "-0.5"] * 150)
     words = ["the", "man", "in", "red", "cat", "is", "jumping", "black", "a", "woman", "running", "clapping"]
-    (tmp_path / "data" / "glove.840B.300d.txt").write_text("".join(f"{word} {numbers}\n" for word in words))
+    (tmp_path / "data" / "glove.840B.300d.txt").write_text("".join(f"{word} {vector}\n" for word in words))
 
     # Small batches: the miniature dataset has only a few frames.
     small_batches = (
@@ -84,7 +84,7 @@ def test_both_tables_from_one_released_checkpoint(tmp_path: Path) -> None:
     assert done.returncode == 2 and "is an LBDT-1" in done.stderr and "Traceback" not in done.stderr
 
 
-# Machines other than this one: the commands that would run there.
+# -- the commands for other machines
 
 ARGUMENTS = ("--config=configs/a2d.py", "--workdir=/shared/runs/a 2", '--config.raw="x"')
 
@@ -206,13 +206,13 @@ def test_missing_arguments_print_the_usage(script: str, tmp_path: Path) -> None:
 
 
 def test_local_runs_both_processes_and_returns_the_status_of_a_failure(tmp_path: Path) -> None:
-    """A script replaces Python: it prints its process id and arguments, waits for SIGTERM, or fails."""
+    """Python is replaced by a script that prints its process id and arguments, and then waits for SIGTERM or fails."""
     environment = write_programs(
         tmp_path,
         python='echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"\n'
         'if [[ $* == *wait* ]]; then trap "exit 143" TERM; touch "$JAX_PROCESS_ID"; while :; do sleep 0.05; done; fi\n'
         "if [[ $* == *fail* && $JAX_PROCESS_ID == 1 ]]; then exit 2; fi\n",
-        sleep="exec /bin/sleep 0.05\n",  # the script gives the other process seconds to report a failure
+        sleep="exec /bin/sleep 0.05\n",  # launch/local.sh waits for the other process to report the failure
     )
     command = [str(ROOT / "launch" / "local.sh"), "--processes=2", "--config=a", "--workdir=b"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

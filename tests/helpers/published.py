@@ -1,4 +1,4 @@
-"""Weights, inputs and intermediate values of the published network, in our layout."""
+"""Weights, inputs and intermediate values of the published network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,15 @@ def published_model(variant: str, dtype: str, **options: Any) -> tuple[LBDT, dic
 
 @functools.cache
 def published_inputs(case: str, dtype: str) -> dict[str, np.ndarray]:
-    """frame, motion (B, H, W, 3), words (B, N, 300), word_mask, image_mask bool, target (B, H, W)."""
+    """Returns the inputs of a case of the golden files.
+
+    Returns:
+      frame, motion: (B, H, W, 3), the normalized frame and frame difference.
+      words: (B, N, 300).
+      word_mask: (B, N) bool.
+      image_mask: (B, H/32 * W/32) bool.
+      target: (B, H, W) float32.
+    """
     inputs = make_inputs(json.loads((GOLDEN / "cases.json").read_text())["open"][case])
     return {
         "frame": inputs["image"].transpose(0, 2, 3, 1).astype(dtype),
@@ -53,7 +61,7 @@ def encode_and_segment(model: LBDT, inputs: dict[str, Any], train: bool = False)
 
 
 def intermediate_values(model: LBDT, variables: dict[str, Any], inputs: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Every tap of the golden files, by its name there and in its layout."""
+    """Returns every activation of the golden files, by its name there and in PyTorch's layout."""
     inputs = {name: value for name, value in inputs.items() if name != "target"}
 
     @jax.jit
@@ -73,21 +81,21 @@ def intermediate_values(model: LBDT, variables: dict[str, Any], inputs: dict[str
         return functools.reduce(lambda tree, name: tree[name], path, intermediates)["__call__"][0]
 
     height, width = inputs["frame"].shape[1:3]
-    taps = {"logits": logits, "logits_quarter": output("head", "project")}
-    taps["text/features"], taps["text/sent"] = output("text_encoder")
+    activations = {"logits": logits, "logits_quarter": output("head", "project")}
+    activations["text/features"], activations["text/sent"] = output("text_encoder")
     for short, name in (("spa", "spatial"), ("tem", "temporal")):
-        taps[f"{short}/stem"] = intermediates[f"{name}_stream"]["pooled"][0]
+        activations[f"{short}/stem"] = intermediates[f"{name}_stream"]["pooled"][0]
         for stage in (2, 3, 4, 5):
             key = f"r{stage}_before" if stage > 3 else f"r{stage}"
-            taps[f"{short}/{key}"] = output(f"{name}_stream", f"res{stage}")
-            taps[f"decoder/refine_{short}{stage - 2}"] = output(f"{name}_decoder", f"res{stage}_branch")
-        taps[f"decoder/pyramid_{short}"] = output(f"{name}_decoder")
+            activations[f"{short}/{key}"] = output(f"{name}_stream", f"res{stage}")
+            activations[f"decoder/refine_{short}{stage - 2}"] = output(f"{name}_decoder", f"res{stage}_branch")
+        activations[f"decoder/pyramid_{short}"] = output(f"{name}_decoder")
     for stage, stride in ((4, 16), (5, 32)):
         transfer = f"duplex_transfer{stage}"
-        taps[f"spa/r{stage}"], taps[f"tem/r{stage}"] = output(transfer)
+        activations[f"spa/r{stage}"], activations[f"tem/r{stage}"] = output(transfer)
         for direction, (short, name) in enumerate((("spa", "spatial"), ("tem", "temporal"))):
-            taps[f"{short}/r{stage}_reduce"] = output(transfer, f"{name}_reduce")
-            taps[f"{short}/r{stage}_up"] = output(transfer, f"{name}_expand")
+            activations[f"{short}/r{stage}_reduce"] = output(transfer, f"{name}_reduce")
+            activations[f"{short}/r{stage}_up"] = output(transfer, f"{name}_expand")
 
             def pixels(tokens: jax.Array, stride: int = stride) -> jax.Array:
                 return tokens.reshape(tokens.shape[0], height // stride, width // stride, -1)
@@ -95,32 +103,32 @@ def intermediate_values(model: LBDT, variables: dict[str, Any], inputs: dict[str
             for layer in range(model.transfer_layers):
                 bridge, key = f"bridges_{layer}", f"stage{stage}/layer{layer}/to_{short}"
                 words = output(transfer, bridge, "words_norm")
-                taps[f"{key}/words_1"] = words[min(direction, len(words) - 1)]
-                taps[f"{key}/words_2"] = output(transfer, bridge, "source_norm")[direction]
-                taps[f"{key}/attended"] = pixels(output(transfer, bridge, "target_norm")[direction])
-                taps[f"{key}/output"] = pixels(output(transfer, bridge, "feed_forward_norm")[direction])
-            taps[f"{short}/r{stage}_transfer"] = taps[
+                activations[f"{key}/words_1"] = words[min(direction, len(words) - 1)]
+                activations[f"{key}/words_2"] = output(transfer, bridge, "source_norm")[direction]
+                activations[f"{key}/attended"] = pixels(output(transfer, bridge, "target_norm")[direction])
+                activations[f"{key}/output"] = pixels(output(transfer, bridge, "feed_forward_norm")[direction])
+            activations[f"{short}/r{stage}_transfer"] = activations[
                 f"stage{stage}/layer{model.transfer_layers - 1}/to_{short}/output"
             ]
-    # The maps that `explain` draws; the golden files hold those of the last layer.
+    # The attention maps that `explain` returns; the golden files hold those of the last layer.
     explanations = [collect(logits, collections, sample) for sample in range(len(logits))]
     for bridges in zip(*(explanation.bridges for explanation in explanations), strict=True):
         if bridges[0].layer == model.transfer_layers:
             key = f"attention/stage{bridges[0].stage}/to_{bridges[0].target[:3]}"
-            taps[f"{key}/self"] = np.stack([bridge.words_to_words for bridge in bridges])
+            activations[f"{key}/self"] = np.stack([bridge.words_to_words for bridge in bridges])
             cross = np.stack([bridge.target_from_words for bridge in bridges])
-            taps[f"{key}/cross"] = cross.reshape(len(logits), -1, cross.shape[-1])
+            activations[f"{key}/cross"] = cross.reshape(len(logits), -1, cross.shape[-1])
     activation = "bilateral_channel_activation"
-    taps["decoder/img_flo_fc"] = jnp.maximum(output(activation, "joint"), 0)
+    activations["decoder/img_flo_fc"] = jnp.maximum(output(activation, "joint"), 0)
     for short, name in (("img", "spatial"), ("flo", "temporal")):
-        taps[f"decoder/{short}_txt_fc"] = output(activation, f"{name}_language")
-        taps[f"decoder/{short}_enhance_fc"] = output(activation, f"{name}_enhance")
-    taps["decoder/fusion"] = output(activation)
+        activations[f"decoder/{short}_txt_fc"] = output(activation, f"{name}_language")
+        activations[f"decoder/{short}_enhance_fc"] = output(activation, f"{name}_enhance")
+    activations["decoder/fusion"] = output(activation)
     for index in range(4):
-        taps[f"decoder/tower{index}"] = output("head", f"tower_{index}")
-    return {name: to_torch_layout(np.asarray(value)) for name, value in taps.items()}
+        activations[f"decoder/tower{index}"] = output("head", f"tower_{index}")
+    return {name: to_torch_layout(np.asarray(value)) for name, value in activations.items()}
 
 
 def to_torch_layout(value: np.ndarray) -> np.ndarray:
-    """(B, H, W, C) -> (B, C, H, W); arrays of other ranks have the same layout in both."""
+    """(B, H, W, C) -> (B, C, H, W). Arrays of other ranks have the same layout in JAX and PyTorch."""
     return value.transpose(0, 3, 1, 2) if value.ndim == 4 else value

@@ -56,7 +56,7 @@ def take(count: int, *args, **kwargs) -> list[dict]:
     return list(itertools.islice(training_batches(*args, **kwargs), count))
 
 
-def test_batches_satisfy_the_contract(config: ConfigDict, word_vectors: WordVectors):
+def test_batches_satisfy_the_contract(config: ConfigDict, word_vectors: WordVectors) -> None:
     (batch,) = take(1, config, word_vectors)
     expected = random_batch(2, (32, 64), 25, 8)
     assert batch.keys() == expected.keys() | {"name"}
@@ -70,7 +70,7 @@ def test_batches_satisfy_the_contract(config: ConfigDict, word_vectors: WordVect
         np.testing.assert_array_equal(batch["word_mask"][row], word_mask)
 
 
-def test_frame_earlier_frame_and_target_belong_together(config: ConfigDict, word_vectors: WordVectors):
+def test_frame_earlier_frame_and_target_belong_together(config: ConfigDict, word_vectors: WordVectors) -> None:
     masks = {"walker/1/0": box(4, 4), "walker/7/0": box(4, 10), "walker/7/1": box(30, 12), "walker/12/1": box(30, 20)}
     checked = set()
     for batch in take(3, config, word_vectors):
@@ -86,7 +86,7 @@ def test_frame_earlier_frame_and_target_belong_together(config: ConfigDict, word
     assert checked == set(masks)
 
 
-def test_each_epoch_has_every_sample_once_in_another_order(config, word_vectors):
+def test_each_epoch_has_every_sample_once_in_another_order(config, word_vectors) -> None:
     assert samples_per_epoch(config, "train") == 6
     batches = take(12, config, word_vectors)
     epochs = [names(batches[start : start + 3]) for start in range(0, 12, 3)]
@@ -96,14 +96,14 @@ def test_each_epoch_has_every_sample_once_in_another_order(config, word_vectors)
     assert names(take(3, config, word_vectors)) != epochs[0]
 
 
-def test_the_incomplete_batch_of_an_epoch_is_dropped(config, word_vectors):
+def test_the_incomplete_batch_of_an_epoch_is_dropped(config, word_vectors) -> None:
     config.batch_size = 4
     batches = take(3, config, word_vectors)
     assert all(len(set(batch["name"])) == 4 for batch in batches)
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 7])
-def test_resuming_gives_the_same_batches(config, word_vectors, first_step: int):
+def test_resuming_gives_the_same_batches(config, word_vectors, first_step: int) -> None:
     uninterrupted = take(9, config, word_vectors)
     resumed = take(9 - first_step, config, word_vectors, first_step=first_step)
     for expected, batch in zip(uninterrupted[first_step:], resumed, strict=True):
@@ -111,7 +111,7 @@ def test_resuming_gives_the_same_batches(config, word_vectors, first_step: int):
             np.testing.assert_array_equal(batch[field], expected[field], err_msg=field)
 
 
-def test_two_processes_share_the_batches_of_one(config, word_vectors):
+def test_two_processes_share_the_batches_of_one(config, word_vectors) -> None:
     batches = take(4, config, word_vectors)
     parts = [take(4, config, word_vectors, process_index=index, process_count=2) for index in range(2)]
     for batch, first, second in zip(batches, *parts, strict=True):
@@ -120,7 +120,7 @@ def test_two_processes_share_the_batches_of_one(config, word_vectors):
             np.testing.assert_array_equal(np.concatenate([first[field], second[field]]), batch[field], err_msg=field)
 
 
-def test_every_frame_pair_is_evaluated_once(config, word_vectors):
+def test_every_frame_pair_is_evaluated_once(config, word_vectors) -> None:
     examples = list(evaluation_examples(config, "train", word_vectors))
     keys = [(example.video, example.frame_index) for example in examples]
     assert sorted(keys) == [("runner", 16), ("walker", 1), ("walker", 7), ("walker", 12)]
@@ -132,7 +132,7 @@ def test_every_frame_pair_is_evaluated_once(config, word_vectors):
     assert [len(part) for part in parts] == [2, 1, 1]
 
 
-def test_fields_of_an_evaluation_example(config, word_vectors):
+def test_fields_of_an_evaluation_example(config, word_vectors) -> None:
     (example,) = evaluation_examples(config, "test", word_vectors)
     assert (example.video, example.frame_index) == ("Cat_-1", 8)
     assert example.sentences == (Sentence("cat is jumping.", 2),)
@@ -146,7 +146,7 @@ def test_fields_of_an_evaluation_example(config, word_vectors):
     np.testing.assert_array_equal(example.word_mask, word_mask[None])
 
 
-def test_error_without_records_names_the_command(config, word_vectors, tmp_path):
+def test_error_without_records_names_the_command(config, word_vectors, tmp_path) -> None:
     config.data_dir = str(tmp_path)
     with pytest.raises(UserError, match="input_pipeline.prepare --dataset=a2d_sentences"):
         next(training_batches(config, word_vectors))
@@ -154,7 +154,7 @@ def test_error_without_records_names_the_command(config, word_vectors, tmp_path)
         next(evaluation_examples(config, "test", word_vectors))
 
 
-def test_errors_for_an_unknown_split_and_wrong_batch_sizes(config, word_vectors):
+def test_errors_for_an_unknown_split_and_wrong_batch_sizes(config, word_vectors) -> None:
     with pytest.raises(UserError, match="no split 'night'; it has train, test"):
         samples_per_epoch(config, "night")
     config.batch_size = 7
@@ -166,7 +166,7 @@ def test_errors_for_an_unknown_split_and_wrong_batch_sizes(config, word_vectors)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "cut between records", "flipped", "missing"])
-def test_a_broken_file_of_records_is_named(config, word_vectors, data_dir, tmp_path, damage: str):
+def test_a_broken_file_of_records_is_named(config, word_vectors, data_dir, tmp_path, damage: str) -> None:
     shutil.copytree(data_dir, tmp_path / "data")
     config.data_dir = str(tmp_path / "data")
     (file,) = records_dir(config.data_dir, "a2d_sentences").glob("*train.tfrecord*")
@@ -186,7 +186,7 @@ def test_a_broken_file_of_records_is_named(config, word_vectors, data_dir, tmp_p
         list(evaluation_examples(config, "train", word_vectors))
 
 
-def test_a_process_that_stops_reading_exits(data_dir: Path):
+def test_a_process_that_stops_reading_exits(data_dir: Path) -> None:
     program = (
         "from configs.base import get_config\n"
         "from input_pipeline.text.word_vectors import load_word_vectors\n"

@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_record_holds_frames_and_masks(prepared: tuple[Path, Path]):
+def test_a_record_holds_frames_and_masks(prepared: tuple[Path, Path]) -> None:
     pair = next(iter(A2DSentences(prepared[0]).read("walker")))
     record = encode_record(pair)
     assert (record["video"], record["frame_index"], record["height"], record["width"]) == ("walker", 1, HEIGHT, WIDTH)
@@ -55,7 +55,7 @@ def test_a_record_holds_frames_and_masks(prepared: tuple[Path, Path]):
         np.testing.assert_array_equal(decode_mask(instance["mask"]), pair.masks[instance["id"]])
 
 
-def test_frames_from_files_keep_their_bytes(tmp_path: Path):
+def test_frames_from_files_keep_their_bytes(tmp_path: Path) -> None:
     raw = write_lbdt_layout(tmp_path / "datasets") / "a2d"
     pair = next(iter(LBDTLayoutA2D(raw).read("Cat_-1")))
     record = encode_record(pair)
@@ -65,7 +65,7 @@ def test_frames_from_files_keep_their_bytes(tmp_path: Path):
     np.testing.assert_array_equal(decode_frame(record["earlier_frame"]), pair.earlier_frame)
 
 
-def test_report_and_printed_summary(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_and_printed_summary(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(raw)
     assert not records_exist(tmp_path / "data", "a2d_sentences")
     report = prepare("a2d_sentences", raw, tmp_path / "data", interval=10)
@@ -89,7 +89,7 @@ def test_report_and_printed_summary(raw: Path, tmp_path: Path, capsys: pytest.Ca
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a2d_sentences"]
 
 
-def test_records_are_reproducible(prepared: tuple[Path, Path], tmp_path: Path):
+def test_records_are_reproducible(prepared: tuple[Path, Path], tmp_path: Path) -> None:
     raw, data_dir = prepared
     prepare("a2d_sentences", raw, tmp_path / "second")
     first, second = contents(data_dir), contents(tmp_path / "second")
@@ -98,7 +98,7 @@ def test_records_are_reproducible(prepared: tuple[Path, Path], tmp_path: Path):
 
 def test_existing_records_are_left_alone(
     prepared: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     raw, data_dir = prepared
     before = contents(data_dir)
     capsys.readouterr()
@@ -114,7 +114,7 @@ def test_existing_records_are_left_alone(
     assert contents(data_dir) == before
 
 
-def test_all_kinds_of_broken_raw_data_are_reported(raw: Path, tmp_path: Path):
+def test_all_kinds_of_broken_raw_data_are_reported(raw: Path, tmp_path: Path) -> None:
     with (raw / "text_annotations/a2d_annotation.txt").open("a") as file:
         file.write("walker;0;no commas\n../../x,0,leaves\nstranger,0,unknown\nwalker,0,\n")
         file.writelines(f"{video},0,a bird\n" for video in ("cut", "gone", "short", "plain", "torn", "large"))
@@ -158,7 +158,7 @@ def test_all_kinds_of_broken_raw_data_are_reported(raw: Path, tmp_path: Path):
     assert report["splits"]["test"]["sentences"] == 2
 
 
-def test_a_split_without_frame_pairs_is_an_error_until_it_is_repaired(raw: Path, tmp_path: Path, capsys):
+def test_a_split_without_frame_pairs_is_an_error_until_it_is_repaired(raw: Path, tmp_path: Path, capsys) -> None:
     clip = raw / "Release/clips320H/Cat_-1.mp4"
     content = clip.read_bytes()
     clip.write_bytes(content[:100])
@@ -172,7 +172,7 @@ def test_a_split_without_frame_pairs_is_an_error_until_it_is_repaired(raw: Path,
     assert "train: resuming after 2 of 2 videos" in capsys.readouterr().out
 
 
-def test_a_killed_run_is_resumed(raw: Path, tmp_path: Path, monkeypatch, capsys):
+def test_a_killed_run_is_resumed(raw: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     data = tmp_path / "data"
     program = (
         "import os\n"
@@ -204,7 +204,7 @@ def test_a_killed_run_is_resumed(raw: Path, tmp_path: Path, monkeypatch, capsys)
     assert contents(data) == contents(tmp_path / "uninterrupted")
 
 
-def test_a_run_starts_over_if_raw_data_have_changed(raw: Path, tmp_path: Path, capsys):
+def test_a_run_starts_over_if_raw_data_have_changed(raw: Path, tmp_path: Path, capsys) -> None:
     """A single word of a sentence changes after a run that stopped after the training split."""
     sentences, clip = raw / "text_annotations/a2d_annotation.txt", raw / "Release/clips320H/Cat_-1.mp4"
     content = clip.read_bytes()
@@ -218,7 +218,7 @@ def test_a_run_starts_over_if_raw_data_have_changed(raw: Path, tmp_path: Path, c
     assert "fox" in report["tokens"] and "dog" not in report["tokens"]
 
 
-def test_incomplete_records_are_left_alone(raw: Path, tmp_path: Path):
+def test_incomplete_records_are_left_alone(raw: Path, tmp_path: Path) -> None:
     folder = records_dir(tmp_path / "data", "a2d_sentences")
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
@@ -227,7 +227,7 @@ def test_incomplete_records_are_left_alone(raw: Path, tmp_path: Path):
     assert contents(tmp_path / "data") == {"a2d_sentences/2.0.0/notes.txt": b"mine"}
 
 
-def test_error_when_the_disk_is_full(raw: Path, tmp_path: Path, monkeypatch):
+def test_error_when_the_disk_is_full(raw: Path, tmp_path: Path, monkeypatch) -> None:
     """TensorFlow's error from a device that is always full."""
     (tmp_path / "data").mkdir()
     import tensorflow as tf
@@ -240,7 +240,7 @@ def test_error_when_the_disk_is_full(raw: Path, tmp_path: Path, monkeypatch):
         prepare("a2d_sentences", raw, tmp_path / "data")
 
 
-def test_two_processes_do_not_write_the_same_records(raw: Path, tmp_path: Path):
+def test_two_processes_do_not_write_the_same_records(raw: Path, tmp_path: Path) -> None:
     unfinished = records_dir(tmp_path / "data", "a2d_sentences").with_name("2.0.0.unfinished")
     unfinished.mkdir(parents=True)
     descriptor = os.open(unfinished, os.O_RDONLY)
@@ -253,13 +253,13 @@ def test_two_processes_do_not_write_the_same_records(raw: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "dataset, folder, split", [("a2d_sentences", "a2d", "test"), ("jhmdb_sentences", "jhmdb", "test")]
 )
-def test_the_layout_of_lbdt_is_recognized(dataset: str, folder: str, split: str, tmp_path: Path):
+def test_the_layout_of_lbdt_is_recognized(dataset: str, folder: str, split: str, tmp_path: Path) -> None:
     raw = write_lbdt_layout(tmp_path / "datasets") / folder
     report = prepare(dataset, raw, tmp_path / "data")
     assert report["splits"][split]["sentences"] == len((raw / "val.txt").read_text().splitlines())
 
 
-def test_error_when_the_report_is_damaged(prepared: tuple[Path, Path], tmp_path: Path):
+def test_error_when_the_report_is_damaged(prepared: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(prepared[1], tmp_path / "data")
     report = records_dir(tmp_path / "data", "a2d_sentences") / "report.json"
     report.write_text(json.dumps({"splits": {}})[:-3])
@@ -278,7 +278,7 @@ def test_error_when_the_report_is_damaged(prepared: tuple[Path, Path], tmp_path:
         (["--raw=x"], "the following arguments are required: --dataset"),
     ],
 )
-def test_messages_of_the_command(monkeypatch, capsys, tmp_path: Path, arguments: list[str], message: str):
+def test_messages_of_the_command(monkeypatch, capsys, tmp_path: Path, arguments: list[str], message: str) -> None:
     monkeypatch.setattr(sys, "argv", ["prepare", *arguments, f"--data_dir={tmp_path}"])
     with pytest.raises(SystemExit) as exit_status:
         main()
@@ -286,7 +286,7 @@ def test_messages_of_the_command(monkeypatch, capsys, tmp_path: Path, arguments:
     assert message in capsys.readouterr().err
 
 
-def test_the_command(raw: Path, tmp_path: Path):
+def test_the_command(raw: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "input_pipeline.prepare", "--dataset=a2d_sentences", f"--raw={raw}"]
         + [f"--data_dir={tmp_path / 'data'}"],

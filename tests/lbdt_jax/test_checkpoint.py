@@ -1,4 +1,4 @@
-"""Checkpoints are restored bit by bit, and broken ones are reported (lbdt_jax/checkpoint.py)."""
+"""Checkpoints are restored bit-identically, and broken ones are reported (lbdt_jax/checkpoint.py)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from lbdt_jax.step import TrainState, initial_state
 
 WORD_VECTORS = WordVectors(("a", "ü ,", "zebra"), np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32))
 
-
-#: Modules in the checkpoints of this file: a few arrays are saved much faster than all; test_main.py saves all.
+#: Modules in the checkpoints of this file, since few arrays are saved much faster. test_main.py saves all modules.
 MODULES = ("text_encoder", "head")
 
 
@@ -141,13 +140,13 @@ def test_a_workdir_whose_name_is_a_number(saved: Path, tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "7").name == "12"
 
 
-def test_fields_that_came_later_have_their_usual_values(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = base.get_config()
-    usual.model.later_field, usual.other_later_field = 3, "x"
-    monkeypatch.setattr(base, "get_config", usual.copy_and_resolve_references)
+def test_new_fields_have_their_default_values(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = base.get_config()
+    defaults.model.new_field, defaults.other_new_field = 3, "x"
+    monkeypatch.setattr(base, "get_config", defaults.copy_and_resolve_references)
     config = load_checkpoint(workdir).config
-    assert (config.model.later_field, config.other_later_field) == (3, "x")
-    assert config.model.transfer_width == 16 != usual.model.transfer_width
+    assert (config.model.new_field, config.other_new_field) == (3, "x")
+    assert config.model.transfer_width == 16 != defaults.model.transfer_width
 
 
 @pytest.mark.parametrize("folder", ["", "checkpoints", "no/such/folder", "7"])
@@ -190,15 +189,15 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("breakage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 @pytest.mark.parametrize("part", ["variables", "optimizer_state", "word_vectors", "."])
-def test_a_broken_file(workdir: Path, part: str, breakage: Any) -> None:
+def test_a_broken_file(workdir: Path, part: str, damage: Any) -> None:
     folder = workdir / "checkpoints" / "12"
     files = (folder / part).glob("*") if part == "." else (folder / part).rglob("*")
     files = [path for path in files if path.is_file() and path.name != "SHA256SUMS"]
     file = max(files, key=lambda path: path.stat().st_size)
-    breakage(file)
-    reason = "is missing" if breakage is Path.unlink else "was changed"
+    damage(file)
+    reason = "is missing" if damage is Path.unlink else "was changed"
     message = rf"{folder} is broken[^\n]*\n{file.relative_to(folder)} {reason}"
     before = contents(workdir)
     with pytest.raises(CheckpointError, match=message):
@@ -212,21 +211,21 @@ def test_a_broken_file(workdir: Path, part: str, breakage: Any) -> None:
     assert load_checkpoint(workdir / "checkpoints" / "3").step == 3
 
 
-def test_the_checksums_are_those_of_the_program_sha256sum(saved: Path) -> None:
+def test_checksums_can_be_checked_with_sha256sum(saved: Path) -> None:
     for step in (3, 12):
         subprocess.run(
             ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=saved / "checkpoints" / str(step), check=True
         )
 
 
-@pytest.mark.parametrize("breakage", [truncate, flip])
-def test_broken_checksums(workdir: Path, breakage: Any) -> None:
-    breakage(workdir / "checkpoints" / "12" / "SHA256SUMS")
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_broken_checksums(workdir: Path, damage: Any) -> None:
+    damage(workdir / "checkpoints" / "12" / "SHA256SUMS")
     with pytest.raises(CheckpointError, match=f"{workdir / 'checkpoints' / '12'} is broken"):
         restore(workdir, state_at(0))
 
 
-def test_a_run_that_was_killed_before_its_checksums(workdir: Path) -> None:
+def test_a_run_that_was_killed_before_it_wrote_checksums(workdir: Path) -> None:
     (workdir / "checkpoints" / "12" / "SHA256SUMS").unlink()
     assert_same_bytes(restore(workdir, state_at(0)), state_at(12))
 

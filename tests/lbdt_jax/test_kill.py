@@ -1,4 +1,4 @@
-"""A run that is killed at any time and resumed ends with the same parameters, bit by bit (lbdt_jax/train.py)."""
+"""A run that is killed at any time and resumed ends with bit-identical parameters (lbdt_jax/train.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lbdt_jax.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-STEPS, KILLS_PER_RUN = 120, 10  # of two concurrent runs
+STEPS, KILLS_PER_RUN = 120, 10  # in each of two concurrent runs
 SMALLEST = {"cpu_devices": 1, "batch_size": 2, "image_size": (32, 32)}
 
 
@@ -31,9 +31,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(config: Path) -> Path:
+def uninterrupted(config: Path) -> Path:
     """The workdir of an uninterrupted run."""
-    workdir = config.parent / "whole"
+    workdir = config.parent / "uninterrupted"
     finish(start(config, workdir, **OPTIMIZED))
     return workdir
 
@@ -51,17 +51,18 @@ def kill(config: Path, workdir: Path, rng: random.Random, during_save: bool) -> 
     assert process.returncode == -signal.SIGKILL, errors[-3000:]
 
 
-def newest(workdir: Path) -> int:
+def newest_step(workdir: Path) -> int:
+    """The step of the newest checkpoint; -1 without one."""
     return max((int(path.name) for path in workdir.glob("checkpoints/[0-9]*") if path.name.isdecimal()), default=-1)
 
 
 def kill_often(config: Path, workdir: Path) -> int:
-    """Kills the command repeatedly, then lets it finish; returns how often it was killed in the middle of a save."""
+    """Kills the command repeatedly, then lets it finish. Returns how often it was killed during a save."""
     rng, unfinished = random.Random(workdir.name), 0
     for kills in itertools.count():
-        if newest(workdir) > 0 and kills >= KILLS_PER_RUN:  # the last run resumes from a checkpoint
+        if newest_step(workdir) > 0 and kills >= KILLS_PER_RUN:  # the last run resumes from a checkpoint
             break
-        if newest(workdir) > STEPS / 2:  # leave enough steps to be killed in
+        if newest_step(workdir) > STEPS / 2:  # leave enough steps to be killed in
             shutil.rmtree(workdir)
         kill(config, workdir, rng, during_save=bool(kills % 2))
         unfinished += bool(list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp")))
@@ -69,12 +70,12 @@ def kill_often(config: Path, workdir: Path) -> int:
     return unfinished
 
 
-def test_killed_at_twenty_random_times(config: Path, whole: Path) -> None:
+def test_killed_at_twenty_random_times(config: Path, uninterrupted: Path) -> None:
     workdirs = [config.parent / "killed", config.parent / "killed_too"]
     with ThreadPoolExecutor() as executor:
         unfinished = [*executor.map(functools.partial(kill_often, config), workdirs)]
     assert sum(unfinished) > len(workdirs) * KILLS_PER_RUN / 4
-    expected = load_checkpoint(whole)
+    expected = load_checkpoint(uninterrupted)
     for workdir in workdirs:
         resumed = load_checkpoint(workdir)
         assert expected.step == resumed.step == STEPS
@@ -82,30 +83,34 @@ def test_killed_at_twenty_random_times(config: Path, whole: Path) -> None:
         assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(STEPS - 10), str(STEPS)}
 
 
-def test_sigterm_saves_and_ends_with_143(config: Path, whole: Path) -> None:
+def test_sigterm_saves_and_ends_with_143(config: Path, uninterrupted: Path) -> None:
     workdir = config.parent / "stopped"
     process = start(config, workdir, "--config.checkpoint_every_steps=1000", **OPTIMIZED)
-    while newest(workdir) < 0 or not logged(workdir, "loss"):
+    while newest_step(workdir) < 0 or not logged(workdir, "loss"):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     start_time = time.monotonic()
     _, errors = finish(process, status=143)
     assert time.monotonic() - start_time < 30
-    assert f"Stopped by SIGTERM after step {newest(workdir)}, which is saved." in errors
+    assert f"Stopped by SIGTERM after step {newest_step(workdir)}, which is saved." in errors
     finish(start(config, workdir, **OPTIMIZED))
-    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(whole).variables, load_checkpoint(workdir).variables)
+    jax.tree.map(
+        np.testing.assert_array_equal, load_checkpoint(uninterrupted).variables, load_checkpoint(workdir).variables
+    )
 
 
-def test_a_full_disk_is_reported_and_the_same_command_resumes(config: Path, whole: Path) -> None:
+def test_a_full_disk_is_reported_and_the_same_command_resumes(config: Path, uninterrupted: Path) -> None:
     workdir = config.parent / "full"
     kill(config, workdir, random.Random(1), during_save=False)
-    before = newest(workdir)
-    # A limit on the size of files acts like a full disk.
+    before = newest_step(workdir)
+    # A limit on the size of files has the same effect as a full disk.
     _, errors = finish(start(config, workdir, kilobytes_per_file=64, **OPTIMIZED), status=2)
     assert f"The checkpoint {workdir / 'checkpoints'}" in errors and "could not be written" in errors
-    assert newest(workdir) == before
+    assert newest_step(workdir) == before
     finish(start(config, workdir, **OPTIMIZED))
-    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(whole).variables, load_checkpoint(workdir).variables)
+    jax.tree.map(
+        np.testing.assert_array_equal, load_checkpoint(uninterrupted).variables, load_checkpoint(workdir).variables
+    )
 
 
 def test_resuming_on_another_number_of_devices(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Training and evaluation of a tiny network, from drawing Moving Shapes to scores and pictures; and the command line.
+"""Training and evaluation of a tiny network, from generating Moving Shapes to scores and images; the command line.
 
-The first run compiles; later runs in this file reuse its training step and its initial variables, which depend on
-nothing that they change.
+Only the first run compiles. Later runs in this file reuse its training step and initial variables, since nothing that
+they change affects these.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def test_training_writes_all_files(config: ConfigDict, workdir: Path) -> None:
     assert json.loads((workdir / "words_without_vector.json").read_text()) == []
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
     assert list(workdir.glob("events.out.tfevents.*"))
-    with Image.open(workdir / "pictures" / "step_000004.png") as picture:
-        assert picture.width > 500
+    with Image.open(workdir / "pictures" / "step_000004.png") as image:
+        assert image.width > 500
 
 
 @pytest.mark.slow
@@ -137,16 +137,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config: ConfigDict, workdir: 
     shutil.copytree(workdir, stopped)
     shutil.rmtree(stopped / "checkpoints" / "4")
     train(config, stopped)
-    whole, resumed = load_checkpoint(workdir), load_checkpoint(stopped)
-    assert whole.step == resumed.step == 4
-    jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
+    expected, resumed = load_checkpoint(workdir), load_checkpoint(stopped)
+    assert expected.step == resumed.step == 4
+    jax.tree.map(np.testing.assert_array_equal, expected.variables, resumed.variables)
     at_two = load_checkpoint(workdir / "checkpoints" / "2")
-    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), whole.variables["params"], at_two.variables["params"])
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), expected.variables["params"], at_two.variables["params"])
     assert all(jax.tree.leaves(changed))
 
 
 @pytest.mark.slow
-def test_sigterm_saves_the_current_step_and_the_clock_saves_too(
+def test_saves_on_sigterm_and_every_few_minutes(
     config: ConfigDict, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training_batches = train_module.training_batches
@@ -174,7 +174,7 @@ def test_sigterm_saves_the_current_step_and_the_clock_saves_too(
 
 
 def test_training_compiles_every_program_once(trained: tuple[Path, Counter[str]]) -> None:
-    # Four steps, and pictures twice.
+    # Four steps, and contact sheets twice.
     assert {name: trained[1][f"jit({name})"] for name in ("step_on_device", "encode", "segment")} == {
         "step_on_device": 1,
         "encode": 1,
@@ -182,7 +182,7 @@ def test_training_compiles_every_program_once(trained: tuple[Path, Counter[str]]
     }
 
 
-def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, workdir: Path, capsys) -> None:
+def test_evaluation_scores_every_sample_once_and_draws_some(config: ConfigDict, workdir: Path, capsys) -> None:
     with compilations() as compiled:
         result = evaluate(load_checkpoint(workdir), config, workdir)
     # Eight sentences for every frame, three at a time: the last batch is padded.
@@ -204,7 +204,7 @@ def test_evaluation_scores_every_sample_once_and_shows_some(config: ConfigDict, 
     assert "mean IoU" in printed
 
 
-def test_unseen_words_are_scored_word_by_word(config: ConfigDict, workdir: Path) -> None:
+def test_unseen_words_are_scored_separately(config: ConfigDict, workdir: Path) -> None:
     config = config.copy_and_resolve_references()
     config.update(evaluation_split="unseen_words", evaluation_attention_sheets=0)
     groups = evaluate(load_checkpoint(workdir), config, workdir)["groups"]
@@ -212,7 +212,7 @@ def test_unseen_words_are_scored_word_by_word(config: ConfigDict, workdir: Path)
     assert all(name == "seen words" or " for " in name for name in groups)
 
 
-def test_a_run_with_another_configuration_is_not_overwritten(config: ConfigDict, workdir: Path) -> None:
+def test_a_run_does_not_resume_with_another_configuration(config: ConfigDict, workdir: Path) -> None:
     other = config.copy_and_resolve_references()
     other.learning_rate = 0.5
     with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 requested"):
@@ -248,18 +248,18 @@ def test_nan_stops_the_run_and_names_the_batch(
     monkeypatch.setattr(train_module, "training_batches", batches)
     with pytest.raises(NotFinite, match=rf"Step {broken_step}: the loss is nan.*video {broken_step}"):
         train(config, tmp_path)
-    # The initial state is saved, too: there is always a checkpoint to go back to.
+    # The initial state is saved too, so there always is a checkpoint to return to.
     newest = load_checkpoint(tmp_path)
     assert newest.step == newest_step
     assert all(np.isfinite(array).all() for array in jax.tree.leaves(newest.variables))
 
 
-def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDict:
+def on_dataset(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDict:
     """The configuration to evaluate the same model on another dataset, with its published scores."""
-    recipe = importlib.import_module(f"configs.{name}").get_config()
+    dataset_config = importlib.import_module(f"configs.{name}").get_config()
     config = config.copy_and_resolve_references()
     config.update({"dataset": name, "raw": str(raw), "data_dir": str(raw.parent), "evaluation_split": split})
-    config.update({"frame_interval": recipe.frame_interval, "published": recipe.published})
+    config.update({"frame_interval": dataset_config.frame_interval, "published": dataset_config.published})
     config.evaluation_attention_sheets = 0
     return config
 
@@ -267,7 +267,7 @@ def other_data(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDi
 def test_refer_youtube_vos_with_some_ground_truth(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
     raw = write_refer_youtube_vos(tmp_path / "rvos")
     (raw / "valid/Annotations/0062f687f1/00005.png").unlink()
-    config = other_data(config, "refer_youtube_vos", raw, "valid")
+    config = on_dataset(config, "refer_youtube_vos", raw, "valid")
     result = evaluate(load_checkpoint(workdir), config, tmp_path)
     assert (result["samples"], result["dataset"], result["split"]) == (2, "refer_youtube_vos", "valid")
     assert all(0 <= result[protocol]["j_and_f"] <= 1 for protocol in ("paper", "standard"))
@@ -288,7 +288,7 @@ def test_refer_youtube_vos_with_some_ground_truth(config: ConfigDict, workdir: P
 
 def test_ref_davis17_is_scored_by_annotator(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
     raw = write_ref_davis17(tmp_path / "davis")
-    result = evaluate(load_checkpoint(workdir), other_data(config, "ref_davis17", raw, "val"), tmp_path)
+    result = evaluate(load_checkpoint(workdir), on_dataset(config, "ref_davis17", raw, "val"), tmp_path)
     assert result["samples"] == 3 * 2 * 4 and list(result["groups"]) == list(ANNOTATORS)
     means = [group["standard"]["j_and_f"] for group in result["groups"].values()]
     assert result["standard"]["j_and_f"] == pytest.approx(np.mean(means))
@@ -300,7 +300,7 @@ def test_ref_davis17_is_scored_by_annotator(config: ConfigDict, workdir: Path, t
     ]
 
 
-def test_evaluating_an_unknown_split(config: ConfigDict, workdir: Path) -> None:
+def test_an_unknown_split_raises(config: ConfigDict, workdir: Path) -> None:
     config = config.copy_and_resolve_references()
     config.evaluation_split = "tset"
     with pytest.raises(UserError, match="no split 'tset'.*test"):
@@ -339,7 +339,7 @@ def test_an_invalid_configuration_raises(config, field, value, message, tmp_path
         (["--config=configs/shapes.py", "--mode=evaluate", "--workdir=nowhere"], "No checkpoint in nowhere"),
     ],
 )
-def test_a_bad_command_line_gets_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_command_line_errors_are_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lbdt_jax.main", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from paths import ROOT
 
 from lbdt_jax import cpu, ops
 from lbdt_jax.cpu.convolution import DIMENSION_NUMBERS
@@ -66,9 +65,3 @@ def test_other_platforms_get_the_plain_form(
     for platform in ("cpu", "cuda", "tpu"):
         program = traced.lower(lowering_platforms=(platform,)).as_text()
         assert bool(re.search(plain, program)) == (platform != "cpu")
-
-
-def test_the_model_does_not_name_a_processor() -> None:
-    files = sorted((ROOT / "lbdt_jax" / "models").glob("*.py"))
-    assert len(files) > 5
-    assert not [path.name for path in files if re.search("cpu|onednn|xla", path.read_text(), re.IGNORECASE)]

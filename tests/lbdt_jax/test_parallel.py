@@ -215,7 +215,7 @@ def test_dropout_differs_between_devices_and_steps_and_is_reproducible() -> None
 
 
 def test_without_dropout_neither_order_nor_step_matters(float64: None) -> None:
-    """The control of the test above."""
+    """The control of the test above: its differences come from dropout alone."""
     state, batch = tiny_state(make_config()), concatenate(*(tiny_batch(make_config(), seed) for seed in range(2)))
     once = compiled_loss(2)(state, batch)
     exchanged = compiled_loss(2)(state, concatenate(*reversed(halves(batch))))

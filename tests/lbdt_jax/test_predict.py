@@ -43,7 +43,7 @@ def test_writes_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = read_lines(output)
     assert [(line["frame"], line["sentence"]) for line in lines] == [(f, s) for f in range(10) for s in (1, 2)]
 
-    # Every form of the masks is equal to the library's.
+    # All files hold the masks that the library returns.
     expected = list(segmenter.segment_frame_pairs(segmenter.frame_pairs(read_frames(video)), SENTENCES))
     assert len(expected) == 10
     for line in lines:

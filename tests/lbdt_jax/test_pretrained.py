@@ -1,4 +1,4 @@
-"""The checkpoint in the package answers, and has the scores that stand beside it (lbdt_jax/moving_shapes)."""
+"""The checkpoint in the package segments clips of Moving Shapes and has its published scores (lbdt_jax/pretrained)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lbdt_jax.checkpoint import load_checkpoint
 from lbdt_jax.evaluate import evaluate
 
 
-def test_it_answers_drawn_clips(fast_compilation: None) -> None:
-    model, found = lbdt_jax.load(), []
-    for number in range(4):
-        scene = make_scene(0, "test", number)
-        assert model.unknown_words([sentence.text for sentence in scene.sentences]) == []
-        masks, _ = model.segment(scene.frames, [sentence.text for sentence in scene.sentences], rate=FRAME_RATE)
+def test_segments_generated_clips(fast_compilation: None) -> None:
+    segmenter, ious = lbdt_jax.load(), []
+    for index in range(4):
+        scene = make_scene(0, "test", index)
+        assert segmenter.unknown_words([sentence.text for sentence in scene.sentences]) == []
+        masks, _ = segmenter.segment(scene.frames, [sentence.text for sentence in scene.sentences], rate=FRAME_RATE)
         for frame, truth in scene.masks.items():
             for sentence, mask in zip(scene.sentences, masks[frame - 1], strict=True):
-                true = truth[sentence.instance]
-                found.append((mask & true).sum() / (mask | true).sum())
-    # .75 over the whole split; answers that know nothing of the sentence come to .35 at best, one shape of three.
-    assert len(found) == 64 and np.mean(found) > 0.6
+                true_mask = truth[sentence.instance]
+                ious.append((mask & true_mask).sum() / (mask | true_mask).sum())
+    # It is .75 on the complete split. A model that ignores the sentence reaches at most .35: one of three shapes.
+    assert len(ious) == 64 and np.mean(ious) > 0.6
 
 
 @pytest.mark.slow
-def test_the_recorded_scores_are_found_again(tmp_path: Path) -> None:
+def test_scores_equal_the_published_ones(tmp_path: Path) -> None:
     config = shapes.get_config()
     config.raw, config.data_dir = str(tmp_path / "raw"), str(tmp_path)
     write_raw(config.raw, scenes={**dict.fromkeys(SCENES, 1), "test": SCENES["test"]})
@@ -41,6 +41,7 @@ def test_the_recorded_scores_are_found_again(tmp_path: Path) -> None:
     for protocol in ("paper", "standard"):
         assert recorded[protocol].keys() == result[protocol].keys()
         for measure, score in recorded[protocol].items():
-            # A thousandth is three sentences on the other side of a threshold. Clips that another x264 writes one step
-            # finer move no measure by more, rounding of another processor far less; another training, by ten times it.
+            # A thousandth is three sentences on the other side of a threshold. Clips encoded by another x264 with a
+            # quality one step higher change no measure by more, and another processor changes it far less. Another
+            # training run changes it by ten times as much.
             assert result[protocol][measure] == pytest.approx(score, abs=1e-3), (protocol, measure)

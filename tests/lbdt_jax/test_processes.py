@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import OPTIMIZED, ROOT, finish, logged, process_environments, start, start_processes, write_config
+from paths import ROOT
+from runs import OPTIMIZED, finish, logged, process_environments, start, start_processes, write_config
 
 from input_pipeline.errors import UserError
 from lbdt_jax import parallel
@@ -23,8 +24,7 @@ from lbdt_jax.parallel import initialize_distributed
 
 STEPS = 3
 
-
-#: Gradients are summed in another order, which in float32 alone changes the third step's by about 1e-4.
+#: In float32, another order of summing gradients changes those of the third step by about 1e-4.
 DOUBLE = {"JAX_ENABLE_X64": "1"}
 
 
@@ -46,7 +46,7 @@ def single(config: Path) -> Path:
 def test_two_processes_equal_one(config: Path, single: Path) -> None:
     workdir = config.parent / "two"
     (output, bars), (other_output, no_bars) = map(finish, start_processes(2, config, workdir, **DOUBLE))
-    # Parameters and logged metrics are float32 nevertheless.
+    # Parameters and logged metrics are still float32.
     for name in ("loss", "bce", "dice", "iou", "gradient_norm"):
         one, two = logged(single, name), logged(workdir, name)
         assert list(one) == list(two) == [1, 2, 3]
@@ -59,17 +59,17 @@ def test_two_processes_equal_one(config: Path, single: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_of_one_device_equal_one_of_two(config: Path) -> None:
-    one, two = config.parent / "of_two_devices", config.parent / "of_one_device"
+def test_two_processes_with_one_device_each_equal_one_with_two(config: Path) -> None:
+    one, two = config.parent / "two_devices", config.parent / "one_device_each"
     finish(start(config, one, "--config.cpu_devices=2", **DOUBLE))
     for _ in range(2):
         for process in start_processes(2, config, two, devices=2, **DOUBLE):
             finish(process)
         for name in ("loss", "gradient_norm"):
             np.testing.assert_allclose([*logged(two, name).values()], [*logged(one, name).values()], rtol=2e-6)
-        whole = load_checkpoint(two)
-        assert whole.step == STEPS
-        shutil.rmtree(whole.path)  # the second run resumes from step 2
+        checkpoint = load_checkpoint(two)
+        assert checkpoint.step == STEPS
+        shutil.rmtree(checkpoint.path)  # the second run resumes from step 2
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_two_processes_score_every_sample_once(config: Path, single: Path) -> No
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) -> None:
     config = write_config(tmp_path, 40, checkpoint_every_steps=1000, image_size=(32, 32))
     arguments = ("--config.evaluation_split=validation",)
-    for process in start_processes(2, config, tmp_path / "whole", *arguments, **OPTIMIZED):
+    for process in start_processes(2, config, tmp_path / "uninterrupted", *arguments, **OPTIMIZED):
         finish(process)
     workdir = tmp_path / "stopped"
     first, second = start_processes(2, config, workdir, *arguments, **OPTIMIZED)
@@ -107,13 +107,13 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) ->
     assert 0 < load_checkpoint(workdir).step < 40
     for process in start_processes(2, config, workdir, *arguments, **OPTIMIZED):
         finish(process)
-    whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(workdir)
-    assert whole.step == resumed.step == 40
-    jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
+    expected, resumed = load_checkpoint(tmp_path / "uninterrupted"), load_checkpoint(workdir)
+    assert expected.step == resumed.step == 40
+    jax.tree.map(np.testing.assert_array_equal, expected.variables, resumed.variables)
 
 
 @pytest.mark.slow
-def test_sigterm_ends_an_evaluation_of_two_at_once(config: Path, single: Path) -> None:
+def test_sigterm_ends_an_evaluation_in_two_processes_at_once(config: Path, single: Path) -> None:
     workdir = config.parent / "ended"
     arguments = ("--mode=evaluate", f"--config.checkpoint={single}")
     processes = start_processes(2, config, workdir, *arguments, **DOUBLE)
@@ -134,6 +134,7 @@ def test_sigterm_ends_an_evaluation_of_two_at_once(config: Path, single: Path) -
     assert not list(workdir.glob("evaluation/*.json"))
 
 
+#: The first process enters the collective 40 seconds after the second.
 LATE_PROCESS = """
 import time
 import jax, numpy as np
@@ -168,7 +169,7 @@ def test_processes_wait_for_a_slow_compilation() -> None:
     ]
     for process in processes:
         output, _ = finish(process)
-        assert output.endswith("[5.5]\n")  # gloo prints as well
+        assert output.endswith("[5.5]\n")  # gloo prints something before it
 
 
 def test_a_single_process_does_not_connect(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,7 @@ def test_incomplete_process_variables_raise(variables: dict[str, str], monkeypat
         initialize_distributed()
 
 
-def test_in_slurm_jax_finds_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_slurm_jax_connects_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **named: called.append((arguments, named)))
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")

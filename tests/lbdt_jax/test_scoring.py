@@ -1,4 +1,4 @@
-"""Each benchmark's scores by its own rules, and the files that its own scorer reads (lbdt_jax/scoring.py)."""
+"""Scores by the rules of each benchmark, and the files for its official scorer (lbdt_jax/scoring.py)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def davis_sentences(objects: int) -> list[Sentence]:
 
 @pytest.mark.parametrize("dataset", ["a2d_sentences", "ref_davis17", "refer_youtube_vos"])
 @pytest.mark.parametrize("perfect", [True, False])
-def test_the_truth_scores_one_and_empty_masks_score_zero(dataset: str, perfect: bool, tmp_path: Path) -> None:
+def test_ground_truth_scores_one_and_empty_masks_score_zero(dataset: str, perfect: bool, tmp_path: Path) -> None:
     left, right = box(5, 6), box(20, 40)
     with SCORERS.get(dataset, Scorer)(tmp_path / "x") as scorer:
         for index in range(3):
@@ -116,7 +116,7 @@ def test_refer_youtube_vos_weights_every_expression_equally(tmp_path: Path) -> N
     assert result["standard"]["mean_iou"] == pytest.approx(2 / 5)
 
 
-def test_the_zips_for_the_server_hold_expressions_with_and_without_truth(tmp_path: Path) -> None:
+def test_the_zips_for_the_server_hold_expressions_with_and_without_ground_truth(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     public, hidden = Sentence("a", 1, "", "0"), Sentence("b", None, "", "7")
     predicted_logits = rng.standard_normal((2, *MODEL)).astype(np.float32).cumsum(1)
@@ -136,7 +136,7 @@ def test_the_zips_for_the_server_hold_expressions_with_and_without_truth(tmp_pat
                 np.testing.assert_array_equal(np.asarray(image), 255 * expected.astype(np.uint8))
 
 
-def test_without_any_truth_there_are_no_scores(tmp_path: Path) -> None:
+def test_without_ground_truth_there_are_no_scores(tmp_path: Path) -> None:
     with SCORERS["refer_youtube_vos"](tmp_path / "x") as scorer:
         scorer.add(make_example("v", 0, {Sentence("a", None, "", "0"): None}), logits(box(1, 1)))
         assert scorer.compute() == {"samples": 1, "groups": {}}
@@ -188,7 +188,7 @@ def test_davis_matches_objects_and_averages_the_annotators(tmp_path: Path) -> No
         np.testing.assert_array_equal(np.asarray(image), davis_labels(right, left))
 
 
-def test_davis_the_most_confident_of_overlapping_predictions_wins(tmp_path: Path) -> None:
+def test_davis_takes_the_most_confident_of_overlapping_predictions(tmp_path: Path) -> None:
     sentences = [Sentence("a", 1, "annot1 first", "0"), Sentence("b", 3, "annot1 first", "8")]  # object 1 has none
     weak, strong = np.where(box(0, 0, 40, 40), 1.0, -9.0), np.where(box(0, 0, 10, 10), 2.0, -9.0)
     truth = {sentence: box(0, 0) for sentence in sentences}

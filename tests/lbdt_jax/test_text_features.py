@@ -100,7 +100,7 @@ def start(config: ConfigDict) -> dict[str, Any]:
 def predict(checkpoint: Checkpoint) -> Callable[..., np.ndarray]:
     """(frames, earlier frames, words, masks) -> logits of the trained model; compiled once for all tests.
 
-    Every call is filled up to `SENTENCES` rows, which do not influence each other.
+    Every call is padded to `SENTENCES` rows, which do not influence each other.
     """
     apply = jax.jit(make_model(checkpoint.config).apply)
 
@@ -162,7 +162,7 @@ def test_finetuned_parameters_have_their_own_learning_rate(config: ConfigDict, s
 def test_precomputed_features_equal_those_of_the_transformer(
     config: ConfigDict, checkpoint: Checkpoint, predict: Callable[..., np.ndarray]
 ) -> None:
-    features = sentence_encoder_for(checkpoint, filled_in(checkpoint, config))
+    features = sentence_encoder_for(checkpoint, trained_config(checkpoint, config))
     assert isinstance(features, PrecomputedFeatures) and features.size == 12
     sentences = distinct_sentences(config)
     assert len(set(sentences)) == len(sentences) > 30
@@ -178,15 +178,15 @@ def test_precomputed_features_equal_those_of_the_transformer(
     assert len(examples) == 4
 
 
-def filled_in(checkpoint: Checkpoint, config: ConfigDict) -> ConfigDict:
-    """The configuration with what training has added, such as the sizes of the transformer."""
+def trained_config(checkpoint: Checkpoint, config: ConfigDict) -> ConfigDict:
+    """The checkpoint's configuration, to which training has added the sizes of the transformer, for our data_dir."""
     filled = checkpoint.config.copy_and_resolve_references()
     filled.data_dir = config.data_dir
     return filled
 
 
 def test_features_are_computed_once_and_errors_name_broken_ones(config: ConfigDict, checkpoint: Checkpoint) -> None:
-    filled, tokenizer = filled_in(checkpoint, config), checkpoint.sentence_encoder
+    filled, tokenizer = trained_config(checkpoint, config), checkpoint.sentence_encoder
     (folder,) = (Path(config.data_dir) / "moving_shapes").glob("*/text_features/*")
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     features = precomputed_features(filled, checkpoint.variables, tokenizer)
@@ -231,7 +231,7 @@ def test_a_run_does_not_resume_with_another_tokenizer_or_rate(config: ConfigDict
     assert different == ["text_encoder", "text_encoder_learning_rate", "tokenizer"]
 
 
-def test_runs_from_before_text_encoders_resume(config: ConfigDict, tmp_path: Path) -> None:
+def test_runs_without_the_fields_of_text_encoders_resume(config: ConfigDict, tmp_path: Path) -> None:
     old = json.loads(base.get_config().to_json())
     for name in ("text_encoder", "tokenizer", "text_encoder_learning_rate"):
         del old[name]
@@ -264,12 +264,10 @@ def test_configuration_errors_are_raised_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-# -- with nothing but the checkpoint
+# -- from the checkpoint alone
 
 
-def test_evaluation_and_prediction_need_nothing_but_the_checkpoint(
-    config: ConfigDict, frozen: Path, tmp_path: Path
-) -> None:
+def test_evaluation_and_prediction_need_the_checkpoint_only(config: ConfigDict, frozen: Path, tmp_path: Path) -> None:
     away = Path(config.text_encoder).with_name("away")
     published = config.copy_and_resolve_references()
     published.text_encoder = "glove_lstm"  # the checkpoint takes precedence
@@ -307,7 +305,7 @@ def test_exported_programs_take_token_ids(
     export.write(checkpoint, tmp_path / "exported")
     folder = tmp_path / "exported"
     described = json.loads((folder / "model.json").read_text())
-    assert described["doors"]["answer"]["inputs"][2]["words"] == "int32[S, 20]"
+    assert described["programs"]["segment"]["inputs"][2]["words"] == "int32[S, 20]"
     assert "tokenizer.json" in described["sentence"] and not (folder / "vocabulary.npz").exists()
     rng = np.random.default_rng(0)
     frames = {name: rng.integers(0, 256, (2, 64, 64, 3), np.uint8) for name in ("frame", "earlier_frame")}
@@ -320,15 +318,18 @@ def test_exported_programs_take_token_ids(
     np.testing.assert_array_equal(words, [ids for ids, _ in ours])
     np.testing.assert_array_equal(mask, [tokens for _, tokens in ours])
     weights = dict(np.load(folder / "weights.npz"))
-    encode, answer = (jax_export.deserialize((folder / f"{door}.jax").read_bytes()) for door in ("encode", "answer"))
+    programs = ((folder / file).read_bytes() for file in ("encode.jax", "answer.jax"))
+    encode, segment = map(jax_export.deserialize, programs)
     features = encode.call(weights, frames)
     frame_of_sentence = np.array([0, 1, 1], np.int32)
-    logits = answer.call(weights, features, {"words": words, "word_mask": mask, "frame_of_sentence": frame_of_sentence})
+    logits = segment.call(
+        weights, features, {"words": words, "word_mask": mask, "frame_of_sentence": frame_of_sentence}
+    )
     expected_logits = predict(*(frames[name][frame_of_sentence] for name in frames), words, mask)
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-4)
 
 
-def test_conversion_to_pytorch_is_refused_and_weights_alone_suffice(
+def test_conversion_to_pytorch_is_rejected_and_weights_can_be_extracted(
     frozen: Path, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="a transformer, which the published code does not have"):

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from published import GOLDEN, encode_and_segment, published_inputs, published_model
+from paths import GOLDEN
+from published import encode_and_segment, published_inputs, published_model
 
 from configs import a2d, shapes
 from input_pipeline.batch import MODEL_FIELDS
@@ -34,15 +35,15 @@ from lbdt_jax.step import compute_metrics, initial_state, initial_variables, mak
 UNITS = np.load(GOLDEN / "units.npz")
 
 
-def close(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=tolerance, atol=tolerance)
+def close(actual: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
 
 
 # -- three steps of the whole network
 
 
 def run_three_steps(variant: str, case: str, dtype: str) -> dict[str, Any]:
-    """Three AdamW steps on one batch, dropout off: what the golden files hold, in torch's names and layout."""
+    """Runs three AdamW steps on one batch without dropout. Returns what the golden files hold, in PyTorch's layout."""
     model, variables = published_model(variant, dtype, dropout=0.0)
     inputs = published_inputs(case, dtype)
     config = a2d.get_config()
@@ -107,24 +108,24 @@ def test_three_steps_equal_published_in_float64(variant: str, case: str, float64
     assert set(names) == {name for name in start if not name.endswith(("running_mean", "running_var"))}
     gradients = steps[0]["gradients"]
     norms = np.array([np.linalg.norm(gradients[name]) for name in names])
-    # Two biases of each transfer have a gradient of zero but for rounding.
-    real = golden["grad:norm"] > 1e-10
-    np.testing.assert_allclose(norms[real], golden["grad:norm"][real], rtol=1e-8)
+    # Two biases of each transfer have a gradient of zero except for rounding.
+    nonzero = golden["grad:norm"] > 1e-10
+    np.testing.assert_allclose(norms[nonzero], golden["grad:norm"][nonzero], rtol=1e-8)
     rms = norms / np.sqrt([gradients[name].size for name in names])
     errors = np.abs(at(gradients, names, golden["grad:idx"]) - golden["grad:val"]) / rms[:, None]
-    assert errors[real].max() < 1e-7
+    assert errors[nonzero].max() < 1e-7
 
     before = at(start, names, golden["param:idx"])
     for step, delta in ((0, "param:delta1"), (2, "param:delta3")):
         change = at(steps[step]["state"], names, golden["param:idx"]) - before
         # Where the gradient is rounding, so is the direction of AdamW's update.
-        np.testing.assert_allclose(change[real], golden[delta][real], rtol=0, atol=1e-9)
-    used = np.isin(golden["bn:names"], list(start))  # the published code also has towers that it never runs
+        np.testing.assert_allclose(change[nonzero], golden[delta][nonzero], rtol=0, atol=1e-9)
+    used = np.isin(golden["bn:names"], list(start))  # the published code also has unused towers
     bn_names, bn_indices = golden["bn:names"][used], golden["bn:idx"][used]
     for step, values in ((0, "bn:val1"), (2, "bn:val3")):
-        found = steps[step]["state"]
-        statistics_rms = np.array([np.sqrt(np.mean(found[name] ** 2)) for name in bn_names])
-        errors = np.abs(at(found, bn_names, bn_indices) - golden[values][used])
+        state = steps[step]["state"]
+        statistics_rms = np.array([np.sqrt(np.mean(state[name] ** 2)) for name in bn_names])
+        errors = np.abs(at(state, bn_names, bn_indices) - golden[values][used])
         assert (errors / statistics_rms[:, None]).max() < 1e-6
 
 
@@ -138,17 +139,19 @@ def test_three_steps_equal_published_in_float32(case: str) -> None:
         assert abs(float(steps[step]["metrics"]["loss"]) - golden["step:loss"][step]) < tolerance
     assert np.abs(steps[0]["logits"][golden["logits:idx"]] - golden["logits:val"]).max() < 5e-3
     names = golden["names"]
-    real = golden["grad:norm"] > 1e-10
+    nonzero = golden["grad:norm"] > 1e-10
     gradients = steps[0]["gradients"]
     norms = np.array([np.linalg.norm(gradients[name]) for name in names])
-    np.testing.assert_allclose(norms[real], golden["grad:norm"][real], rtol=8e-2)
+    np.testing.assert_allclose(norms[nonzero], golden["grad:norm"][nonzero], rtol=8e-2)
     rms = golden["grad:norm"] / np.sqrt([gradients[name].size for name in names])
-    errors = (np.abs(at(gradients, names, golden["grad:idx"]) - golden["grad:val"])[real] / rms[real, None]).reshape(-1)
+    errors = (
+        np.abs(at(gradients, names, golden["grad:idx"]) - golden["grad:val"])[nonzero] / rms[nonzero, None]
+    ).reshape(-1)
     assert errors.max() < 0.5
     assert np.mean(errors < 0.1) > 0.99
     change = at(steps[0]["state"], names, golden["param:idx"]) - at(start, names, golden["param:idx"])
-    sure = real[:, None] & (np.abs(golden["param:delta1"]) > 9e-5)
-    assert np.abs(change - golden["param:delta1"])[sure].max() < 1e-6
+    clear = nonzero[:, None] & (np.abs(golden["param:delta1"]) > 9e-5)
+    assert np.abs(change - golden["param:delta1"])[clear].max() < 1e-6
 
 
 # -- learning
@@ -159,14 +162,14 @@ def test_overfits_eight_samples() -> None:
     config = shapes.get_config()
     config.batch_size, config.sentences_per_frame = 8, 1
     samples = []
-    for number in range(4):
-        scene = make_scene(0, "train", number)
-        index = ANNOTATED_FRAMES[0]
-        frame, earlier = (resize_frame(scene.frames[i - 1], (64, 64)) for i in (index, index - 6))
+    annotated = ANNOTATED_FRAMES[0]
+    for index in range(4):
+        scene = make_scene(0, "train", index)
+        frame, earlier = (resize_frame(scene.frames[i - 1], (64, 64)) for i in (annotated, annotated - 6))
         of_instance = {sentence.instance: sentence for sentence in scene.sentences}
         for instance, sentence in itertools.islice(of_instance.items(), 2):
             words = load_word_vectors("random:50", sentence.text.split()).encode(sentence.text, config.max_words)
-            samples.append((frame, earlier, *words, resize_target(scene.masks[index][instance], (64, 64))))
+            samples.append((frame, earlier, *words, resize_target(scene.masks[annotated][instance], (64, 64))))
     batch = dict(zip((*MODEL_FIELDS, "target"), map(np.stack, zip(*samples, strict=True)), strict=True))
 
     assert len(batch["target"]) == config.batch_size
@@ -180,12 +183,12 @@ def test_overfits_eight_samples() -> None:
         losses_by_step.append(float(metrics["loss"]))
     assert losses_by_step[-1] < 0.1 * losses_by_step[0]
     logits = model.apply(state.variables, *(batch[name] for name in MODEL_FIELDS))
-    found, target = np.asarray(logits) > 0, batch["target"] > 0
-    iou = (found & target).sum((1, 2)) / (found | target).sum((1, 2))
+    prediction, target = np.asarray(logits) > 0, batch["target"] > 0
+    iou = (prediction & target).sum((1, 2)) / (prediction | target).sum((1, 2))
     assert iou.mean() > 0.95, iou
 
 
-# -- small parts
+# -- single parts
 
 
 @pytest.mark.parametrize("case", ["batch", "empty_target", "full_target", "single"])

@@ -139,7 +139,7 @@ def interpret(text: str, shapes: tuple[Shape, ...]) -> tuple[str, set[int], set[
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_sentence_is_true_of_its_shape_alone_and_many_nouns_are_ambiguous(
     scenes: dict[str, list[Scene]], split: str
-):
+) -> None:
     ambiguous: dict[str, list[bool]] = {tier: [] for tier in TIERS}
     for scene in scenes[split]:
         for sentence in scene.sentences:
@@ -156,7 +156,7 @@ def test_every_sentence_is_true_of_its_shape_alone_and_many_nouns_are_ambiguous(
         assert np.mean(ambiguous["relation"]) >= 0.5
 
 
-def test_tiers_are_balanced_and_wordings_varied(scenes: dict[str, list[Scene]]):
+def test_tiers_are_balanced_and_wordings_varied(scenes: dict[str, list[Scene]]) -> None:
     for split in ("train", "test"):
         sentences = [sentence for scene in scenes[split] for sentence in scene.sentences]
         counts = Counter(sentence.group for sentence in sentences)
@@ -171,13 +171,13 @@ def test_tiers_are_balanced_and_wordings_varied(scenes: dict[str, list[Scene]]):
     assert {"scarlet", "ball", "box", "leftward", "motionless"} <= words_used
 
 
-def test_every_scene_has_two_shapes_of_a_kind_and_many_of_the_same_color(scenes: dict[str, list[Scene]]):
+def test_every_scene_has_two_shapes_of_a_kind_and_many_of_the_same_color(scenes: dict[str, list[Scene]]) -> None:
     same_color = [len({(s.kind, s.color) for s in scene.shapes}) < len(scene.shapes) for scene in scenes["train"]]
     assert np.mean(same_color) > 0.4
     assert all(len({s.kind for s in scene.shapes}) < len(scene.shapes) for scene in scenes["train"])
 
 
-def test_unseen_words_come_in_pairs_that_differ_in_one_word(scenes: dict[str, list[Scene]]):
+def test_unseen_words_come_in_pairs_that_differ_in_one_word(scenes: dict[str, list[Scene]]) -> None:
     used = Counter()
     for scene in scenes["unseen_words"]:
         assert scene.sentences
@@ -190,7 +190,7 @@ def test_unseen_words_come_in_pairs_that_differ_in_one_word(scenes: dict[str, li
     assert set(used) == set(HELD_OUT_WORDS) and min(used.values()) >= 5
 
 
-def test_unseen_wordings_come_in_pairs_that_name_the_same_shapes(scenes: dict[str, list[Scene]]):
+def test_unseen_wordings_come_in_pairs_that_name_the_same_shapes(scenes: dict[str, list[Scene]]) -> None:
     seen = {wording for group in WORDINGS.values() for wording in group}
     unseen = {wording for group in HELD_OUT_WORDINGS.values() for wording in group}
     assert not seen & unseen and WORDINGS.keys() >= HELD_OUT_WORDINGS.keys() - {("",)}
@@ -211,7 +211,7 @@ def test_unseen_wordings_come_in_pairs_that_name_the_same_shapes(scenes: dict[st
     assert not texts & {s.text for scene in scenes["unseen_wordings"] for s in scene.sentences[1::2]}
 
 
-def test_words_are_held_out_and_every_word_has_a_vector(scenes: dict[str, list[Scene]]):
+def test_words_are_held_out_and_every_word_has_a_vector(scenes: dict[str, list[Scene]]) -> None:
     words_used = {
         split: {word for scene in split_scenes for sentence in scene.sentences for word in tokenize(sentence.text, 25)}
         for split, split_scenes in scenes.items()
@@ -227,19 +227,19 @@ def test_words_are_held_out_and_every_word_has_a_vector(scenes: dict[str, list[S
 # -- Drawing.
 
 
-def test_scene_depends_on_seed_split_and_index_alone():
+def test_scene_depends_on_seed_split_and_index_alone() -> None:
     scene, repeated = make_scene(0, "train", 5), make_scene(0, "train", 5)
     assert repeated.shapes == scene.shapes and repeated.sentences == scene.sentences
     np.testing.assert_array_equal(repeated.frames, scene.frames)
     assert make_scene(1, "train", 5).shapes != scene.shapes
 
 
-def test_no_two_scenes_are_the_same(scenes: dict[str, list[Scene]]):
+def test_no_two_scenes_are_the_same(scenes: dict[str, list[Scene]]) -> None:
     layouts = {frozenset(scene.shapes) for split_scenes in scenes.values() for scene in split_scenes}
     assert len(layouts) == sum(map(len, scenes.values()))
 
 
-def test_frames_and_masks_show_the_shapes(scenes: dict[str, list[Scene]]):
+def test_frames_and_masks_show_the_shapes(scenes: dict[str, list[Scene]]) -> None:
     for scene in scenes["train"][:20]:
         assert scene.frames.shape == (NUM_FRAMES, HEIGHT, WIDTH, 3) and scene.frames.dtype == np.uint8
         for frame in ANNOTATED_FRAMES:
@@ -257,7 +257,7 @@ def test_frames_and_masks_show_the_shapes(scenes: dict[str, list[Scene]]):
             assert np.abs(np.subtract(middle, (center(top, frame, 0), center(top, frame, 1)))).max() < 1.1
 
 
-def test_only_moving_shapes_differ_from_the_earlier_frame(scenes: dict[str, list[Scene]]):
+def test_only_moving_shapes_differ_from_the_earlier_frame(scenes: dict[str, list[Scene]]) -> None:
     for scene in scenes["train"][:20]:
         for frame in ANNOTATED_FRAMES:
             change = np.abs(scene.frames[frame - 1].astype(int) - scene.frames[frame - 7]).max(-1)
@@ -280,7 +280,7 @@ def test_only_moving_shapes_differ_from_the_earlier_frame(scenes: dict[str, list
 # -- Files.
 
 
-def test_reader_returns_the_scenes_with_their_groups(raw: Path):
+def test_reader_returns_the_scenes_with_their_groups(raw: Path) -> None:
     reader = MovingShapes(raw)
     assert {split: len(reader.videos(split)) for split in reader.splits()} == SMALL
     assert set(MovingShapes.SUBSETS) == set(SPLITS) and reader.skipped() == ()
@@ -300,7 +300,7 @@ def test_reader_returns_the_scenes_with_their_groups(raw: Path):
                 assert error.mean() < 4 and earlier_error.mean() < 4, "compression changed the frames too much"
 
 
-def test_layout_is_that_of_a2d_sentences(raw: Path):
+def test_layout_is_that_of_a2d_sentences(raw: Path) -> None:
     rows = [line.split(",") for line in (raw / "Release/videoset.csv").read_text().splitlines()]
     assert len(rows) == sum(SMALL.values()) and {len(row) for row in rows} == {9}
     assert rows[0] == ["train_00000", "0", "0", "1.33", str(HEIGHT), str(WIDTH), str(NUM_FRAMES), "2", "0"]
@@ -312,7 +312,7 @@ def test_layout_is_that_of_a2d_sentences(raw: Path):
         assert (x1, x2, y1, y2) == (columns.min() + 1, columns.max() + 1, rows.min() + 1, rows.max() + 1)
 
 
-def test_single_mask_has_no_first_axis(tmp_path: Path):
+def test_single_mask_has_no_first_axis(tmp_path: Path) -> None:
     mask = make_scene(0, "train", 0).masks[8][:1]
     raw_layout._write_masks(tmp_path / "00008.h5", mask)
     with h5py.File(tmp_path / "00008.h5") as file:
@@ -320,21 +320,21 @@ def test_single_mask_has_no_first_axis(tmp_path: Path):
     np.testing.assert_array_equal(read_masks(tmp_path / "00008.h5", (HEIGHT, WIDTH), {0})[0], mask[0])
 
 
-def test_files_do_not_depend_on_the_number_of_workers(raw: Path, tmp_path: Path):
+def test_files_do_not_depend_on_the_number_of_workers(raw: Path, tmp_path: Path) -> None:
     write_raw(tmp_path / "again", seed=3, scenes=SMALL, workers=1)
     files = [path.relative_to(raw) for path in raw.rglob("*") if path.is_file()]
     assert len(files) == 4 + 3 * sum(SMALL.values())
     assert filecmp.cmpfiles(raw, tmp_path / "again", files, shallow=False) == (files, [], [])
 
 
-def test_running_again_changes_nothing(raw: Path, capsys: pytest.CaptureFixture[str]):
+def test_running_again_changes_nothing(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
     write_raw(raw, seed=4)
     assert "exists already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
 
 
-def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(results, *_, **__):
         yield next(results)
         raise KeyboardInterrupt
@@ -345,7 +345,7 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_existing_folder_of_the_user_is_not_touched(tmp_path: Path):
+def test_existing_folder_of_the_user_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="is not Moving Shapes"):
         write_raw(tmp_path, scenes=SMALL)
@@ -364,7 +364,7 @@ def test_existing_folder_of_the_user_is_not_touched(tmp_path: Path):
 )
 def test_error_names_a_damaged_file_of_groups(
     raw: Path, tmp_path: Path, change: Callable[[list[str]], list[str]] | None, message: str
-):
+) -> None:
     for part in ("Release", "text_annotations"):
         (tmp_path / part).mkdir()
         for path in (raw / part).iterdir():

@@ -30,7 +30,7 @@ def append_line(path: Path, line: str) -> None:
     path.write_bytes(path.read_bytes() + line.encode() + b"\n")
 
 
-def test_splits_and_sentences(raw: Path):
+def test_splits_and_sentences(raw: Path) -> None:
     reader = A2DSentences(raw, interval=6)
     assert reader.splits() == ("train", "test")
     assert reader.videos("train") == ["runner", "walker"]
@@ -43,7 +43,7 @@ def test_splits_and_sentences(raw: Path):
     assert pairs[0].sentences == (Sentence("the man in red walking left", 0), Sentence("Woman  standing, still", 1))
 
 
-def test_masks_are_read_by_id_and_transposed(raw: Path):
+def test_masks_are_read_by_id_and_transposed(raw: Path) -> None:
     pairs, skipped = read_all(A2DSentences(raw), "walker")
     assert [pair.frame_index for pair in pairs] == [1, 7, 12]
     expected = [{0: box(4, 4), 1: box(30, 8)}, {0: box(4, 10), 1: box(30, 12)}, {1: box(30, 20)}]
@@ -61,7 +61,7 @@ def test_masks_are_read_by_id_and_transposed(raw: Path):
 @pytest.mark.parametrize(
     "interval, earlier", [(6, [1, 1, 6]), (10, [1, 1, 2]), (2, [1, 5, 10])], ids=lambda value: str(value)
 )
-def test_frames_and_their_earlier_frames(raw: Path, interval: int, earlier: list[int]):
+def test_frames_and_their_earlier_frames(raw: Path, interval: int, earlier: list[int]) -> None:
     pairs, _ = read_all(A2DSentences(raw, interval), "walker")
     for pair, earlier_index in zip(pairs, earlier, strict=True):
         assert pair.frame.shape == (HEIGHT, WIDTH, 3) and pair.frame.dtype == np.uint8
@@ -73,14 +73,14 @@ def test_frames_and_their_earlier_frames(raw: Path, interval: int, earlier: list
     assert rules == ["first frame", second, "interval"]
 
 
-def test_reader_can_be_pickled(raw: Path):
+def test_reader_can_be_pickled(raw: Path) -> None:
     reader = A2DSentences(raw)
     reader.videos("train")
     (raw / SENTENCES).unlink()  # the annotations are pickled with it and not read again
     assert len(read_all(pickle.loads(pickle.dumps(reader)), "walker")[0]) == 3
 
 
-def test_empty_folder_raises_download_instructions(tmp_path: Path):
+def test_empty_folder_raises_download_instructions(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         A2DSentences(tmp_path / "nowhere").videos("train")
     for part in ("Release/clips320H", "jjcorso", "kgavrilyuk", "input_pipeline.prepare --dataset=a2d_sentences"):
@@ -104,7 +104,7 @@ def test_empty_folder_raises_download_instructions(tmp_path: Path):
     ],
     ids=lambda value: value[:40].replace("\0", "NUL"),
 )
-def test_invalid_sentence_line_is_skipped_with_its_line_number(raw: Path, line: str, reason: str):
+def test_invalid_sentence_line_is_skipped_with_its_line_number(raw: Path, line: str, reason: str) -> None:
     append_line(raw / SENTENCES, line)
     reader = A2DSentences(raw)
     _, skipped = reader.skipped()
@@ -123,7 +123,7 @@ def test_invalid_sentence_line_is_skipped_with_its_line_number(raw: Path, line: 
         ("other,1,0,0,48,64,16,3,1", "video without a sentence"),
     ],
 )
-def test_invalid_videoset_line_is_skipped(raw: Path, line: str, reason: str):
+def test_invalid_videoset_line_is_skipped(raw: Path, line: str, reason: str) -> None:
     append_line(raw / "Release/videoset.csv", line)
     skipped = A2DSentences(raw).skipped()[-1] if "without" in reason else A2DSentences(raw).skipped()[0]
     assert skipped.reason == reason
@@ -131,34 +131,34 @@ def test_invalid_videoset_line_is_skipped(raw: Path, line: str, reason: str):
     assert A2DSentences(raw).videos("train") == ["runner", "walker"]
 
 
-def test_windows_line_endings_and_byte_order_mark(raw: Path):
+def test_windows_line_endings_and_byte_order_mark(raw: Path) -> None:
     before = A2DSentences(raw).annotations
     for path in (raw / SENTENCES, raw / "Release/videoset.csv"):
         path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
     assert A2DSentences(raw).annotations == before
 
 
-def test_folder_instead_of_a_file(raw: Path):
+def test_folder_instead_of_a_file(raw: Path) -> None:
     (raw / SENTENCES).unlink()
     (raw / SENTENCES).mkdir()
     with pytest.raises(UserError, match="a2d_annotation.txt can't be read .Is a directory"):
         A2DSentences(raw).videos("train")
 
 
-def test_text_that_is_not_utf8(raw: Path):
+def test_text_that_is_not_utf8(raw: Path) -> None:
     with (raw / SENTENCES).open("ab") as file:
         file.write(b"walker,0,caf\xe9\n")
     with pytest.raises(UserError, match="a2d_annotation.txt:7: not UTF-8"):
         A2DSentences(raw).videos("train")
 
 
-def test_sentence_of_ten_thousand_characters_is_kept(raw: Path):
+def test_sentence_of_ten_thousand_characters_is_kept(raw: Path) -> None:
     append_line(raw / SENTENCES, "Cat_-1,2," + "very " * 2000 + "fat cat")
     (pair,), _ = read_all(A2DSentences(raw), "Cat_-1")
     assert len(pair.sentences[1].text) == 10007
 
 
-def test_truncated_h5_file_is_skipped_and_the_rest_is_read(raw: Path):
+def test_truncated_h5_file_is_skipped_and_the_rest_is_read(raw: Path) -> None:
     h5 = raw / MASKS / "walker/00007.h5"
     h5.write_bytes(h5.read_bytes()[:700])
     pairs, skipped = read_all(A2DSentences(raw), "walker")
@@ -166,20 +166,20 @@ def test_truncated_h5_file_is_skipped_and_the_rest_is_read(raw: Path):
     assert skipped[0] == Skipped(str(h5), "the h5 file can't be read")
 
 
-def test_h5_file_without_masks(raw: Path):
+def test_h5_file_without_masks(raw: Path) -> None:
     path = raw / MASKS / "runner/00016.h5"
     with h5py.File(path, "w") as file:
         file["instance"] = [15]
     assert read_all(A2DSentences(raw), "runner") == ([], [Skipped(str(path), "the h5 file can't be read")])
 
 
-def test_masks_and_frame_of_different_size(raw: Path):
+def test_masks_and_frame_of_different_size(raw: Path) -> None:
     path = raw / MASKS / "runner/00016.h5"
     write_h5(path, [15], [np.ones((WIDTH, HEIGHT), bool)])
     assert read_all(A2DSentences(raw), "runner") == ([], [Skipped(str(path), "the mask and the frame differ in size")])
 
 
-def test_fewer_masks_than_ids(raw: Path):
+def test_fewer_masks_than_ids(raw: Path) -> None:
     path = raw / MASKS / "runner/00016.h5"
     write_h5(path, [15, 16, 17], [box(0, 0), box(1, 1)])
     assert read_all(A2DSentences(raw), "runner") == (
@@ -191,7 +191,7 @@ def test_fewer_masks_than_ids(raw: Path):
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float64, np.int16, np.uint8])
 @pytest.mark.parametrize("planes", [box(10, 10).T, box(10, 10).T[None]], ids=["(W, H)", "(1, W, H)"])
-def test_single_instance_in_any_shape(raw: Path, shape: tuple[int, ...], dtype: type, planes: np.ndarray):
+def test_single_instance_in_any_shape(raw: Path, shape: tuple[int, ...], dtype: type, planes: np.ndarray) -> None:
     with h5py.File(raw / MASKS / "runner/00016.h5", "w") as file:
         file["instance"], file["reMask"] = np.full(shape, 15, dtype), planes.astype(np.uint8)
     (pair,), _ = read_all(A2DSentences(raw), "runner")
@@ -218,7 +218,7 @@ NOT_A_LIST, NOT_WHOLE = (
     ],
     ids=str,
 )
-def test_instances_that_are_not_ids(raw: Path, instance: object, reason: str):
+def test_instances_that_are_not_ids(raw: Path, instance: object, reason: str) -> None:
     path = raw / MASKS / "runner/00016.h5"
     with h5py.File(path, "w") as file:
         file["instance"], file["reMask"] = instance, box(10, 10).T[None].astype(np.uint8)
@@ -226,7 +226,7 @@ def test_instances_that_are_not_ids(raw: Path, instance: object, reason: str):
     assert pairs == [] and skipped.reason == ("the instance is not in the frame" if reason == "no sample" else reason)
 
 
-def test_h5_file_that_claims_a_huge_size(raw: Path):
+def test_h5_file_that_claims_a_huge_size(raw: Path) -> None:
     """A chunked dataset takes no space for what was never written, until it is read."""
     path = raw / MASKS / "runner/00016.h5"
     with h5py.File(path, "w") as file:
@@ -242,7 +242,7 @@ def test_h5_file_that_claims_a_huge_size(raw: Path):
 
 
 @pytest.mark.parametrize("name", ["last", "00000", "1", "000016", "9" * 20])
-def test_h5_file_whose_name_is_not_a_frame_number(raw: Path, name: str):
+def test_h5_file_whose_name_is_not_a_frame_number(raw: Path, name: str) -> None:
     path = raw / MASKS / f"runner/{name}.h5"
     write_h5(path, [15], [box(0, 0)])
     (pair,), skipped = read_all(A2DSentences(raw), "runner")
@@ -251,7 +251,7 @@ def test_h5_file_whose_name_is_not_a_frame_number(raw: Path, name: str):
     np.testing.assert_array_equal(pair.masks[15], box(10, 10))
 
 
-def test_missing_clip_and_missing_h5_file(raw: Path):
+def test_missing_clip_and_missing_h5_file(raw: Path) -> None:
     clip = raw / "Release/clips320H/runner.mp4"
     clip.unlink()
     assert read_all(A2DSentences(raw), "runner") == ([], [Skipped(str(clip), "clip missing")])
@@ -260,7 +260,7 @@ def test_missing_clip_and_missing_h5_file(raw: Path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95])
-def test_truncated_clip(raw: Path, share: float):
+def test_truncated_clip(raw: Path, share: float) -> None:
     clip = raw / "Release/clips320H/walker.mp4"
     clip.write_bytes(clip.read_bytes()[: int(share * clip.stat().st_size)])
     pairs, skipped = read_all(A2DSentences(raw), "walker")
@@ -272,7 +272,7 @@ def test_truncated_clip(raw: Path, share: float):
 @pytest.mark.parametrize(
     "content", ["ffconcat version 1.0\nfile runner.mp4\n", "#EXTM3U\n#EXTINF:1,\nrunner.mp4\n#EXT-X-ENDLIST\n"]
 )
-def test_clip_that_is_a_playlist(raw: Path, content: str):
+def test_clip_that_is_a_playlist(raw: Path, content: str) -> None:
     """FFmpeg would follow it to the frames of another video if it were free to guess the format."""
     (raw / "Release/clips320H/walker.mp4").write_text(content)
     pairs, skipped = read_all(A2DSentences(raw), "walker")
@@ -280,7 +280,7 @@ def test_clip_that_is_a_playlist(raw: Path, content: str):
     assert {item.reason for item in skipped} == {"the clip is damaged or ends before the frame"}
 
 
-def test_clip_whose_frames_change_size(raw: Path, monkeypatch: pytest.MonkeyPatch):
+def test_clip_whose_frames_change_size(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = {0: frame(0)[:32], 5: frame(5), 6: frame(6), 11: frame(11)}
     monkeypatch.setattr(a2d_sentences, "decode_frames", lambda clip, indices: frames)
     pairs, skipped = read_all(A2DSentences(raw), "walker")
@@ -291,14 +291,14 @@ def test_clip_whose_frames_change_size(raw: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_clip_that_ends_too_early(raw: Path):
+def test_clip_that_ends_too_early(raw: Path) -> None:
     write_clip(raw / "Release/clips320H/walker.mp4", length=8)
     pairs, skipped = read_all(A2DSentences(raw), "walker")
     assert [pair.frame_index for pair in pairs] == [1, 7]
     assert skipped[0].where.endswith("walker.mp4: frame 12")
 
 
-def test_damaged_clip_yields_no_wrong_frame(raw: Path):
+def test_damaged_clip_yields_no_wrong_frame(raw: Path) -> None:
     clip = raw / "Release/clips320H/walker.mp4"
     sound = {pair.frame_index: pair.frame for pair in read_all(A2DSentences(raw), "walker")[0]}
     content = bytearray(clip.read_bytes())

@@ -46,7 +46,7 @@ def replace_entry(raw: Path, position: int, entry: object) -> None:
     (raw / SAMPLES).write_text(json.dumps(entries))
 
 
-def test_videos_and_sentences(raw: Path):
+def test_videos_and_sentences(raw: Path) -> None:
     reader = JHMDBSentences(raw)
     assert reader.splits() == ("test",)
     assert reader.videos("test") == [CLAP, RUN]
@@ -69,7 +69,7 @@ def test_videos_and_sentences(raw: Path):
 )
 def test_listed_frames_with_their_earlier_frames_and_masks(
     raw: Path, video: str, interval: int, earlier: list[int], rules: list[str]
-):
+) -> None:
     pairs, skipped = read_all(JHMDBSentences(raw, interval), video)
     assert skipped == []
     _, _, text, indices = next(sample for sample in JHMDB_SAMPLES if sample[1] == video)
@@ -83,7 +83,7 @@ def test_listed_frames_with_their_earlier_frames_and_masks(
         assert pair.masks[0].dtype == bool and pair.masks[0].shape == (HEIGHT, WIDTH)
 
 
-def test_single_mask(raw: Path):
+def test_single_mask(raw: Path) -> None:
     write_puppet_mask(raw / CLAP_MASKS, [box(1, 2)])
     pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
     assert [pair.frame_index for pair in pairs] == [1]
@@ -92,7 +92,7 @@ def test_single_mask(raw: Path):
     assert {item.reason for item in skipped} == {"the masks end before the frame"}
 
 
-def test_without_the_list_three_frames_with_masks_are_chosen_by_hash(raw: Path):
+def test_without_the_list_three_frames_with_masks_are_chosen_by_hash(raw: Path) -> None:
     (raw / SAMPLES).unlink()
     reader = JHMDBSentences(raw)
     assert reader.videos("test") == [CLAP, RUN]
@@ -105,7 +105,7 @@ def test_without_the_list_three_frames_with_masks_are_chosen_by_hash(raw: Path):
     assert all_chosen == set(range(1, 10))
 
 
-def test_without_the_list_and_with_too_few_masks(raw: Path):
+def test_without_the_list_and_with_too_few_masks(raw: Path) -> None:
     (raw / SAMPLES).unlink()
     write_puppet_mask(raw / CLAP_MASKS, [box(0, 0), box(1, 1)])
     pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
@@ -113,14 +113,14 @@ def test_without_the_list_and_with_too_few_masks(raw: Path):
     assert skipped == [Skipped(str(raw / CLAP_FRAMES), "fewer than 3 frames with a mask")]
 
 
-def test_reader_can_be_pickled(raw: Path):
+def test_reader_can_be_pickled(raw: Path) -> None:
     reader = JHMDBSentences(raw)
     reader.videos("test")
     (raw / SENTENCES).unlink()  # the annotations are pickled with it and not read again
     assert len(list(pickle.loads(pickle.dumps(reader)).read(RUN))) == 3
 
 
-def test_empty_folder_raises_download_instructions(tmp_path: Path):
+def test_empty_folder_raises_download_instructions(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         JHMDBSentences(tmp_path / "nowhere").videos("test")
     for part in ("lacks Rename_Images", "jhmdb.is.tue.mpg.de", "kgavrilyuk", "mttr2021", "--dataset=jhmdb_sentences"):
@@ -143,7 +143,7 @@ def test_empty_folder_raises_download_instructions(tmp_path: Path):
     ],
     ids=lambda value: value[:40],
 )
-def test_invalid_line_is_skipped_with_its_line_number(raw: Path, line: str, reason: str):
+def test_invalid_line_is_skipped_with_its_line_number(raw: Path, line: str, reason: str) -> None:
     append_line(raw, line)
     (skipped,) = JHMDBSentences(raw).skipped()
     assert skipped.reason == reason
@@ -151,7 +151,7 @@ def test_invalid_line_is_skipped_with_its_line_number(raw: Path, line: str, reas
     assert JHMDBSentences(raw).inventory()["sentences"][0] == 2
 
 
-def test_video_without_a_sentence_and_video_under_two_actions(raw: Path):
+def test_video_without_a_sentence_and_video_under_two_actions(raw: Path) -> None:
     (raw / "Rename_Images/wave/silent").mkdir(parents=True)
     (raw / "Rename_Images/wave" / RUN).mkdir()
     skipped = JHMDBSentences(raw).skipped()
@@ -161,14 +161,14 @@ def test_video_without_a_sentence_and_video_under_two_actions(raw: Path):
     assert JHMDBSentences(raw).videos("test") == [CLAP]
 
 
-def test_windows_line_endings_and_byte_order_mark(raw: Path):
+def test_windows_line_endings_and_byte_order_mark(raw: Path) -> None:
     before = JHMDBSentences(raw).annotations
     path = raw / SENTENCES
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
     assert JHMDBSentences(raw).annotations == before
 
 
-def test_folder_whose_name_is_not_utf8(raw: Path):
+def test_folder_whose_name_is_not_utf8(raw: Path) -> None:
     before = JHMDBSentences(raw).annotations.actions
     os.mkdir(os.fsencode(raw / "Rename_Images/clap") + b"/caf\xe9")
     (skipped,) = JHMDBSentences(raw).skipped()
@@ -177,7 +177,7 @@ def test_folder_whose_name_is_not_utf8(raw: Path):
     assert JHMDBSentences(raw).annotations.actions == before
 
 
-def test_text_that_is_not_utf8(raw: Path):
+def test_text_that_is_not_utf8(raw: Path) -> None:
     with (raw / SENTENCES).open("ab") as file:
         file.write(b"x,caf\xe9\n")
     with pytest.raises(UserError, match="jhmdb_annotation.txt:4: not UTF-8"):
@@ -210,7 +210,7 @@ PATH = f"Rename_Images/clap/{CLAP}/00001.png"
         ([CLAP, PATH.replace("00001", "00005"), "", 16, "Man in black, clapping"], "frame listed twice"),
     ],
 )
-def test_invalid_entry_of_the_list_is_skipped_with_its_position(raw: Path, entry: object, reason: str):
+def test_invalid_entry_of_the_list_is_skipped_with_its_position(raw: Path, entry: object, reason: str) -> None:
     replace_entry(raw, 1, entry)
     (skipped,) = JHMDBSentences(raw).skipped()
     assert skipped.reason == reason
@@ -218,7 +218,7 @@ def test_invalid_entry_of_the_list_is_skipped_with_its_position(raw: Path, entry
     assert [pair.frame_index for pair in read_all(JHMDBSentences(raw), CLAP)[0]] == [5, 6]
 
 
-def test_video_without_a_frame_in_the_list(raw: Path):
+def test_video_without_a_frame_in_the_list(raw: Path) -> None:
     (raw / SAMPLES).write_text(json.dumps(json.loads((raw / SAMPLES).read_text())[:3]))
     assert JHMDBSentences(raw).videos("test") == [CLAP]
     assert JHMDBSentences(raw).skipped() == (
@@ -227,7 +227,7 @@ def test_video_without_a_frame_in_the_list(raw: Path):
 
 
 @pytest.mark.parametrize("content", [b'[["a", ', b"\xff\xfe", b'{"videos": 1}', b"[" * 100_000])
-def test_list_that_is_not_json(raw: Path, content: bytes):
+def test_list_that_is_not_json(raw: Path, content: bytes) -> None:
     (raw / SAMPLES).write_bytes(content)
     with pytest.raises(UserError, match=f"{SAMPLES} is not the list of samples.*Download it again"):
         JHMDBSentences(raw).videos("test")
@@ -236,7 +236,7 @@ def test_list_that_is_not_json(raw: Path, content: bytes):
 @pytest.mark.parametrize(
     "name, reason, frames", [("00006", "frame", [1, 5]), ("00001", "earlier frame", [])], ids=["frame", "earlier frame"]
 )
-def test_missing_and_truncated_frames(raw: Path, name: str, reason: str, frames: list[int]):
+def test_missing_and_truncated_frames(raw: Path, name: str, reason: str, frames: list[int]) -> None:
     path = raw / CLAP_FRAMES / f"{name}.png"
     path.write_bytes(path.read_bytes()[:-40])
     pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
@@ -248,18 +248,18 @@ def test_missing_and_truncated_frames(raw: Path, name: str, reason: str, frames:
     assert skipped[-1] == Skipped(f"{raw / CLAP_FRAMES}: frame 6", f"{reason} missing")
 
 
-def test_masks_and_frame_of_different_size(raw: Path):
+def test_masks_and_frame_of_different_size(raw: Path) -> None:
     write_puppet_mask(raw / CLAP_MASKS, [np.ones((WIDTH, HEIGHT), bool)] * 16)
     pairs, skipped = read_all(JHMDBSentences(raw), CLAP)
     assert pairs == [] and [item.reason for item in skipped] == ["the mask and the frame differ in size"] * 3
 
 
-def test_earlier_frame_of_different_size(raw: Path):
+def test_earlier_frame_of_different_size(raw: Path) -> None:
     Image.fromarray(frame(0)[:, :32]).save(raw / CLAP_FRAMES / "00001.png")
     assert read_all(JHMDBSentences(raw), CLAP)[1][-1].reason == "the earlier frame and the frame differ in size"
 
 
-def test_empty_mask(raw: Path):
+def test_empty_mask(raw: Path) -> None:
     masks = [box(index, 2 * index) for index in range(1, 17)]
     masks[4][:] = False
     write_puppet_mask(raw / CLAP_MASKS, masks)
@@ -279,25 +279,25 @@ def test_empty_mask(raw: Path):
         ({"part_mask": {"mask": 1}}, "part_mask is not a stack of masks"),
     ],
 )
-def test_mat_file_without_a_stack_of_masks(raw: Path, content: dict, reason: str):
+def test_mat_file_without_a_stack_of_masks(raw: Path, content: dict, reason: str) -> None:
     savemat(raw / CLAP_MASKS, content)
     assert read_all(JHMDBSentences(raw), CLAP) == ([], [Skipped(str(raw / CLAP_MASKS), reason)])
 
 
-def test_missing_mask_file(raw: Path):
+def test_missing_mask_file(raw: Path) -> None:
     (raw / CLAP_MASKS).unlink()
     assert read_all(JHMDBSentences(raw), CLAP) == ([], [Skipped(str(raw / CLAP_MASKS), "puppet_mask.mat missing")])
     assert JHMDBSentences(raw).inventory()["mask files"] == (1, 928)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
-def test_truncated_mask_file(raw: Path, share: float):
+def test_truncated_mask_file(raw: Path, share: float) -> None:
     path = raw / CLAP_MASKS
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     assert read_all(JHMDBSentences(raw), CLAP) == ([], [Skipped(str(path), "puppet_mask.mat can't be read")])
 
 
-def test_damaged_mask_file_yields_no_wrong_mask(raw: Path):
+def test_damaged_mask_file_yields_no_wrong_mask(raw: Path) -> None:
     path = raw / CLAP_MASKS
     sound = path.read_bytes()
     for position in range(128, len(sound), 7):
@@ -306,7 +306,7 @@ def test_damaged_mask_file_yields_no_wrong_mask(raw: Path):
             np.testing.assert_array_equal(pair.masks[0], box(pair.frame_index, 2 * pair.frame_index))
 
 
-def test_from_raw_files_to_evaluation_examples(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_from_raw_files_to_evaluation_examples(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = get_config()
     config.data_dir, config.raw, config.image_size = str(tmp_path / "data"), str(raw), (32, 64)
     before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}

@@ -47,7 +47,7 @@ def append_row(raw: Path, dataset: str, row: str) -> str:
     return f"{path}:{content.count(chr(10)) + 2}"
 
 
-def test_splits_videos_and_inventory(raw: Path):
+def test_splits_videos_and_inventory(raw: Path) -> None:
     assert not is_lbdt_layout(raw) and all(is_lbdt_layout(raw / dataset) for dataset in READERS)
     a2d, jhmdb, ytvos = (reader(raw / dataset) for dataset, reader in READERS.items())
     assert a2d.splits() == ("train", "test")
@@ -76,7 +76,7 @@ def test_splits_videos_and_inventory(raw: Path):
         (9, [1, 3], ["first frame", "index - 6"]),
     ],
 )
-def test_a2d(raw: Path, interval: int, earlier: list[int], rules: list[str]):
+def test_a2d(raw: Path, interval: int, earlier: list[int], rules: list[str]) -> None:
     pairs, skipped = read_all(LBDTLayoutA2D(raw / "a2d", interval), "walker")
     assert skipped == []
     man, woman = Sentence("the man in red", 0), Sentence("a woman", 1)
@@ -89,14 +89,14 @@ def test_a2d(raw: Path, interval: int, earlier: list[int], rules: list[str]):
     np.testing.assert_array_equal(pairs[1].masks[1], box(30, 20))
 
 
-def test_a2d_video_that_starts_late(raw: Path):
+def test_a2d_video_that_starts_late(raw: Path) -> None:
     (pair,), _ = read_all(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
     check_frames(pair, 4, 3)  # the video's first frame
     assert pair.earlier_rule == "first frame"
     assert pair.sentences == (Sentence("cat, jumping", 2),)
 
 
-def test_jhmdb(raw: Path):
+def test_jhmdb(raw: Path) -> None:
     for _, video, text, indices in JHMDB_SAMPLES:
         pairs, skipped = read_all(LBDTLayoutJHMDB(raw / "jhmdb"), video)
         assert skipped == []
@@ -111,7 +111,7 @@ def test_jhmdb(raw: Path):
 
 
 @pytest.mark.parametrize("video, absent", [("penguin", False), ("man", True)])
-def test_refer_youtube_vos(raw: Path, video: str, absent: bool):
+def test_refer_youtube_vos(raw: Path, video: str, absent: bool) -> None:
     pairs, skipped = read_all(LBDTLayoutReferYouTubeVOS(raw / "ytvos"), video)
     first, second, top = (
         Sentence(text, instance, expression=name)
@@ -132,7 +132,7 @@ def test_refer_youtube_vos(raw: Path, video: str, absent: bool):
             np.testing.assert_array_equal(mask, expected)
 
 
-def test_refer_youtube_vos_without_the_earlier_frame(raw: Path):
+def test_refer_youtube_vos_without_the_earlier_frame(raw: Path) -> None:
     (raw / "ytvos/train.txt").write_text("penguin/00010#48#64#1#the first")
     (raw / "ytvos/train/JPEGImages/penguin/00005.jpg").unlink()
     (pair,), _ = read_all(LBDTLayoutReferYouTubeVOS(raw / "ytvos"), "penguin")
@@ -140,7 +140,7 @@ def test_refer_youtube_vos_without_the_earlier_frame(raw: Path):
     assert pair.earlier_rule == "first frame"
 
 
-def test_reader_can_be_pickled(raw: Path):
+def test_reader_can_be_pickled(raw: Path) -> None:
     reader = LBDTLayoutA2D(raw / "a2d")
     reader.splits()
     (raw / "a2d/train.txt").unlink()  # the annotations are pickled with it and not read again
@@ -151,26 +151,26 @@ def test_reader_can_be_pickled(raw: Path):
     "dataset, folder",
     [("a2d", "images"), ("a2d", "masks"), ("jhmdb", "puppet_mask"), ("ytvos", "val/Annotations")],
 )
-def test_missing_folder(raw: Path, dataset: str, folder: str):
+def test_missing_folder(raw: Path, dataset: str, folder: str) -> None:
     shutil.rmtree(raw / dataset / folder)
     with pytest.raises(UserError, match=f"has (train|val).txt but lacks {folder}"):
         READERS[dataset](raw / dataset).splits()
 
 
-def test_only_one_of_the_splits(raw: Path):
+def test_only_one_of_the_splits(raw: Path) -> None:
     (raw / "ytvos/train.txt").unlink()
     shutil.rmtree(raw / "ytvos/train")
     assert is_lbdt_layout(raw / "ytvos")
     assert LBDTLayoutReferYouTubeVOS(raw / "ytvos").splits() == ("valid",)
 
 
-def test_text_that_is_not_utf8(raw: Path):
+def test_text_that_is_not_utf8(raw: Path) -> None:
     (raw / "a2d/val.txt").write_bytes(b"Cat_-1/00005,48,64,2,a cat,13\nCat_-1/00005,48,64,2,caf\xe9,13\n")
     with pytest.raises(UserError, match="val.txt:2: not UTF-8"):
         LBDTLayoutA2D(raw / "a2d").splits()
 
 
-def test_windows_line_endings_and_byte_order_mark(raw: Path):
+def test_windows_line_endings_and_byte_order_mark(raw: Path) -> None:
     before = LBDTLayoutA2D(raw / "a2d").annotations, LBDTLayoutReferYouTubeVOS(raw / "ytvos").annotations
     for dataset in ("a2d", "ytvos"):
         path = raw / dataset / "train.txt"
@@ -211,7 +211,7 @@ BAD_NAME, BAD_ID = "the video's name is not a plain file name", "the instance is
     ],
     ids=lambda value: value[:40].replace("\0", "NUL"),
 )
-def test_invalid_row_is_skipped_with_its_line_number(raw: Path, dataset: str, row: str, reason: str):
+def test_invalid_row_is_skipped_with_its_line_number(raw: Path, dataset: str, row: str, reason: str) -> None:
     reader = READERS[dataset]
     split = reader(raw / dataset).splits()[-1]
     before = reader(raw / dataset).annotations.rows[split]
@@ -223,14 +223,14 @@ def test_invalid_row_is_skipped_with_its_line_number(raw: Path, dataset: str, ro
     assert after.annotations.rows[split] == before
 
 
-def test_row_of_an_instance_without_a_mask(raw: Path):
+def test_row_of_an_instance_without_a_mask(raw: Path) -> None:
     where = append_row(raw, "a2d", "Cat_-1/00005,48,64,7,cat,13")
     (pair,), (skipped,) = read_all(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
     assert skipped.reason == "the instance is not in the frame" and skipped.where.startswith(where)
     assert pair.sentences == (Sentence("cat, jumping", 2),) and pair.masks.keys() == {2}
 
 
-def test_row_whose_size_is_not_the_frames_is_kept(raw: Path):
+def test_row_whose_size_is_not_the_frames_is_kept(raw: Path) -> None:
     where = append_row(raw, "a2d", "Cat_-1/00005,64,48,2,cat,13")
     (pair,), (note,) = read_all(LBDTLayoutA2D(raw / "a2d"), "Cat_-1")
     assert note.where == where and note.reason.endswith("not the frame's: kept with those of the frame")
@@ -238,13 +238,13 @@ def test_row_whose_size_is_not_the_frames_is_kept(raw: Path):
 
 
 @pytest.mark.parametrize("dataset, row", [("a2d", "x/00001,48,64,2,cat,1"), ("jhmdb", "x/00001,48,64,1,a man,5")])
-def test_video_without_frames(raw: Path, dataset: str, row: str):
+def test_video_without_frames(raw: Path, dataset: str, row: str) -> None:
     append_row(raw, dataset, row)
     pairs, (skipped,) = read_all(READERS[dataset](raw / dataset), "x")
     assert pairs == [] and skipped.reason == "the video's folder of frames is missing"
 
 
-def test_video_under_two_actions(raw: Path):
+def test_video_under_two_actions(raw: Path) -> None:
     (raw / "jhmdb/Rename_Images/wave" / RUN).mkdir(parents=True)
     reader = LBDTLayoutJHMDB(raw / "jhmdb")
     assert [item.reason for item in reader.skipped()] == ["video under two actions"]
@@ -264,7 +264,9 @@ def test_video_under_two_actions(raw: Path):
     ],
 )
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.9, None], ids=["empty", "half", "most", "missing"])
-def test_truncated_or_missing_file(raw: Path, dataset: str, video: str, file: str, frames: list[int], kept: float):
+def test_truncated_or_missing_file(
+    raw: Path, dataset: str, video: str, file: str, frames: list[int], kept: float
+) -> None:
     path = raw / dataset / file
     content = path.read_bytes()
     path.unlink() if kept is None else path.write_bytes(content[: int(kept * len(content))])
@@ -277,7 +279,7 @@ def test_truncated_or_missing_file(raw: Path, dataset: str, video: str, file: st
 
 
 @pytest.mark.parametrize("dataset, video", [("a2d", "Cat_-1"), ("ytvos", "man")])
-def test_masks_and_frame_of_different_size(raw: Path, dataset: str, video: str):
+def test_masks_and_frame_of_different_size(raw: Path, dataset: str, video: str) -> None:
     write_h5(raw / "a2d/masks/Cat_-1/00005.h5", [2], [box(5, 30)[:, :32]])
     for path in (raw / "ytvos/val/Annotations/man").iterdir():
         Image.fromarray(np.ones((64, 48), np.uint8)).save(path)

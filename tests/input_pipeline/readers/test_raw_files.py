@@ -16,13 +16,13 @@ from input_pipeline.readers.raw_files import numbered_lines, read_frame
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_line_endings_and_byte_order_mark(tmp_path: Path, line_end: bytes, mark: bytes, encoding: str):
+def test_line_endings_and_byte_order_mark(tmp_path: Path, line_end: bytes, mark: bytes, encoding: str) -> None:
     path = tmp_path / "lines.txt"
     path.write_bytes(mark + line_end.join([b"first", b" ", "caf\xe9 ".encode(encoding)]) + line_end)
     assert list(numbered_lines(path, latin_1=True)) == [(f"{path}:1", "first"), (f"{path}:3", "caf\xe9 ")]
 
 
-def test_damaged_png_is_rejected(tmp_path: Path):
+def test_damaged_png_is_rejected(tmp_path: Path) -> None:
     """PNG files have checksums."""
     path = tmp_path / "frame.png"
     Image.fromarray(frame(5)).save(path)
@@ -37,7 +37,7 @@ def test_damaged_png_is_rejected(tmp_path: Path):
     assert failures == len(positions)
 
 
-def test_palette_frames_have_colors_and_16_bit_frames_are_rejected(tmp_path: Path):
+def test_palette_frames_have_colors_and_16_bit_frames_are_rejected(tmp_path: Path) -> None:
     """Pillow would cut off 16-bit grayscale."""
     path = tmp_path / "frame.png"
     for transparency in (None, 0, bytes(range(256))):

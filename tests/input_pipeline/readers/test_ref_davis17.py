@@ -54,7 +54,7 @@ def append_line(raw: Path, file: str, line: bytes) -> str:
     return f"{path}:5"
 
 
-def test_splits_videos_and_inventory(raw: Path):
+def test_splits_videos_and_inventory(raw: Path) -> None:
     reader = RefDAVIS17(raw)
     assert reader.splits() == ("train", "val")
     assert reader.videos("train") == [CAR] and reader.videos("val") == [DOGS]
@@ -73,7 +73,7 @@ def test_splits_videos_and_inventory(raw: Path):
     }
 
 
-def test_training_frames_have_the_sentences_whose_object_is_visible(raw: Path):
+def test_training_frames_have_the_sentences_whose_object_is_visible(raw: Path) -> None:
     pairs, skipped = read_all(RefDAVIS17(raw), CAR)
     car, driver = sentences("1 car"), sentences("2 driver")
     assert [(pair.video, pair.frame_index, pair.sentences) for pair in pairs] == [
@@ -89,7 +89,7 @@ def test_training_frames_have_the_sentences_whose_object_is_visible(raw: Path):
         assert pair.labels is None
 
 
-def test_validation_keeps_every_sentence_in_every_frame(raw: Path):
+def test_validation_keeps_every_sentence_in_every_frame(raw: Path) -> None:
     pairs, skipped = read_all(RefDAVIS17(raw), DOGS)
     assert [pair.earlier_rule for pair in pairs] == ["index + interval", "the frame itself", "interval"]
     check_pair(raw / FRAMES, pairs[1], 1)
@@ -111,7 +111,7 @@ def test_validation_keeps_every_sentence_in_every_frame(raw: Path):
 
 
 @pytest.mark.parametrize("fault", ["folder missing", "missing", "truncated", "another size"])
-def test_frame_without_labels_for_published_scores_is_kept(raw: Path, fault: str):
+def test_frame_without_labels_for_published_scores_is_kept(raw: Path, fault: str) -> None:
     path = raw / MASKS_FOR_SCORES / DOGS / "00002.png"
     if fault == "folder missing":
         shutil.rmtree(path.parent)
@@ -135,7 +135,7 @@ def test_frame_without_labels_for_published_scores_is_kept(raw: Path, fault: str
         (3, [3, 1, 2, 0], ["index + interval", "the frame itself", "the frame itself", "interval"]),
     ],
 )
-def test_the_earlier_frame(raw: Path, interval: int, earlier: list[int], rules: list[str]):
+def test_the_earlier_frame(raw: Path, interval: int, earlier: list[int], rules: list[str]) -> None:
     pairs, skipped = read_all(RefDAVIS17(raw, interval), CAR)
     assert [pair.earlier_rule for pair in pairs] == rules
     assert {item.reason for item in skipped} == {"the instance is not in the frame"}
@@ -143,7 +143,7 @@ def test_the_earlier_frame(raw: Path, interval: int, earlier: list[int], rules: 
         check_pair(raw / FRAMES, pair, earlier_index)
 
 
-def test_objects_are_sorted_as_text(raw: Path):
+def test_objects_are_sorted_as_text(raw: Path) -> None:
     for annotator, file in enumerate(FILES):
         append_line(raw, file, f'dog-scale 10 "tenth {annotator}"'.encode())
     sorted_sentences = RefDAVIS17(raw).annotations.sentences[DOGS]
@@ -152,13 +152,13 @@ def test_objects_are_sorted_as_text(raw: Path):
     assert [sentence.expression for sentence in sorted_sentences] == [str(index) for index in range(12)]
 
 
-def test_second_annotator_saved_as_utf8(raw: Path):
+def test_second_annotator_saved_as_utf8(raw: Path) -> None:
     path = raw / TEXTS / "Davis17_annot2.txt"
     path.write_text(path.read_bytes().decode("latin-1"), "utf-8")
     assert read_all(RefDAVIS17(raw), CAR)[0][1].sentences == sentences("1 car")
 
 
-def test_old_mac_line_endings_and_byte_order_mark(raw: Path):
+def test_old_mac_line_endings_and_byte_order_mark(raw: Path) -> None:
     """Without line breaks, lines would run together into one wrong sentence."""
     before = RefDAVIS17(raw).annotations
     for path in (raw / TEXTS).iterdir():
@@ -167,27 +167,27 @@ def test_old_mac_line_endings_and_byte_order_mark(raw: Path):
     assert RefDAVIS17(raw).annotations == before
 
 
-def test_first_annotator_that_is_not_utf8(raw: Path):
+def test_first_annotator_that_is_not_utf8(raw: Path) -> None:
     append_line(raw, "Davis17_annot1", b'motor-bike 1 "caf\xe9"')
     with pytest.raises(UserError, match="Davis17_annot1.txt:5: not UTF-8"):
         RefDAVIS17(raw).videos("train")
 
 
-def test_motorbike_is_renamed(raw: Path):
+def test_motorbike_is_renamed(raw: Path) -> None:
     (raw / "DAVIS/ImageSets/2017/train.txt").write_text(f"{CAR}\nmotorbike\n")
     for file in FILES:
         append_line(raw, file, b'motor-bike 1 "a bike"')
     assert RefDAVIS17(raw).videos("train") == [CAR, "motorbike"]
 
 
-def test_reader_can_be_pickled(raw: Path):
+def test_reader_can_be_pickled(raw: Path) -> None:
     reader = RefDAVIS17(raw)
     reader.videos("train")
     shutil.rmtree(raw / TEXTS)  # the annotations are pickled with it and not read again
     assert len([x for x in pickle.loads(pickle.dumps(reader)).read(CAR) if isinstance(x, FramePair)]) == 4
 
 
-def test_empty_folder_raises_download_instructions(tmp_path: Path):
+def test_empty_folder_raises_download_instructions(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         RefDAVIS17(tmp_path / "nowhere").videos("train")
     for part in (f"lacks {FRAMES}", "davischallenge.org", "mpi-inf.mpg.de", "--dataset=ref_davis17"):
@@ -197,7 +197,7 @@ def test_empty_folder_raises_download_instructions(tmp_path: Path):
 @pytest.mark.parametrize(
     "part", [FRAMES, MASKS, "DAVIS/ImageSets/2017/val.txt", f"{TEXTS}/Davis17_annot2_full_video.txt"]
 )
-def test_missing_file_or_folder(raw: Path, part: str):
+def test_missing_file_or_folder(raw: Path, part: str) -> None:
     (raw / part).rename(raw / "elsewhere")
     with pytest.raises(UserError, match=f"lacks {part}"):
         RefDAVIS17(raw).videos("train")
@@ -205,14 +205,14 @@ def test_missing_file_or_folder(raw: Path, part: str):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("content", [b"", 'clasic-car 1 "a car"'.encode("utf-16")], ids=["empty", "UTF-16"])
-def test_text_file_without_expressions(raw: Path, file: str, content: bytes):
+def test_text_file_without_expressions(raw: Path, file: str, content: bytes) -> None:
     (raw / TEXTS / f"{file}.txt").write_bytes(content)
     with pytest.raises(UserError, match=f"{file}.txt(:1: not UTF-8| has no expression)"):
         RefDAVIS17(raw).videos("train")
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_annotator_without_expressions_for_a_split(raw: Path, file: str):
+def test_annotator_without_expressions_for_a_split(raw: Path, file: str) -> None:
     path = raw / TEXTS / f"{file}.txt"
     path.write_bytes(b"".join(line for line in path.read_bytes().splitlines(True) if not line.startswith(b"dog")))
     with pytest.raises(UserError, match=f"{file}.txt has no expression for a video of val.txt"):
@@ -239,14 +239,14 @@ def test_annotator_without_expressions_for_a_split(raw: Path, file: str):
         ('dogs-scale 2 "a dog"', "object described twice in one file"),
     ],
 )
-def test_invalid_line_is_skipped_with_its_line_number(raw: Path, file: str, line: str, reason: str):
+def test_invalid_line_is_skipped_with_its_line_number(raw: Path, file: str, line: str, reason: str) -> None:
     where = append_line(raw, file, line.encode())
     (skipped,) = RefDAVIS17(raw).skipped()
     assert skipped.reason == reason and skipped.where.startswith(where)
     assert RefDAVIS17(raw).annotations.sentences[DOGS] == sentences("1 dog") + sentences("2 scale")
 
 
-def test_object_without_an_expression_by_one_annotator(raw: Path):
+def test_object_without_an_expression_by_one_annotator(raw: Path) -> None:
     path = raw / TEXTS / "Davis17_annot2.txt"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], lines[3]]))  # without dog-scale 1
@@ -265,20 +265,20 @@ def test_object_without_an_expression_by_one_annotator(raw: Path):
         ("silent", "video without a sentence"),
     ],
 )
-def test_invalid_line_of_a_list_is_skipped(raw: Path, line: str, reason: str):
+def test_invalid_line_of_a_list_is_skipped(raw: Path, line: str, reason: str) -> None:
     (raw / "DAVIS/ImageSets/2017/val.txt").write_text(f"{DOGS}\n{line}\n")
     assert [item.reason for item in RefDAVIS17(raw).skipped()] == [reason]
     assert RefDAVIS17(raw).videos("train") == [CAR] and RefDAVIS17(raw).videos("val") == [DOGS]
 
 
-def test_list_that_is_not_utf8(raw: Path):
+def test_list_that_is_not_utf8(raw: Path) -> None:
     (raw / "DAVIS/ImageSets/2017/val.txt").write_bytes(b"bear\ncaf\xe9\n")
     with pytest.raises(UserError, match="val.txt:2: not UTF-8"):
         RefDAVIS17(raw).videos("val")
 
 
 @pytest.mark.parametrize("part, what", [(FRAMES, "frames"), (MASKS, "masks")])
-def test_video_without_its_folder(raw: Path, part: str, what: str):
+def test_video_without_its_folder(raw: Path, part: str, what: str) -> None:
     shutil.rmtree(raw / part / CAR)
     assert read_all(RefDAVIS17(raw), CAR) == (
         [],
@@ -286,7 +286,7 @@ def test_video_without_its_folder(raw: Path, part: str, what: str):
     )
 
 
-def test_object_that_is_in_no_mask(raw: Path):
+def test_object_that_is_in_no_mask(raw: Path) -> None:
     for file in FILES:
         append_line(raw, file, b'dog-scale 9 "a unicorn"')
     pairs, skipped = read_all(RefDAVIS17(raw), DOGS)
@@ -301,7 +301,7 @@ def test_object_that_is_in_no_mask(raw: Path):
     [(FRAMES, "jpg", ["earlier frame missing"]), (MASKS, "png", [])],
     ids=["frame", "mask"],
 )
-def test_missing_frame_or_mask(raw: Path, part: str, suffix: str, earlier_reasons: list[str]):
+def test_missing_frame_or_mask(raw: Path, part: str, suffix: str, earlier_reasons: list[str]) -> None:
     """Frame 2, which is the earlier frame of frame 0."""
     path = raw / part / CAR / f"00002.{suffix}"
     path.unlink()
@@ -312,7 +312,7 @@ def test_missing_frame_or_mask(raw: Path, part: str, suffix: str, earlier_reason
     assert [item.reason for item in skipped if item.reason == "earlier frame missing"] == earlier_reasons
 
 
-def test_frame_missing_together_with_its_mask(raw: Path):
+def test_frame_missing_together_with_its_mask(raw: Path) -> None:
     (raw / FRAMES / CAR / "00002.jpg").unlink()
     path = raw / MASKS / CAR / "00002.png"
     path.unlink()
@@ -321,7 +321,7 @@ def test_frame_missing_together_with_its_mask(raw: Path):
     assert skipped[0] == Skipped(str(path), "mask missing")
 
 
-def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}
     report = prepare("ref_davis17", raw, tmp_path / "data")
     assert {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()} == before

@@ -31,7 +31,7 @@ def raw(tmp_path: Path) -> Path:
     return write_refer_youtube_vos(tmp_path / "rvos")
 
 
-def test_splits_videos_and_inventory(raw: Path):
+def test_splits_videos_and_inventory(raw: Path) -> None:
     reader = ReferYouTubeVOS(raw)
     assert reader.splits() == ("train", "valid")
     assert reader.videos("train") == [NEW, OLD]
@@ -52,7 +52,7 @@ def test_splits_videos_and_inventory(raw: Path):
     }
 
 
-def test_training_frames_have_the_sentences_whose_object_is_visible(raw: Path):
+def test_training_frames_have_the_sentences_whose_object_is_visible(raw: Path) -> None:
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
     left, second = Sentence("a Penguin on the left", 1, "", "0"), Sentence("the second penguin", 2, "", "1")
     front = Sentence("penguin, at the front", 1, "", "2")
@@ -67,7 +67,7 @@ def test_training_frames_have_the_sentences_whose_object_is_visible(raw: Path):
         check_pair(raw / "train/JPEGImages", pair, pair.frame_index - 5)
 
 
-def test_the_older_form(raw: Path):
+def test_the_older_form(raw: Path) -> None:
     pairs, skipped = read_all(ReferYouTubeVOS(raw), OLD)
     cats = Sentence("a cat", 1, "", "1-0"), Sentence("a café cat", 1, "", "1-1")
     dog = Sentence("a dog", 3, "", "3-0")
@@ -77,7 +77,7 @@ def test_the_older_form(raw: Path):
         check_pair(raw / "train/JPEGImages", pair, max(pair.frame_index - 5, 0))
 
 
-def test_validation_keeps_every_sentence_in_every_listed_frame(raw: Path):
+def test_validation_keeps_every_sentence_in_every_listed_frame(raw: Path) -> None:
     pairs, skipped = read_all(ReferYouTubeVOS(raw), MAN)
     assert skipped == []
     assert [pair.frame_index for pair in pairs] == [0, 5]
@@ -95,21 +95,21 @@ def test_validation_keeps_every_sentence_in_every_listed_frame(raw: Path):
         (20, [0, 0, 0], ["first frame"] * 3),
     ],
 )
-def test_the_earlier_frame(raw: Path, interval: int, earlier: list[int], rules: list[str]):
+def test_the_earlier_frame(raw: Path, interval: int, earlier: list[int], rules: list[str]) -> None:
     pairs, _ = read_all(ReferYouTubeVOS(raw, interval), NEW)
     assert [pair.earlier_rule for pair in pairs] == rules
     for pair, earlier_index in zip(pairs, earlier, strict=True):
         check_pair(raw / "train/JPEGImages", pair, earlier_index)
 
 
-def test_earlier_frame_at_the_start_is_the_first_existing_frame(raw: Path):
+def test_earlier_frame_at_the_start_is_the_first_existing_frame(raw: Path) -> None:
     (raw / "train/JPEGImages" / NEW / "00000.jpg").unlink()  # not listed and now missing: the video starts at 5
     pairs, _ = read_all(ReferYouTubeVOS(raw), NEW)
     assert [pair.earlier_rule for pair in pairs] == ["first frame", "interval", "interval"]
     check_pair(raw / "train/JPEGImages", pairs[0], 5)
 
 
-def test_missing_listed_frame_is_not_replaced(raw: Path):
+def test_missing_listed_frame_is_not_replaced(raw: Path) -> None:
     path = raw / "train/JPEGImages" / NEW / "00005.jpg"
     path.unlink()
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
@@ -120,14 +120,14 @@ def test_missing_listed_frame_is_not_replaced(raw: Path):
     ]
 
 
-def test_reader_can_be_pickled(raw: Path):
+def test_reader_can_be_pickled(raw: Path) -> None:
     reader = ReferYouTubeVOS(raw)
     reader.splits()
     expressions_file(raw, "train").unlink()  # the annotations are pickled with it and not read again
     assert len([x for x in pickle.loads(pickle.dumps(reader)).read(NEW) if isinstance(x, FramePair)]) == 3
 
 
-def test_empty_folder_raises_download_instructions(tmp_path: Path):
+def test_empty_folder_raises_download_instructions(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         ReferYouTubeVOS(tmp_path / "nowhere").splits()
     for part in ("no split that can be read", "youtube-vos.org", "--dataset=refer_youtube_vos"):
@@ -137,13 +137,13 @@ def test_empty_folder_raises_download_instructions(tmp_path: Path):
 @pytest.mark.parametrize(
     "part", ["train/JPEGImages", "train/Annotations", "valid/JPEGImages", "meta_expressions/train"]
 )
-def test_split_with_a_missing_folder(raw: Path, part: str):
+def test_split_with_a_missing_folder(raw: Path, part: str) -> None:
     shutil.rmtree(raw / part)
     with pytest.raises(UserError, match=f"lacks {part}"):
         ReferYouTubeVOS(raw).splits()
 
 
-def test_only_one_of_the_splits(raw: Path):
+def test_only_one_of_the_splits(raw: Path) -> None:
     (raw / "train").rename(raw / "elsewhere")
     assert ReferYouTubeVOS(raw).splits() == ("valid",)
     (raw / "elsewhere").rename(raw / "train")
@@ -152,7 +152,7 @@ def test_only_one_of_the_splits(raw: Path):
     assert ReferYouTubeVOS(raw).skipped() == ()
 
 
-def test_validation_as_first_published_has_no_ground_truth(raw: Path):
+def test_validation_as_first_published_has_no_ground_truth(raw: Path) -> None:
     """Without masks and object ids, every sentence is kept in every listed frame, with one note."""
     named = {"0": {"exp": "a man"}, "1": {"exp": "a horse"}}
     write_expressions(raw, "valid", {MAN: {"expressions": named, "frames": ["00000", "00005"]}})
@@ -174,7 +174,7 @@ def test_validation_as_first_published_has_no_ground_truth(raw: Path):
             check_pair(raw / "valid/JPEGImages", pair, 0)
 
 
-def test_objects_without_masks_have_no_ground_truth(raw: Path):
+def test_objects_without_masks_have_no_ground_truth(raw: Path) -> None:
     shutil.rmtree(raw / "valid/Annotations")
     pairs, _ = read_all(ReferYouTubeVOS(raw), MAN)
     assert [[sentence.instance for sentence in pair.sentences] for pair in pairs] == [[None, None]] * 2
@@ -182,7 +182,7 @@ def test_objects_without_masks_have_no_ground_truth(raw: Path):
 
 
 @pytest.mark.parametrize("named, notes", [({}, 0), ({"obj_id": "0"}, 1), ({"obj_id": "../../x"}, 1)])
-def test_validation_sentence_without_an_object_is_kept_without_ground_truth(raw: Path, named: dict, notes: int):
+def test_validation_sentence_without_an_object_is_kept_without_ground_truth(raw: Path, named: dict, notes: int) -> None:
     expressions = {**VALID[MAN]["expressions"], "2": {"exp": "a hat", **named}}
     write_expressions(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
     where = f"{expressions_file(raw, 'valid')}: video {MAN!r}: expression '2'"
@@ -194,7 +194,7 @@ def test_validation_sentence_without_an_object_is_kept_without_ground_truth(raw:
         check_pair(raw / "valid/JPEGImages", pair, 0)
 
 
-def test_invalid_validation_sentence_is_skipped(raw: Path):
+def test_invalid_validation_sentence_is_skipped(raw: Path) -> None:
     expressions = {**VALID[MAN]["expressions"], "2": {"exp": "", "obj_id": "1"}, "../3": {"exp": "a hat"}}
     write_expressions(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
     assert [item.reason for item in ReferYouTubeVOS(raw).skipped()] == [
@@ -205,7 +205,7 @@ def test_invalid_validation_sentence_is_skipped(raw: Path):
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "another size", "folder missing"])
-def test_validation_frame_without_a_mask_is_kept_without_ground_truth(raw: Path, fault: str):
+def test_validation_frame_without_a_mask_is_kept_without_ground_truth(raw: Path, fault: str) -> None:
     """The server needs its prediction, and no score may include it."""
     path = raw / "valid/Annotations" / MAN / "00005.png"
     if fault == "folder missing":
@@ -226,13 +226,13 @@ def test_validation_frame_without_a_mask_is_kept_without_ground_truth(raw: Path,
         check_pair(raw / "valid/JPEGImages", pair, 0)
 
 
-def test_validation_without_the_list_of_test(raw: Path):
+def test_validation_without_the_list_of_test(raw: Path) -> None:
     expressions_file(raw, "test").unlink()
     (note, *_) = ReferYouTubeVOS(raw).skipped()
     assert note.where == str(expressions_file(raw, "test")) and "can't be distinguished" in note.reason
 
 
-def test_video_in_two_splits_is_not_evaluated(raw: Path):
+def test_video_in_two_splits_is_not_evaluated(raw: Path) -> None:
     write_expressions(raw, "valid", {**VALID, NEW: TRAIN[NEW]})
     reader = ReferYouTubeVOS(raw)
     assert reader.videos("valid") == [MAN] and reader.videos("train") == [NEW, OLD]
@@ -245,7 +245,7 @@ def test_video_in_two_splits_is_not_evaluated(raw: Path):
     [b"", b'{"videos": {', b"\xff\xfe", b'{"video": {}}', b'{"videos": []}', b"[]", b"[" * 100_000, None],
     ids=["empty", "broken", "not UTF-8", "wrong key", "a list", "no object", "too deep", "a folder"],
 )
-def test_invalid_json_file(raw: Path, split: str, content: bytes | None):
+def test_invalid_json_file(raw: Path, split: str, content: bytes | None) -> None:
     path = expressions_file(raw, split)
     path.unlink()
     path.mkdir() if content is None else path.write_bytes(content)
@@ -254,7 +254,7 @@ def test_invalid_json_file(raw: Path, split: str, content: bytes | None):
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "", "a/b", "a\\b", "a\nb", "a\0b", "\ud800", "x" * 300])
-def test_video_whose_name_is_not_a_plain_file_name(raw: Path, name: str):
+def test_video_whose_name_is_not_a_plain_file_name(raw: Path, name: str) -> None:
     write_expressions(raw, "train", {**TRAIN, name: TRAIN[NEW]})
     assert ReferYouTubeVOS(raw).videos("train") == [NEW, OLD]
     where = f"{expressions_file(raw, 'train')}: video {name!r}"
@@ -274,7 +274,7 @@ def test_video_whose_name_is_not_a_plain_file_name(raw: Path, name: str):
         {"objects": {}},
     ],
 )
-def test_malformed_video(raw: Path, entry: object):
+def test_malformed_video(raw: Path, entry: object) -> None:
     write_expressions(raw, "train", {**TRAIN, "stranger": entry})
     where = f"{expressions_file(raw, 'train')}: video 'stranger'"
     assert ReferYouTubeVOS(raw).skipped() == (Skipped(where, "video without a readable sentence or frame"),)
@@ -301,7 +301,7 @@ def test_malformed_video(raw: Path, entry: object):
         ("../../x", {"exp": "a seal", "obj_id": "1"}, "the expression's name is not a plain file name"),
     ],
 )
-def test_invalid_expression_is_skipped(raw: Path, name: str, expression: object, reason: str):
+def test_invalid_expression_is_skipped(raw: Path, name: str, expression: object, reason: str) -> None:
     expressions = {**TRAIN[NEW]["expressions"], name: expression}
     write_expressions(raw, "train", {**TRAIN, NEW: {**TRAIN[NEW], "expressions": expressions}})
     where = f"{expressions_file(raw, 'train')}: video {NEW!r}: expression {name!r}"
@@ -309,7 +309,7 @@ def test_invalid_expression_is_skipped(raw: Path, name: str, expression: object,
     assert [len(pair.sentences) for pair in read_all(ReferYouTubeVOS(raw), NEW)[0]] == [3, 2, 3]
 
 
-def test_windows_line_endings_and_byte_order_mark(raw: Path):
+def test_windows_line_endings_and_byte_order_mark(raw: Path) -> None:
     path, before = expressions_file(raw, "train"), ReferYouTubeVOS(raw).annotations
     path.write_bytes(
         b"\xef\xbb\xbf" + json.dumps(json.loads(path.read_bytes()), indent=1).replace("\n", "\r\n").encode()
@@ -318,7 +318,7 @@ def test_windows_line_endings_and_byte_order_mark(raw: Path):
 
 
 @pytest.mark.parametrize("content", [None, {"frames": ["00000"]}, {"frames": "00000", "expressions": ["a seal"]}])
-def test_malformed_object_of_the_older_form(raw: Path, content: object):
+def test_malformed_object_of_the_older_form(raw: Path, content: object) -> None:
     write_expressions(raw, "train", {**TRAIN, OLD: {"objects": {**TRAIN[OLD]["objects"], "2": content}}})
     where = f"{expressions_file(raw, 'train')}: video {OLD!r}: object '2'"
     assert ReferYouTubeVOS(raw).skipped() == (Skipped(where, "malformed object"),)
@@ -336,7 +336,7 @@ def test_malformed_object_of_the_older_form(raw: Path, content: object):
         ("00010", "frame listed twice"),
     ],
 )
-def test_invalid_frame_name_is_skipped(raw: Path, name: object, reason: str):
+def test_invalid_frame_name_is_skipped(raw: Path, name: object, reason: str) -> None:
     write_expressions(raw, "train", {**TRAIN, NEW: {**TRAIN[NEW], "frames": [*TRAIN[NEW]["frames"], name]}})
     (skipped,) = ReferYouTubeVOS(raw).skipped()
     assert skipped.reason == reason and skipped.where.startswith(f"{expressions_file(raw, 'train')}: video {NEW!r}")
@@ -344,7 +344,7 @@ def test_invalid_frame_name_is_skipped(raw: Path, name: object, reason: str):
 
 
 @pytest.mark.parametrize("part, what", [("JPEGImages", "frames"), ("Annotations", "masks")])
-def test_video_without_its_folder(raw: Path, part: str, what: str):
+def test_video_without_its_folder(raw: Path, part: str, what: str) -> None:
     folder = raw / "train" / part / NEW
     shutil.rmtree(folder)
     assert read_all(ReferYouTubeVOS(raw), NEW) == (
@@ -353,7 +353,7 @@ def test_video_without_its_folder(raw: Path, part: str, what: str):
     )
 
 
-def test_object_that_is_in_no_mask(raw: Path):
+def test_object_that_is_in_no_mask(raw: Path) -> None:
     expressions = {**VALID[MAN]["expressions"], "2": {"exp": "a unicorn", "obj_id": "9"}}
     write_expressions(raw, "valid", {MAN: {**VALID[MAN], "expressions": expressions}})
     pairs, skipped = read_all(ReferYouTubeVOS(raw), MAN)
@@ -369,7 +369,7 @@ def test_object_that_is_in_no_mask(raw: Path):
     assert all(9 not in pair.masks for pair in pairs)
 
 
-def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}
     report = prepare("refer_youtube_vos", raw, tmp_path / "data")
     assert {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()} == before

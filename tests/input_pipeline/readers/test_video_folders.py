@@ -58,7 +58,7 @@ def grayscale_png(values: np.ndarray, bits: int) -> bytes:
     ids=["frame", "earlier frame"],
 )
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
-def test_truncated_frame(raw: Path, index: int, frames: list[int], name: str, kept: float):
+def test_truncated_frame(raw: Path, index: int, frames: list[int], name: str, kept: float) -> None:
     path = raw / "train/JPEGImages" / NEW / f"{index:05d}.jpg"
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
@@ -67,7 +67,7 @@ def test_truncated_frame(raw: Path, index: int, frames: list[int], name: str, ke
     assert Skipped(where, f"the {name} can't be read") in skipped
 
 
-def test_missing_mask(raw: Path):
+def test_missing_mask(raw: Path) -> None:
     path = raw / "train/Annotations" / NEW / "00005.png"
     path.unlink()
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
@@ -76,7 +76,7 @@ def test_missing_mask(raw: Path):
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
-def test_truncated_mask(raw: Path, kept: float):
+def test_truncated_mask(raw: Path, kept: float) -> None:
     path = raw / "train/Annotations" / NEW / "00005.png"
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
@@ -84,7 +84,7 @@ def test_truncated_mask(raw: Path, kept: float):
     assert skipped[0] == Skipped(str(path), "the mask can't be read")
 
 
-def test_mask_and_frame_of_different_size(raw: Path):
+def test_mask_and_frame_of_different_size(raw: Path) -> None:
     Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(raw / "train/Annotations" / NEW / "00005.png")
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
     assert [pair.frame_index for pair in pairs] == [10, 15]
@@ -92,7 +92,7 @@ def test_mask_and_frame_of_different_size(raw: Path):
     assert skipped[0] == Skipped(where, "the mask and the frame differ in size")
 
 
-def test_earlier_frame_of_different_size(raw: Path):
+def test_earlier_frame_of_different_size(raw: Path) -> None:
     Image.fromarray(frame(0)[:, :32]).save(raw / "train/JPEGImages" / NEW / "00000.jpg")
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
     assert [pair.frame_index for pair in pairs] == [10, 15]
@@ -101,7 +101,7 @@ def test_earlier_frame_of_different_size(raw: Path):
 
 @pytest.mark.parametrize("part", ["JPEGImages", "Annotations"])
 @pytest.mark.parametrize("kind", ["folder", "dangling", "circle"])
-def test_folder_or_broken_link_instead_of_a_file(raw: Path, part: str, kind: str):
+def test_folder_or_broken_link_instead_of_a_file(raw: Path, part: str, kind: str) -> None:
     (path,) = (raw / "train" / part / NEW).glob("00015.*g")
     path.unlink()
     path.mkdir() if kind == "folder" else path.symlink_to(path.name if kind == "circle" else "nowhere")
@@ -112,7 +112,7 @@ def test_folder_or_broken_link_instead_of_a_file(raw: Path, part: str, kind: str
     assert Skipped(str(path), reason) in skipped
 
 
-def test_damaged_mask_is_rejected_or_read_correctly(raw: Path):
+def test_damaged_mask_is_rejected_or_read_correctly(raw: Path) -> None:
     path = raw / "valid/Annotations" / MAN / "00005.png"
     intact, labels, failures = path.read_bytes(), read_labels(path), 0
     for position in range(len(intact)):
@@ -124,7 +124,7 @@ def test_damaged_mask_is_rejected_or_read_correctly(raw: Path):
     assert failures > len(intact) - 20  # damage at the end of the file is harmless
 
 
-def test_color_image_instead_of_a_mask(raw: Path):
+def test_color_image_instead_of_a_mask(raw: Path) -> None:
     path = raw / "train/Annotations" / NEW / "00005.png"
     Image.fromarray(frame(0)).save(path)
     pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
@@ -132,13 +132,13 @@ def test_color_image_instead_of_a_mask(raw: Path):
     assert skipped[0] == Skipped(str(path), "the mask is neither a palette image nor 8-bit grayscale: no object ids")
 
 
-def test_grayscale_mask(raw: Path):
+def test_grayscale_mask(raw: Path) -> None:
     labels = np.where(walking_mask(1, 5), 1, 0) + np.where(walking_mask(2, 5), 2, 0)
     Image.fromarray(labels.astype(np.uint8)).save(raw / "train/Annotations" / NEW / "00005.png")
     check_pair(raw / "train/JPEGImages", read_all(ReferYouTubeVOS(raw), NEW)[0][0], 0)
 
 
-def test_mask_of_low_bit_depth(raw: Path):
+def test_mask_of_low_bit_depth(raw: Path) -> None:
     """Palette indices are read as they are; gray values would be scaled by Pillow: 1 to 17 at 4 bits."""
     path = raw / "train/Annotations" / NEW / "00005.png"
     labels = np.where(walking_mask(1, 5), 1, 0) + np.where(walking_mask(2, 5), 2, 0)
@@ -154,7 +154,7 @@ def test_mask_of_low_bit_depth(raw: Path):
 
 @pytest.mark.parametrize("length", [10_000, 60_000])
 @pytest.mark.parametrize("part, what", [("Annotations", "mask"), ("JPEGImages", "frame")])
-def test_image_that_claims_a_huge_size(raw: Path, part: str, what: str, length: int):
+def test_image_that_claims_a_huge_size(raw: Path, part: str, what: str, length: int) -> None:
     path = raw / "train" / part / NEW / ("00015.png" if what == "mask" else "00015.jpg")
     content = bytearray(grayscale_png(np.ones((HEIGHT, WIDTH)), bits=8))
     content[16:24] = struct.pack(">II", length, length)
@@ -168,7 +168,7 @@ def test_image_that_claims_a_huge_size(raw: Path, part: str, what: str, length: 
 @pytest.mark.parametrize("interval, reads", [(2, 24), (12, 48)])
 def test_few_frames_of_a_long_video_are_kept_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: int, reads: int
-):
+) -> None:
     """At a short interval every frame is read once; at a long one, earlier frames are read again."""
     raw = write_ref_davis17(tmp_path / "davis")
     for index in range(24):

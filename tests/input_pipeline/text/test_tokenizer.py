@@ -13,7 +13,7 @@ CASES = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['phrase'][:20]!r}-{case['max_len']}")
-def test_tokens_equal_the_released_code(case):
+def test_tokens_equal_the_released_code(case) -> None:
     tokens = tokenize(case["phrase"], case["max_len"])
     padding = case["max_len"] - len(tokens)
     assert tokens + [""] * padding == case["tokens"]
@@ -23,7 +23,7 @@ def test_tokens_equal_the_released_code(case):
         assert [1] * len(tokens) + [0] * padding == case["mask"]
 
 
-def test_a_very_long_sentence_is_truncated():
+def test_a_very_long_sentence_is_truncated() -> None:
     assert (
         tokenize("the red circle moving left, " * 400, 25)
         == (["the", "red", "circle", "moving", "left", ", "] * 5)[:25]

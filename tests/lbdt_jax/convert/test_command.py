@@ -21,8 +21,8 @@ import pytest
 import torch
 from absl.testing import flagsaver
 from flax.traverse_util import flatten_dict, unflatten_dict
-from paths import ROOT
-from published import GOLDEN, encode_and_segment, published_inputs, torch_state
+from paths import GOLDEN, ROOT
+from published import encode_and_segment, published_inputs, torch_state
 from safetensors.numpy import save_file
 from tiny import tiny_config, tiny_state, tiny_variables
 
@@ -53,8 +53,8 @@ def convert(source: Path, target: Path) -> None:
     main(["convert", f"--from={source}", f"--to={target}"])
 
 
-def refused(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The message of a conversion that must fail and write nothing."""
+def error_of(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs a conversion that must fail and write nothing. Returns its message."""
     before = sorted(target.parent.iterdir())
     with pytest.raises(SystemExit) as stopped:
         convert(source, target)
@@ -65,9 +65,9 @@ def refused(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LBDT-1 as released, published.ckpt, converted by the command to ours/ and back to back.ckpt.
+    """LBDT-1 as released, published.ckpt, converted by the command to ours/ and from there to back.ckpt.
 
-    Only the first conversion is a process of its own: each takes seconds to import JAX and to trace the model.
+    Only the first conversion runs in a process of its own, since that takes seconds to import JAX and trace the model.
     """
     folder = tmp_path_factory.mktemp("converted")
     torch.save(collections.OrderedDict(tensors(torch_state("lbdt1_r50"))), folder / "published.ckpt")
@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_file(first: Path, second: Path) -> None:
-    """Keys in their order, shapes, dtypes and bytes."""
+    """Compares keys in their order, shapes, dtypes and bytes."""
     a, b = (torch.load(path, weights_only=True) for path in (first, second))
     assert list(a) == list(b)
     for key in a:
@@ -101,13 +101,13 @@ def test_a_released_file_predicts_the_published_logits(folder: Path) -> None:
     logits = jax.jit(
         lambda variables: make_model(checkpoint.config).apply(variables, inputs, method=encode_and_segment)
     )
-    found = np.asarray(logits(checkpoint.variables)).reshape(-1)
+    actual = np.asarray(logits(checkpoint.variables)).reshape(-1)
     golden = np.load(GOLDEN / "forward_lbdt1_r50_small.npz")
     mean, std = golden["logits:stats"][:2]
     rms = np.sqrt(mean**2 + std**2)
     expected = golden["logits:full"].reshape(-1) if "logits:full" in golden else golden["logits:val"]
-    found = found if "logits:full" in golden else found[golden["logits:idx"]]
-    errors = np.abs(found - expected)
+    actual = actual if "logits:full" in golden else actual[golden["logits:idx"]]
+    errors = np.abs(actual - expected)
     assert errors.max() <= 1e-4 * rms
     assert np.sqrt(np.mean(errors**2)) <= 2e-5 * rms
 
@@ -119,7 +119,7 @@ def test_converting_there_and_back_gives_the_same_bytes(folder: Path) -> None:
     assert [[key, list(x.shape), str(x.dtype).removeprefix("torch.")] for key, x in back.items()] == manifest
 
 
-def test_it_prints_the_model_and_the_unused_arrays(folder: Path) -> None:
+def test_the_command_prints_the_model_and_the_unused_arrays(folder: Path) -> None:
     output = (folder / "ours.txt").read_text()
     for part in ("LBDT-1 with ResNet-50", "never uses 46 of them", "1,184,030 numbers", "135 counters"):
         assert part in output
@@ -139,7 +139,7 @@ def test_from_folder_to_folder_only_the_weights_are_written(tmp_path: Path, caps
         writer.save(replicate(state, make_mesh(jax.devices()[:1])), tiny_config(), words)
     convert(tmp_path / "run", tmp_path / "weights")
     assert "after 12 steps" in capsys.readouterr().out
-    assert "run exists already" in refused(tmp_path / "weights", tmp_path / "run", capsys)
+    assert "run exists already" in error_of(tmp_path / "weights", tmp_path / "run", capsys)
     run, weights = (load_checkpoint(tmp_path / name) for name in ("run", "weights"))
     arrays = [{**flatten_dict(c.variables), "words": c.sentence_encoder.vectors} for c in (run, weights)]
     assert arrays[0].keys() == arrays[1].keys()
@@ -160,10 +160,10 @@ def test_all_formats_of_state_dicts_are_read(form: str, tmp_path: Path) -> None:
     elif form != "old":
         saved = {form: saved, "epoch": 3}
     torch.save(saved, tmp_path / "file.pth", _use_new_zipfile_serialization=form != "old")
-    found = read_torch(tmp_path / "file.pth")
-    assert list(found) == list(state)
+    actual = read_torch(tmp_path / "file.pth")
+    assert list(actual) == list(state)
     for name, value in state.items():
-        assert found[name].dtype == value.dtype and np.array_equal(found[name], value)
+        assert actual[name].dtype == value.dtype and np.array_equal(actual[name], value)
 
 
 class Malicious:
@@ -185,7 +185,7 @@ def test_a_malicious_file_is_rejected_and_not_executed(way: str, tmp_path: Path,
     else:
         protocol = 4 if way.endswith("4") else 2
         torch.save(content, source, pickle_protocol=protocol, _use_new_zipfile_serialization="old" not in way)
-    message = refused(source, tmp_path / "ours", capsys)
+    message = error_of(source, tmp_path / "ours", capsys)
     assert f"{os.system.__module__}.system" in message and str(source) in message
     assert not marker.exists()
 
@@ -193,24 +193,24 @@ def test_a_malicious_file_is_rejected_and_not_executed(way: str, tmp_path: Path,
 def test_a_broken_file_is_rejected(folder: Path, tmp_path: Path, capsys) -> None:
     half = tmp_path / "half.ckpt"
     half.write_bytes((folder / "published.ckpt").read_bytes()[:1_000_000])
-    assert "half.ckpt is broken" in refused(half, tmp_path / "ours", capsys)
+    assert "half.ckpt is broken" in error_of(half, tmp_path / "ours", capsys)
     text = tmp_path / "text.ckpt"
     text.write_text("<html>not found</html>\n")
-    assert "text.ckpt is broken" in refused(text, tmp_path / "ours", capsys)
+    assert "text.ckpt is broken" in error_of(text, tmp_path / "ours", capsys)
     (tmp_path / "empty.ckpt").touch()
-    assert "empty.ckpt is broken" in refused(tmp_path / "empty.ckpt", tmp_path / "ours", capsys)
+    assert "empty.ckpt is broken" in error_of(tmp_path / "empty.ckpt", tmp_path / "ours", capsys)
     for number, content in enumerate((torch.zeros(3), [1, 2], {})):
         torch.save(content, tmp_path / f"{number}.ckpt")
-        assert "no state dict" in refused(tmp_path / f"{number}.ckpt", tmp_path / "ours", capsys)
-    assert "there is no" in refused(tmp_path / "nothing.ckpt", tmp_path / "ours", capsys)
+        assert "no state dict" in error_of(tmp_path / f"{number}.ckpt", tmp_path / "ours", capsys)
+    assert "there is no" in error_of(tmp_path / "nothing.ckpt", tmp_path / "ours", capsys)
     (tmp_path / "folder").mkdir()
-    assert "No checkpoint in" in refused(tmp_path / "folder", tmp_path / "new.ckpt", capsys)
+    assert "No checkpoint in" in error_of(tmp_path / "folder", tmp_path / "new.ckpt", capsys)
 
 
 def test_other_types_than_float32_are_listed(tmp_path: Path, capsys) -> None:
     saved = {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.bfloat16), "c": torch.zeros(2).half(), "epoch": 3}
     torch.save(saved, tmp_path / "half.ckpt")
-    *_, b, c, epoch = refused(tmp_path / "half.ckpt", tmp_path / "ours", capsys).splitlines()
+    *_, b, c, epoch = error_of(tmp_path / "half.ckpt", tmp_path / "ours", capsys).splitlines()
     assert (b, c, epoch) == ("  b: torch.bfloat16", "  c: torch.float16", "  epoch: int")
 
 
@@ -218,20 +218,20 @@ def test_a_state_dict_with_other_names_is_rejected(tmp_path: Path, capsys) -> No
     state = tensors(torch_state("lbdt1_r50"))
     state["unknown"] = state.pop("bn1_2.bias")
     torch.save(state, tmp_path / "other.ckpt")
-    message = refused(tmp_path / "other.ckpt", tmp_path / "ours", capsys)
+    message = error_of(tmp_path / "other.ckpt", tmp_path / "ours", capsys)
     assert "missing: ['bn1_2.bias']" in message and "unexpected: ['unknown']" in message
 
 
 def test_without_torch(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     for source, target in ((folder / "published.ckpt", tmp_path / "ours"), (folder / "ours", tmp_path / "new.ckpt")):
-        assert "pip install -r requirements-torch.txt" in refused(source, target, capsys)
+        assert "pip install -r requirements-torch.txt" in error_of(source, target, capsys)
 
 
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys) -> None:
     for source, target in (("published.ckpt", "ours"), ("published.ckpt", "back.ckpt"), ("ours", "back.ckpt")):
         before = (folder / "back.ckpt").stat()
-        assert "exists already" in refused(folder / source, folder / target, capsys)
+        assert "exists already" in error_of(folder / source, folder / target, capsys)
         assert (folder / "back.ckpt").stat() == before
 
 
@@ -296,7 +296,7 @@ def save_repository(folder: Path, state: dict[str, np.ndarray], **settings: Any)
 
 
 def assert_both_streams_hold(variables: dict[str, Any], state: dict[str, np.ndarray], depth: int) -> None:
-    """Checked with the table of LBDT's names, which the golden logits prove."""
+    """Checks both streams with the table of LBDT's names, which the golden logits prove to be right."""
     flat = flatten_dict(variables)
     rest = {path for path in flat if not path[1].endswith("_stream")}
     assert all((flat[path] == 0.5).all() for path in rest) and rest
@@ -355,9 +355,9 @@ def test_the_message_for_a_missing_file_says_what_to_download(variables) -> None
 def test_initial_weights_from_a_complete_lbdt(folder: Path, variables) -> None:
     expected = flatten_dict(from_torch(torch_state("lbdt1_r50")))
     for source in ("published.ckpt", "ours"):
-        found = flatten_dict(load_initial_weights(variables, folder / source))
-        assert found.keys() == expected.keys()
-        assert all(np.array_equal(found[path], expected[path]) for path in found)
+        actual = flatten_dict(load_initial_weights(variables, folder / source))
+        assert actual.keys() == expected.keys()
+        assert all(np.array_equal(actual[path], expected[path]) for path in actual)
     del variables["params"]["duplex_transfer5"]
     with pytest.raises(UserError, match="params/duplex_transfer5/.*: expected nothing, found"):
         load_initial_weights(variables, folder / "ours")

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from published import GOLDEN, torch_state
+from paths import GOLDEN
+from published import torch_state
 
 from lbdt_jax.convert.names import complete, from_torch, shapes, to_torch, torch_architecture, torch_shapes, unused
 
@@ -44,8 +45,8 @@ def test_the_published_networks_are_recognized(variant: str, expected: tuple[int
 @pytest.mark.parametrize("variant", ["lbdt1_r50", "lbdt4_r50", "lbdt4_r101"])
 def test_order_and_shapes_are_the_published_ones(variant: str) -> None:
     manifest = json.loads((GOLDEN / f"manifest_{variant}.json").read_text())
-    found = torch_shapes(*torch_architecture(name for name, _, _ in manifest), 300)
-    assert list(found.items()) == [(name, tuple(shape)) for name, shape, _ in manifest]
+    actual = torch_shapes(*torch_architecture(name for name, _, _ in manifest), 300)
+    assert list(actual.items()) == [(name, tuple(shape)) for name, shape, _ in manifest]
 
 
 def test_unused_arrays_are_filled_in(state) -> None:

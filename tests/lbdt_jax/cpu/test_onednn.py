@@ -106,7 +106,7 @@ def fresh_availability() -> Iterator[None]:
     onednn.available.cache_clear()
 
 
-def test_an_untested_jaxlib_warns_and_does_without(monkeypatch: pytest.MonkeyPatch, fresh_availability: None) -> None:
+def test_an_untested_jaxlib_warns_and_uses_xla(monkeypatch: pytest.MonkeyPatch, fresh_availability: None) -> None:
     monkeypatch.setenv(onednn.ENVIRONMENT_VARIABLE, "1")
     monkeypatch.setattr(jaxlib, "__version__", "9.9.9")
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
@@ -115,7 +115,7 @@ def test_an_untested_jaxlib_warns_and_does_without(monkeypatch: pytest.MonkeyPat
     assert "__onednn$" not in program.as_text()
 
 
-def test_bfloat16_without_avx512_warns_and_does_without(
+def test_bfloat16_without_avx512_warns_and_uses_xla(
     monkeypatch: pytest.MonkeyPatch, fresh_availability: None, onednn_enabled: None
 ) -> None:
     # oneDNN would end the process there, as seen on an AMD EPYC of 2021.

@@ -1,4 +1,4 @@
-"""The demo page in a real browser (Debian's chromium and chromium-driver).
+"""The demo page in a browser (Debian's chromium and chromium-driver).
 
 With a trained checkpoint and a clip, the first test also takes the screenshots in docs/; they were made by
 
@@ -126,7 +126,7 @@ class Visitor:
         self.find("#submit")
 
     def find(self, selector: str, attribute: str = "", other_than: str | None = None) -> WebElement:
-        """Waits for a visible element, and until its attribute has another value."""
+        """Waits for a visible element and, if an attribute is given, until its value differs from `other_than`."""
         started = monotonic()
         while monotonic() - started < TIMEOUT:
             for element in self.driver.find_elements("css selector", selector):
@@ -288,7 +288,7 @@ def test_two_visitors_at_once(visitors: tuple[Visitor, Visitor], tmp_path: Path)
     assert visitors[0].find("#frame img").get_attribute("src") != visitors[1].find("#frame img").get_attribute("src")
 
 
-def test_invalid_input_is_refused(visitor: Visitor, tmp_path: Path) -> None:
+def test_invalid_input_is_rejected(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "notes.mp4").write_text("nothing to see")
     (tmp_path / "large.mp4").write_bytes(bytes(300_000))
     write_clip(tmp_path / "long.mp4", range(60))

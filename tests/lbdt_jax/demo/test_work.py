@@ -1,4 +1,4 @@
-"""Checks and results of the demo page (lbdt_jax/demo/checks.py and work.py); test_page.py runs it in a browser."""
+"""Checks and results of the demo page (lbdt_jax/demo/checks.py and work.py); test_page.py tests it in a browser."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def large_frames(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "write_bad_clip",
     [
         not_a_video,
         playlist,
@@ -125,8 +125,8 @@ def large_frames(path: Path) -> str:
         large_frames,
     ],
 )
-def test_other_uploads_are_refused(tmp_path: Path, fault: Callable[[Path], str]) -> None:
-    message = fault(tmp_path / "a.mp4")
+def test_other_uploads_are_rejected(tmp_path: Path, write_bad_clip: Callable[[Path], str]) -> None:
+    message = write_bad_clip(tmp_path / "a.mp4")
     with pytest.raises(UserError, match=message) as error:
         checks.check_clip(tmp_path / "a.mp4", LIMITS)
     assert str(tmp_path) not in str(error.value)
@@ -141,7 +141,7 @@ def test_other_uploads_are_refused(tmp_path: Path, fault: Callable[[Path], str])
         ("the dog\n" + "a" * 201, "Sentence 2 has 201 characters"),
     ],
 )
-def test_invalid_sentences_are_refused(text: str, message: str) -> None:
+def test_invalid_sentences_are_rejected(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         checks.read_sentences(text, LIMITS)
 

@@ -1,4 +1,4 @@
-"""The folder of a prediction is made, resumed, and read (lbdt_jax/inference/results.py)."""
+"""Prediction folders are created, resumed and loaded (lbdt_jax/inference/results.py)."""
 
 from __future__ import annotations
 

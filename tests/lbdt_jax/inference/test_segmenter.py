@@ -86,11 +86,11 @@ def test_invalid_input_is_explained(frames: np.ndarray, sentences: list[str], me
         tiny_segmenter().segment(frames, sentences)
 
 
-# -- words that the checkpoint does not hold
+# -- words without a vector in the checkpoint
 
 
-def test_other_words_are_looked_up() -> None:
-    # The word vectors of the training, random:6, have a vector of every word; those of the checkpoint are kept.
+def test_words_without_a_vector_are_looked_up() -> None:
+    # The source of the word vectors in training, random:6, has a vector for every word.
     segmenter = tiny_segmenter()
     assert segmenter.unknown_words(["the purple dog"]) == []
     words, word_mask = segmenter.encode(["the purple dog"])

@@ -1,4 +1,4 @@
-"""The parts of a pipeline share its time (lbdt_jax/inference/stopwatch.py)."""
+"""The time of a pipeline is split among its parts (lbdt_jax/inference/stopwatch.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import monotonic, sleep
 from lbdt_jax.inference.stopwatch import Stopwatch
 
 
-def test_every_second_counts_once() -> None:
+def test_time_is_counted_for_one_part_only() -> None:
     stopwatch = Stopwatch()
 
     def slow(items: Iterable[int]) -> Iterator[int]:

@@ -112,10 +112,10 @@ def broken_image(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "make_bad_video", [not_a_video, truncated, sound_only, missing, empty_folder, different_sizes, broken_image]
+    "write_bad_video", [not_a_video, truncated, sound_only, missing, empty_folder, different_sizes, broken_image]
 )
-def test_bad_videos_are_explained(tmp_path: Path, make_bad_video: Callable[[Path], str]) -> None:
-    message = make_bad_video(tmp_path / "a.mp4")
+def test_errors_for_unreadable_videos(tmp_path: Path, write_bad_video: Callable[[Path], str]) -> None:
+    message = write_bad_video(tmp_path / "a.mp4")
     with pytest.raises(UserError, match=message):
         read_frames(tmp_path / "a.mp4")
 

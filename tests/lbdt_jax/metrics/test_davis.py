@@ -53,14 +53,14 @@ VIDEOS = {
 }
 
 
-def fabricate(video: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def generate(video: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(predicted labels, true labels) of each frame, (h, w) uint8; equal on every machine."""
     rule, rng = VIDEOS[video], stream(video, 0)
     paths = {label: rng.random((2, 3)) for label in rule.objects}  # (start, end) x (y, x, size)
-    guesses = {}
+    proposal_paths = {}
     for label, (true, *_) in rule.proposals.items():
         drawn = rng.random((2, 3))
-        guesses[label] = paths[true] + 0.15 * (drawn - 0.5) if true else drawn
+        proposal_paths[label] = paths[true] + 0.15 * (drawn - 0.5) if true else drawn
     for frame in range(rule.frames):
         truth, labels = np.zeros(rule.size, np.uint8), np.zeros(rule.size, np.uint8)
         for label, (first, last) in rule.objects.items():
@@ -69,7 +69,7 @@ def fabricate(video: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 truth[_ellipse(rule, paths[label], frame)] = label
         for label, (_, first, last) in rule.proposals.items():
             if first <= frame <= last:
-                labels[_ellipse(rule, guesses[label], frame)] = label
+                labels[_ellipse(rule, proposal_paths[label], frame)] = label
         if rule.void > 0.5:
             truth[rng.random(rule.size) < rule.void] = 255
             labels[truth == 255] = 3  # only in void pixels, but still a proposal
@@ -84,8 +84,8 @@ def _ellipse(rule: Rule, path: np.ndarray, frame: int, scale: float = 1.0) -> np
 
 
 @pytest.mark.parametrize("video", VIDEOS)
-def test_each_video_equals_the_public_code(video):
-    expected, frames = EXPECTED["videos"][video], list(fabricate(video))
+def test_each_video_equals_the_public_code(video) -> None:
+    expected, frames = EXPECTED["videos"][video], list(generate(video))
     assert checksum(np.array(frames)) == expected["crc"]
     if expected["j"]:
         j, f = (np.mean(expected[measure]) for measure in "jf")
@@ -95,10 +95,10 @@ def test_each_video_equals_the_public_code(video):
             of_frames(*frames)
 
 
-def test_all_videos_equal_the_public_code_in_any_order():
+def test_all_videos_equal_the_public_code_in_any_order() -> None:
     parts = [MatchedScores() for _ in range(3)]
     for video in VIDEOS:
-        for index, (labels, truth) in reversed(list(enumerate(fabricate(video)))):
+        for index, (labels, truth) in reversed(list(enumerate(generate(video)))):
             parts[index % 3].add(video, index, labels, truth)
     merged = parts[2].merge(pickle.loads(pickle.dumps(parts[0]))).merge(parts[1])
     assert merged.compute() == pytest.approx(EXPECTED["all"], abs=1e-9)
@@ -121,14 +121,14 @@ def of_frames(*frames: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
     return scores.compute()
 
 
-def test_perfect_is_one_and_empty_is_zero():
+def test_perfect_is_one_and_empty_is_zero() -> None:
     assert set(of_frames((BOTH, BOTH)).values()) == {1.0}
     swapped = np.array([0, 2, 1], np.uint8)[BOTH]  # predicted objects have no identity
     assert set(of_frames((swapped, BOTH), (2 * SQUARE, SQUARE)).values()) == {1.0}
     assert set(of_frames((EMPTY, BOTH)).values()) == {0.0}
 
 
-def test_scores_computed_by_hand():
+def test_scores_computed_by_hand() -> None:
     half = BOTH.copy()
     half[10:15] = 0  # 100 of the first object's 200 pixels
     scores = of_frames((half, BOTH))
@@ -140,23 +140,23 @@ def test_scores_computed_by_hand():
     assert of_frames((BOTH, BOTH), (SQUARE, BOTH))["j"] == (1 + 0.5) / 2
 
 
-def test_objects_are_matched_over_the_whole_video():
+def test_objects_are_matched_over_the_whole_video() -> None:
     """A proposal covers one object in two frames and the other in one: it is matched to the first."""
     second = np.where(BOTH == 2, 1, 0).astype(np.uint8)
     assert of_frames((SQUARE, BOTH), (SQUARE, BOTH), (second, BOTH))["j"] == pytest.approx((2 / 3 + 0) / 2)
 
 
-def test_void_pixels_are_ignored():
+def test_void_pixels_are_ignored() -> None:
     truth = np.where(BOTH == 2, 255, BOTH).astype(np.uint8)
     assert set(of_frames((BOTH, truth)).values()) == {1.0}
     assert set(of_frames((np.where(truth == 255, 1, truth).astype(np.uint8), truth)).values()) == {1.0}
 
 
-def test_objects_that_appear_after_the_first_frame_are_ignored():
+def test_objects_that_appear_after_the_first_frame_are_ignored() -> None:
     assert set(of_frames((SQUARE, SQUARE), (SQUARE, BOTH)).values()) == {1.0}
 
 
-def test_invalid_input_raises():
+def test_invalid_input_raises() -> None:
     scores = MatchedScores()
     with pytest.raises(ValueError, match="no object"):
         scores.compute()
@@ -175,15 +175,15 @@ def test_invalid_input_raises():
         merge_objects(np.zeros((255, 1, 1), np.float32))
 
 
-def test_objects_are_merged_by_probability():
+def test_objects_are_merged_by_probability() -> None:
     probabilities = np.array([[[0.9, 0.6, 0.5, 0.49, 0.0]], [[0.8, 0.7, 0.5, 0.4, 0.51]]], np.float32)
     labels = merge_objects(probabilities)
     assert labels.dtype == np.uint8 and labels.tolist() == [[1, 2, 1, 0, 2]]
     assert merge_objects(np.zeros((0, 2, 3), np.float32)).tolist() == [[0, 0, 0]] * 2
 
 
-def test_one_object_without_void_scores_like_a_pair_of_masks():
-    for labels, truth in fabricate("more-proposals"):
+def test_one_object_without_void_scores_like_a_pair_of_masks() -> None:
+    for labels, truth in generate("more-proposals"):
         prediction, mask = labels == 1, truth == 1
         expected = region_similarity(prediction, mask), boundary_accuracy(prediction, mask)
         scores = of_frames((prediction.astype(np.uint8), mask.astype(np.uint8)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from inputs_rule import checksum
 from paths import GOLDEN
-from pycocotools import mask as run_length
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
@@ -68,7 +68,7 @@ def score_standard(pairs, via_320: bool, constant_score: bool = False) -> Standa
     return scores
 
 
-def test_paper_scores_equal_the_released_code(pairs):
+def test_paper_scores_equal_the_released_code(pairs) -> None:
     scores = score_paper(pairs)
     for pair, (_, target, _, rows, columns), sample in zip(PAIRS, pairs, scores.samples, strict=True):
         expected, (iou, intersection, union, f1) = pair["reference"], sample
@@ -94,7 +94,7 @@ def test_paper_scores_equal_the_released_code(pairs):
     )
 
 
-def test_resized_predictions_equal_those_of_the_released_code(pairs):
+def test_resized_predictions_equal_those_of_the_released_code(pairs) -> None:
     for pair, (probability, *_) in zip(PAIRS, pairs, strict=True):
         mask = resize_as_published(probability > 0.5, (pair["height"], pair["width"]))
         assert mask.dtype == bool
@@ -102,7 +102,7 @@ def test_resized_predictions_equal_those_of_the_released_code(pairs):
 
 
 @pytest.mark.parametrize("name", ["standard_via_320", "standard_original"])
-def test_standard_scores_equal_davis_and_coco(pairs, name):
+def test_standard_scores_equal_davis_and_coco(pairs, name) -> None:
     scores = score_standard(pairs, via_320=name == "standard_via_320")
     truth = "gt_via_320" if name == "standard_via_320" else "gt_original"
     for pair, (j, f, intersection, predicted, true, score, key) in zip(PAIRS, scores.samples, strict=True):
@@ -140,9 +140,9 @@ def evaluate_with_coco(samples: list[tuple[np.ndarray, np.ndarray, float]]) -> d
     truth, detections = COCO(), []
     truth.dataset = {"images": [], "annotations": [], "categories": [{"id": 1}]}
     for image_id, (prediction, mask, score) in enumerate(samples, start=1):  # to COCO, id 0 means "no match"
-        predicted, true = (run_length.encode(np.asfortranarray(pixels, np.uint8)) for pixels in (prediction, mask))
+        predicted, true = (coco_mask.encode(np.asfortranarray(pixels, np.uint8)) for pixels in (prediction, mask))
         truth.dataset["images"].append({"id": image_id, "height": mask.shape[0], "width": mask.shape[1]})
-        area = float(run_length.area(true))
+        area = float(coco_mask.area(true))
         common = {"image_id": image_id, "category_id": 1}
         truth.dataset["annotations"].append(
             {**common, "id": image_id, "segmentation": true, "area": area, "iscrowd": 0},
@@ -173,7 +173,7 @@ def random_samples(seed: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_average_precision_equals_coco(seed, capsys):
+def test_average_precision_equals_coco(seed, capsys) -> None:
     samples = random_samples(seed)
     if seed == 2:  # no small and no medium object
         samples = [sample for sample in samples if sample[1].sum() > 96**2]
@@ -185,31 +185,31 @@ def test_average_precision_equals_coco(seed, capsys):
     assert ("coco_small" in computed) == (seed != 2) and 0.1 < computed["coco_map"] < 0.9
 
 
-def test_merged_halves_equal_the_whole(pairs, capsys):
-    for whole in (score_paper(pairs), score_standard(pairs, via_320=False)):
-        columns = whole.samples.shape[1]
+def test_merged_halves_equal_the_whole(pairs, capsys) -> None:
+    for complete in (score_paper(pairs), score_standard(pairs, via_320=False)):
+        columns = complete.samples.shape[1]
         for middle in (0, 1, 17, 40):
             first, second = (
-                dataclasses.replace(whole, values=whole.values[part])
+                dataclasses.replace(complete, values=complete.values[part])
                 for part in (slice(middle * columns), slice(middle * columns, None))
             )
             merged = pickle.loads(pickle.dumps(first)).merge(second)
-            assert merged.compute() == type(whole)().merge(merged).compute() == whole.compute()
-        assert len(whole.samples) == 40 and len(first.merge(whole).samples) == 80
+            assert merged.compute() == type(complete)().merge(merged).compute() == complete.compute()
+        assert len(complete.samples) == 40 and len(first.merge(complete).samples) == 80
     assert capsys.readouterr().out == ""  # pycocotools doesn't print
 
 
-def test_j_and_f_are_means_over_frames_and_then_over_expressions(pairs):
+def test_j_and_f_are_means_over_frames_and_then_over_expressions(pairs) -> None:
     """As for Refer-YouTube-VOS; the other measures are over all samples."""
     keys = [("video", "0"), ("video", "1"), ("other", "0"), None]
     sample_keys = [keys[min(index % 7, 3)] if index else None for index in range(40)]  # in another order in each part
-    whole, parts = StandardScores(), [StandardScores(), StandardScores()]
+    complete, parts = StandardScores(), [StandardScores(), StandardScores()]
     for index, (probability, _, mask, rows, columns) in enumerate(pairs):
         prediction, score = (probability > 0.5)[rows][:, columns], PAIRS[index]["score"]
-        whole.add(prediction, mask, score, sample_keys[index])
+        complete.add(prediction, mask, score, sample_keys[index])
         parts[index >= 12].add(prediction, mask, score, sample_keys[index])
-    computed = whole.compute()
-    for measure, values in (("j", whole.samples[:, 0]), ("f", whole.samples[:, 1])):
+    computed = complete.compute()
+    for measure, values in (("j", complete.samples[:, 0]), ("f", complete.samples[:, 1])):
         means = [np.mean([value for value, key in zip(values, sample_keys, strict=True) if key == k]) for k in keys[:3]]
         alone = [value for value, key in zip(values, sample_keys, strict=True) if key is None]
         assert computed[measure] == pytest.approx(np.mean([*means, *alone]), abs=1e-12)
@@ -220,7 +220,7 @@ def test_j_and_f_are_means_over_frames_and_then_over_expressions(pairs):
     assert other_order.compute() == pytest.approx(computed, abs=1e-12)  # no scores tie here
 
 
-def test_states_stay_small(pairs):
+def test_states_stay_small(pairs) -> None:
     """A sample takes a few numbers, however large its masks."""
     for scores in (score_paper(pairs), score_standard(pairs, via_320=False)):
         assert len(pickle.dumps(scores)) < 100 * len(scores.samples)
@@ -235,7 +235,7 @@ EMPTY = np.zeros_like(SQUARE)
     ("prediction", "truth", "value"),
     [(SQUARE, SQUARE, 1.0), (EMPTY, SQUARE, 0.0), (SQUARE, EMPTY, 0.0), (EMPTY, EMPTY, 1.0)],
 )
-def test_perfect_is_one_and_empty_is_zero(prediction, truth, value):
+def test_perfect_is_one_and_empty_is_zero(prediction, truth, value) -> None:
     paper, standard = PaperScores(), StandardScores()
     assert paper.add(prediction.astype(np.float32), truth.astype(np.uint8), (40, 50)) == pytest.approx(value, abs=1e-6)
     assert standard.add(prediction, truth, 0.5) == value
@@ -247,7 +247,7 @@ def test_perfect_is_one_and_empty_is_zero(prediction, truth, value):
     assert set(np.round(list(measures.values()), 6)) == {value}
 
 
-def test_scores_computed_by_hand():
+def test_scores_computed_by_hand() -> None:
     half = SQUARE.copy()
     half[10:15] = False  # 100 of 200 pixels
     paper, standard = PaperScores(), StandardScores()
@@ -263,7 +263,7 @@ def test_scores_computed_by_hand():
     assert standard.compute()["coco_map"] == pytest.approx((1 + 9 * 0.5 * 51 / 101) / 10)
 
 
-def test_paper_compares_at_the_original_size():
+def test_paper_compares_at_the_original_size() -> None:
     probability = np.array([[0.9, 0.5], [0.1, 0.9]], np.float32)  # .5 is not the object
     target = np.array([[1, 1], [0, 0]], np.uint8)
     scores = PaperScores()
@@ -271,7 +271,7 @@ def test_paper_compares_at_the_original_size():
     assert scores.samples[0, 1:3].tolist() == [2 * 3, 2 * 5 + 1 * 2]
 
 
-def test_boundary_accuracy_equals_a_distance_transform():
+def test_boundary_accuracy_equals_a_distance_transform() -> None:
     rng = np.random.default_rng(0)
     for height, width in [(1, 1), (1, 9), (9, 1), (40, 3), (37, 53), (90, 161), (240, 320)]:
         for roughness in (0.5, 2.0, 9.0):
@@ -296,8 +296,8 @@ def slow_boundary_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def test_boundary_accuracy_of_bools_with_other_bytes_than_0_and_1():
-    """Pillow and other libraries make them."""
+def test_boundary_accuracy_of_bools_with_other_bytes_than_0_and_1() -> None:
+    """Pillow and other libraries return such arrays."""
     rng = np.random.default_rng(0)
     prediction, mask = (rng.random((50, 70)) > 0.5 for _ in range(2))
     other = (255 * mask.astype(np.uint8)).view(bool)
@@ -305,12 +305,12 @@ def test_boundary_accuracy_of_bools_with_other_bytes_than_0_and_1():
     assert boundary_accuracy(prediction, other) == boundary_accuracy(prediction, mask) != boundary_accuracy(mask, mask)
 
 
-def test_region_similarity():
+def test_region_similarity() -> None:
     assert region_similarity(EMPTY, EMPTY) == 1.0
     assert region_similarity(SQUARE, ~EMPTY) == 200 / 2000
 
 
-def test_resized_logits_are_bilinear_between_pixel_centers():
+def test_resized_logits_are_bilinear_between_pixel_centers() -> None:
     logits = np.random.default_rng(0).standard_normal((32, 40), dtype=np.float32)
     np.testing.assert_array_equal(resize_logits(logits, (32, 40)), logits)
     for height, width in [(48, 71), (24, 30), (20, 90), (5, 3)]:  # upsampled and downsampled, never antialiased
@@ -324,12 +324,12 @@ def test_resized_logits_are_bilinear_between_pixel_centers():
         np.testing.assert_allclose(resized, expected, atol=1e-5)
 
 
-def test_foreground_score_is_the_mean_probability_of_the_object():
+def test_foreground_score_is_the_mean_probability_of_the_object() -> None:
     assert foreground_score(np.array([[0.0, -3.0], [math.log(3), math.log(9)]], np.float32)) == pytest.approx(0.825)
     assert foreground_score(np.full((2, 2), -1, np.float32)) == 0.0
 
 
-def test_invalid_input_raises():
+def test_invalid_input_raises() -> None:
     nan = np.full(SQUARE.shape, np.nan, np.float32)
     with pytest.raises(ValueError, match="not finite"):
         PaperScores().add(nan, SQUARE.astype(np.uint8), SQUARE.shape)
@@ -352,7 +352,7 @@ def lines_of(*arguments) -> list[str]:
     return lines
 
 
-def test_the_table_keeps_the_protocols_apart(pairs):
+def test_the_table_keeps_the_protocols_apart(pairs) -> None:
     group = {"samples": 40, "paper": score_paper(pairs).compute(), "standard": score_standard(pairs, False).compute()}
     lines = lines_of({"all": group, "a name of 14..": group})
     assert len(lines) == 9
@@ -364,7 +364,7 @@ def test_the_table_keeps_the_protocols_apart(pairs):
         assert {len(line) for line in table} == {len(table[0])}
 
 
-def test_the_table_has_published_scores_below_ours(pairs):
+def test_the_table_has_published_scores_below_ours(pairs) -> None:
     group = {"samples": 40, "paper": score_paper(pairs).compute(), "standard": score_standard(pairs, False).compute()}
     published = [("paper", "precision@0.5", 0.7), ("standard", "j", 0.5), ("paper", "mean_iou", 0.6)]
     lines = lines_of({"all": group, "attribute": group}, published)
@@ -383,7 +383,7 @@ def test_the_table_has_published_scores_below_ours(pairs):
     assert "published" in "".join(only_paper[:5]) and "published" not in "".join(only_paper[5:])
 
 
-def test_the_table_leaves_out_missing_scores():
+def test_the_table_leaves_out_missing_scores() -> None:
     three = {"j": 0.5, "f": 0.25, "j_and_f": 0.375}
     groups = {
         "all": {"samples": 7, "standard": {**three, "coco_ap50": 0.9}, "per_expression": three},

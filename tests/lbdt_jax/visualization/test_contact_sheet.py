@@ -1,4 +1,4 @@
-"""Contact sheets show any example, of any size and with any sentence."""
+"""Contact sheets show examples of any size, with any sentence (lbdt_jax/visualization/contact_sheet.py)."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_the_ellipsis_shows_where_a_sentence_was_cut() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (64, 2000), (1280, 720)])
-def test_contact_sheet_takes_extreme_sizes_and_empty_masks(size: tuple[int, int]) -> None:
+def test_contact_sheet_accepts_extreme_sizes_and_empty_masks(size: tuple[int, int]) -> None:
     empty = np.zeros(size, bool)
     sheet = contact_sheet([example(*size, mask=empty), example(*size, mask=~empty)], "Worst")
     assert sheet.width == 1132
 
 
-def test_the_smallest_object_of_a_large_frame_is_kept() -> None:
+def test_an_object_of_one_pixel_in_a_large_frame_is_visible() -> None:
     mask = np.zeros((720, 1280), bool)
     mask[300, 500] = True
     without = example(720, 1280, mask, prediction=np.zeros_like(mask))

@@ -1,4 +1,4 @@
-"""Overlays change the mask and its outline only; the frame difference is the model's."""
+"""Overlays change the mask and its outline only; the frame difference equals the model's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_overlay_of_no_pixel_one_pixel_and_all_pixels() -> None:
     np.testing.assert_allclose(full, 0.6 * frame + 0.4 * np.array(color), atol=0.51)  # no contour on the border
 
 
-def test_overlay_refuses_a_mask_of_another_size() -> None:
+def test_overlay_rejects_a_mask_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"\(30, 20\) does not fit a frame of shape \(20, 30, 3\)"):
         overlay(noise(20, 30), np.zeros((30, 20), bool), PALETTE[0])
 

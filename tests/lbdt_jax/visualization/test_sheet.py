@@ -1,4 +1,4 @@
-"""Images are written atomically."""
+"""Images are written atomically (lbdt_jax/visualization/sheet.py)."""
 
 from __future__ import annotations
 

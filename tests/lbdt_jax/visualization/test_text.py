@@ -17,11 +17,13 @@ def test_characters_without_a_font(monkeypatch: pytest.MonkeyPatch) -> None:
         == "(3 characters without a font) left(1 character without a font)"
     )
 
-    # A system font that has them is chosen; its size distinguishes it from Pillow's own.
-    own = text_rendering._load("", 20)
+    # A system font that has them is chosen; its size distinguishes it from Pillow's font.
+    pillow_font = text_rendering._load("", 20)
     monkeypatch.setattr(text_rendering, "SYSTEM_FONTS", ("missing.ttf", "all.ttf"))
     monkeypatch.setattr(
-        text_rendering, "_load", lambda name, size: {"": own, "all.ttf": own.font_variant(size=21)}.get(name)
+        text_rendering,
+        "_load",
+        lambda name, size: {"": pillow_font, "all.ttf": pillow_font.font_variant(size=21)}.get(name),
     )
     monkeypatch.setattr(
         text_rendering, "_has", lambda font, character: font.size == 21 or character.isascii() or character == "…"
