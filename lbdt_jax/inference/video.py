@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -87,11 +88,11 @@ def open_clip(path: str | Path, rate: float = 30.0) -> Clip:
             stream = container.streams.video[0]
             file_rate = stream.average_rate or stream.guessed_rate or default_rate
             seconds = container.duration / av.time_base if container.duration else None
-            aspect = Fraction(stream.sample_aspect_ratio or 1)
+            aspect = _fraction(stream.sample_aspect_ratio or 1)
             first = next(container.decode(stream), None)
             if first and round(first.rotation / 90) % 2:  # stored on its side, and so are its pixels
                 aspect = 1 / aspect
-            return Clip(path, Fraction(file_rate), _time_base(stream), stream.frames, seconds, aspect)
+            return Clip(path, _fraction(file_rate), _time_base(stream), stream.frames, seconds, aspect)
     except av.FFmpegError as error:
         raise UserError(f"{path} is not a video, or is truncated: {error.strerror}.") from error
 
@@ -99,7 +100,12 @@ def open_clip(path: str | Path, rate: float = 30.0) -> Clip:
 def _time_base(stream: av.VideoStream) -> Fraction:
     """The unit, in seconds, of the times of a stream's frames."""
     assert stream.time_base is not None  # every stream of a container that is read has one
-    return stream.time_base
+    return _fraction(stream.time_base)
+
+
+def _fraction(value: Any) -> Fraction:
+    """A Fraction from an integer, a Fraction, or the rational number type of PyAV 19."""
+    return Fraction(value.numerator, value.denominator)
 
 
 def _decode_video(path: Path) -> Iterator[tuple[int, np.ndarray]]:

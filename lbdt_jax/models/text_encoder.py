@@ -5,6 +5,8 @@ As published, a one-layer LSTM over GloVe vectors (section 3.1); or a pretrained
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,7 +17,7 @@ from lbdt_jax.models.transformer import Transformer, TransformerConfig
 from lbdt_jax.models.types import Array
 
 
-def lstm_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def lstm_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Torch's default for an LSTM: uniform in +-1 / sqrt(width); the last axis holds the four gates."""
     bound = (shape[-1] // 4) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
