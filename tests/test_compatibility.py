@@ -74,6 +74,8 @@ def test_a_converted_checkpoint_keeps_the_unused_weights(folder: Path) -> None:
     np.testing.assert_array_equal(load_unused(folder / "transformer")["decoder.unused"], [0, 1, 2])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("fast_compilation")
 def test_training_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, config = load(folder, "glove")
     assert checkpoint.step == 2

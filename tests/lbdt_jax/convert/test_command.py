@@ -121,7 +121,7 @@ def test_converting_there_and_back_gives_the_same_bytes(folder: Path) -> None:
 
 def test_the_command_prints_the_model_and_the_unused_arrays(folder: Path) -> None:
     output = (folder / "ours.txt").read_text()
-    for part in ("LBDT-1 with ResNet-50", "never uses 46 of them", "1,184,030 numbers", "135 counters"):
+    for part in ("LBDT-1 with ResNet-50", "never uses 46 of them", "1,184,030 weights", "135 counters"):
         assert part in output
     assert "880 arrays" in (folder / "back.ckpt.txt").read_text()
 
