@@ -65,9 +65,7 @@ def check(variant: str, case: str, dtype: str, activations: dict[str, np.ndarray
 
 @pytest.mark.parametrize(
     ("variant", "case"),
-    [
-        pytest.param(*case, marks=pytest.mark.slow if case in SLOW_IN_FLOAT32 else ()) for case in CASES
-    ],
+    [pytest.param(*case, marks=pytest.mark.slow if case in SLOW_IN_FLOAT32 else ()) for case in CASES],
 )
 def test_equals_published_in_float32(variant: str, case: str) -> None:
     model, variables = published_model(variant, "float32")
