@@ -2,7 +2,7 @@
 
 Floating-point operations are counted by the compiler's cost analysis of the program before optimization, so the count
 is the same on every device. (After optimization the analysis misses cuBLAS calls on GPUs: jax issue 22249.) The LSTM's
-loop over words is counted as one word: an error below one part in a thousand.
+loop over words is counted as one word, and the stem's kernel as 8x8: errors below three parts in a thousand.
 """
 
 from __future__ import annotations

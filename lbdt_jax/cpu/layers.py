@@ -1,4 +1,4 @@
-"""Max-pooling and dropout masks that XLA:CPU computes fast."""
+"""Max-pooling, batch statistics and dropout masks that XLA:CPU computes fast."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ def _max_pool_along(x: Array, axis: int) -> Array:
     )
     maximum = jnp.where(second > first, second, first)
     return jnp.where(third > maximum, third, maximum)
+
+
+def mean_and_variance(x: Array, estimate: Array) -> tuple[Array, Array]:
+    """Mean and biased variance (C,) of x (..., C), in float32 or better, in two passes; `estimate` is not needed."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = range(x.ndim - 1)
+    mean = jnp.mean(x, axes)
+    return mean, jnp.mean(jnp.square(x - mean), axes)
 
 
 def dropout_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Array:

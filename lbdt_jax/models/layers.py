@@ -21,8 +21,7 @@ convolution_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with torch's running statistics.
 
-    Unlike in flax's own, the running variance is the unbiased one (the normalization uses the biased one), and the
-    variance is computed in two passes.
+    Unlike in flax's own, the running variance is the unbiased one; the normalization uses the biased one.
 
     Attributes:
       epsilon: added to the variance.
@@ -46,7 +45,7 @@ class BatchNorm(nn.Module):
         if not train:
             return normalize(x, running_mean.value, running_variance.value, scale, bias, self.epsilon)
         axis_name = None if self.is_initializing() else self.axis_name
-        y, mean, variance = batch_normalize(self.epsilon, axis_name, x, scale, bias)
+        y, mean, variance = batch_normalize(self.epsilon, axis_name, x, running_mean.value, scale, bias)
         if not self.is_initializing():
             count = x.size // x.shape[-1] * (jax.lax.axis_size(axis_name) if axis_name else 1)
             unbiased = variance * (count / max(count - 1, 1))
@@ -64,25 +63,31 @@ def normalize(x: Array, mean: Array, variance: Array, scale: Array, bias: Array,
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def batch_normalize(
-    epsilon: float, axis_name: str | None, x: Array, scale: Array, bias: Array
+    epsilon: float, axis_name: str | None, x: Array, estimate: Array, scale: Array, bias: Array
 ) -> tuple[Array, Array, Array]:
     """Normalizes x (..., C) by its own statistics, over all axes but the last and the devices of a mesh axis.
 
-    The gradient is written out (Ioffe and Szegedy, ICML 2015, section 3): it reads x and the incoming gradient twice,
-    while automatic differentiation goes through variance and mean one after the other.
+    `estimate` (C,) is of the mean, see `batch_statistics`; it has no gradient. The gradient of the others is
+    written out (Ioffe and Szegedy, ICML 2015, section 3): it reads x and the incoming gradient twice, while automatic
+    differentiation goes through variance and mean one after the other.
 
     Returns:
       The result, of x's dtype; the mean and the biased variance (C,), through which no gradient flows.
     """
-    mean, variance = batch_statistics(axis_name, x)
+    mean, variance = batch_statistics(axis_name, x, estimate)
     return normalize(x, mean, variance, scale, bias, epsilon), mean, variance
 
 
-def batch_statistics(axis_name: str | None, x: Array) -> tuple[Array, Array]:
-    """Mean and biased variance (C,) of x (..., C), in float32 or better; over devices too if `axis_name` is given."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = mean_over_devices(jnp.mean(x, range(x.ndim - 1)), axis_name)
-    return mean, mean_over_devices(jnp.mean(jnp.square(x - mean), range(x.ndim - 1)), axis_name)
+def batch_statistics(axis_name: str | None, x: Array, estimate: Array) -> tuple[Array, Array]:
+    """Mean and biased variance (C,) of x (..., C), in float32 or better; over devices too if `axis_name` is given.
+
+    `estimate` (C,) is of the mean, known before x is computed. It changes the rounding only.
+    """
+    mean, variance = ops.mean_and_variance(x, estimate)
+    if axis_name is None:
+        return mean, variance
+    overall_mean = mean_over_devices(mean, axis_name)
+    return overall_mean, mean_over_devices(variance + jnp.square(mean - overall_mean), axis_name)
 
 
 def mean_over_devices(statistic: Array, axis_name: str | None) -> Array:
@@ -91,15 +96,15 @@ def mean_over_devices(statistic: Array, axis_name: str | None) -> Array:
 
 
 def _batch_normalize_forward(
-    epsilon: float, axis_name: str | None, x: Array, scale: Array, bias: Array
+    epsilon: float, axis_name: str | None, x: Array, estimate: Array, scale: Array, bias: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    y, mean, variance = batch_normalize(epsilon, axis_name, x, scale, bias)
+    y, mean, variance = batch_normalize(epsilon, axis_name, x, estimate, scale, bias)
     return (y, mean, variance), (x, mean, variance, scale)
 
 
 def _batch_normalize_backward(
     epsilon: float, axis_name: str | None, residuals: tuple[Array, ...], grads: tuple[Array, Array, Array]
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, None, Array, Array]:
     x, mean, variance, scale = residuals
     dtype, axes, count = x.dtype, range(x.ndim - 1), x.size // x.shape[-1]
     compute_dtype = jnp.promote_types(dtype, jnp.float32)
@@ -110,7 +115,7 @@ def _batch_normalize_backward(
     mean_bias_grad = mean_over_devices(bias_grad, axis_name) / count
     mean_scale_grad = mean_over_devices(scale_grad, axis_name) / count
     x_grad = (scale * inverse_std) * (grad - mean_bias_grad - (x - mean) * (inverse_std * mean_scale_grad))
-    return x_grad.astype(dtype), scale_grad, bias_grad
+    return x_grad.astype(dtype), None, scale_grad, bias_grad
 
 
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)

@@ -31,6 +31,27 @@ def test_max_pool_and_its_gradient_at_ties(dtype: str) -> None:
         )
 
 
+def test_stem_on_accelerators_and_its_gradients(float64: None) -> None:
+    rng = np.random.default_rng(0)
+    x, kernel, grad = (jnp.asarray(rng.standard_normal(s)) for s in ((2, 12, 16, 3), (7, 7, 3, 5), (2, 6, 8, 5)))
+
+    def strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=DIMENSION_NUMBERS)
+
+    y, vjp = jax.vjp(strided, x, kernel)
+    transformed, transformed_vjp = jax.vjp(
+        lambda x, kernel: ops.plain_convolve(x, kernel, (2, 2), ((3, 3), (3, 3)), None), x, kernel
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12),
+        (transformed, transformed_vjp(grad)),
+        (y, vjp(grad)),
+    )
+    # Odd sizes have no blocks of 2x2 pixels.
+    odd = ops.plain_convolve(x[:, 1:], kernel, (2, 2), ((3, 3), (3, 3)), None)
+    np.testing.assert_allclose(odd, strided(x[:, 1:], kernel), rtol=0, atol=1e-12)
+
+
 def test_per_head_matmul() -> None:
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((2, 3, 5, 4, 6), np.float32), rng.standard_normal((4, 6, 7), np.float32)
@@ -38,10 +59,23 @@ def test_per_head_matmul() -> None:
     np.testing.assert_allclose(jax.jit(ops.per_head_matmul)(x, kernel), expected, rtol=1e-5, atol=1e-5)
 
 
+# In one pass, float32 loses what the squared distance from the estimate takes: 900 and 1, for a variance of 1.
+@pytest.mark.parametrize(("estimate", "tolerance"), [(0.0, 1e-2), (31.0, 1e-5)])
+def test_mean_and_variance_far_from_zero(estimate: float, tolerance: float) -> None:
+    x = np.random.default_rng(0).normal(30, 1, (4, 16, 16, 3)).astype(np.float32)
+    expected_mean, expected_variance = x.astype(float).mean((0, 1, 2)), x.astype(float).var((0, 1, 2))
+    for form in (ops.mean_and_variance, ops.plain_mean_and_variance):
+        mean, variance = form(jnp.asarray(x), jnp.full(3, estimate))
+        np.testing.assert_allclose(mean, expected_mean, rtol=1e-6)
+        np.testing.assert_allclose(variance, expected_variance, rtol=tolerance)
+    constant = ops.plain_mean_and_variance(jnp.full((4, 16, 16, 3), 30.1), jnp.zeros(3))[1]
+    assert (constant >= 0).all()
+
+
 @pytest.mark.parametrize("rate", [0.25, 6554 / 2**16])
 def test_dropout_mask_keeps_the_right_share(rate: float) -> None:
     key, shape = jax.random.key(0, impl="rbg"), (333, 301)  # odd: 16-bit numbers are drawn in pairs
-    for keep in (ops.dropout_mask(key, rate, shape), jax.random.bernoulli(key, 1 - rate, shape)):
+    for keep in (ops.dropout_mask(key, rate, shape), ops.plain_dropout_mask(key, rate, shape)):
         assert keep.shape == shape and keep.dtype == bool
         assert abs(float(keep.mean()) - (1 - rate)) < 0.005
 
@@ -53,6 +87,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 OPERATIONS: list[tuple[Callable[..., jax.Array], tuple[tuple[int, ...], ...], str]] = [
     (convolve, ((2, 4, 4, 3), (1, 1, 3, 5)), "stablehlo.convolution"),
     (ops.max_pool, ((2, 4, 4, 3),), "stablehlo.reduce_window"),
+    (ops.mean_and_variance, ((2, 4, 4, 3), (3,)), "stablehlo.maximum"),
     (ops.per_head_matmul, ((2, 5, 4, 3), (4, 3, 7)), r"stablehlo.dot_general.*batching_dims"),
 ]
 
