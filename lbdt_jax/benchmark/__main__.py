@@ -1,12 +1,16 @@
 """Measures speed and memory; needs neither a dataset nor TensorFlow.
 
     python -m lbdt_jax.benchmark [--config=configs/a2d.py [--config.FIELD=VALUE]] [--output=FILE.json]
+    python -m lbdt_jax.benchmark --topology=v5e:2x2 [--config=...] [--batch_sizes=32] [--output=FILE.json]
     python -m lbdt_jax.benchmark --compare=A.json,B.json
 
 On random inputs, over all devices: a training step and the forward pass for every batch size, and the forward pass for
 several sentences per frame pair, which is encoded once. If TensorFlow and the records of config.dataset are available,
 also the input pipeline, and training fed by it. FILE.png, next to FILE.json, plots the throughput. More flags:
 --batch_sizes=8,16, --sentences=1,2,4,8, and --minutes=10, the time budget.
+
+--topology compiles for TPUs that need not be there, with libtpu (pip install -r requirements-tpu.txt), and prints what
+the compiler estimates: time, memory, traffic, collectives and the costliest parts. LBDT-4 takes minutes per program.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from configs import a2d
 from input_pipeline.errors import exit_on_error, fail
 from lbdt_jax.cli import atomic_write, explain_flags, write_json
 
-USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:4])
+USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:5])
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; default: LBDT-4 as published.", lock_config=True
 )
@@ -32,28 +36,45 @@ SENTENCES = flags.DEFINE_list("sentences", "1,2,4,8", "Sentences per frame, on a
 MINUTES = flags.DEFINE_float(
     "minutes", 10.0, "Time budget; rows that would probably exceed it are skipped.", lower_bound=0.0
 )
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs to compile for instead of measuring, such as v5e:2x2.")
 COMPARE = flags.DEFINE_list("compare", None, "Two results; prints the second one's speed relative to the first one's.")
 
 
 def run(
-    config: ConfigDict, batch_sizes: Sequence[int], sentences: Sequence[int], minutes: float, output: Path | None
+    config: ConfigDict,
+    batch_sizes: Sequence[int],
+    sentences: Sequence[int],
+    minutes: float,
+    topology: str | None,
+    output: Path | None,
 ) -> None:
-    """Measures, prints the table row by row, and rewrites the output after every row, in case it is interrupted.
+    """Measures, or compiles for a topology, and prints the table row by row.
+
+    The output is rewritten after every row, in case of an interruption.
 
     Raises:
-      UserError: as `benchmark` does.
+      UserError: as `benchmark` and `estimate_all` do.
     """
     from lbdt_jax.benchmark.measure import benchmark
     from lbdt_jax.benchmark.report import COLUMNS, describe, plot, table_line
+    from lbdt_jax.benchmark.topology import details, estimate_all
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurements if it can't be created
-    print("Measuring matrix products ...", flush=True)
-    for result in benchmark(config, batch_sizes, sentences, minutes):
+    if topology:
+        print(f"Compiling for {topology} ...", flush=True)
+        results = estimate_all(config, topology, batch_sizes, sentences, minutes)
+    else:
+        print("Measuring matrix products ...", flush=True)
+        results = benchmark(config, batch_sizes, sentences, minutes)
+    for result in results:
         if not result["rows"]:
             print(f"{describe(result)}\n\n{COLUMNS}")
             continue
-        print(table_line(result["rows"][-1]), flush=True)
+        row = result["rows"][-1]
+        print(table_line(row), flush=True)
+        if "operations" in row:
+            print(details(row, result["device"]["count"]), flush=True)
         if output:
             write_json(result, output)
     if result.get("peak_bytes"):
@@ -98,12 +119,14 @@ def main(arguments: list[str]) -> None:
 
     # Compilation is measured too: the cache of earlier runs must not shorten it.
     jax.config.update("jax_enable_compilation_cache", False)
+    if TOPOLOGY.value:
+        jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is there to others
     set_cpu_devices(config.cpu_devices)
     with exit_on_error(f"\nStopped.{f' What was measured so far is in {output}.' if output else ''}"):
         if COMPARE.value:
             print(compare(*(load(Path(name)) for name in COMPARE.value)))
         else:
-            run(config, batch_sizes, sentences, MINUTES.value, output)
+            run(config, batch_sizes, sentences, MINUTES.value, TOPOLOGY.value, output)
 
 
 if __name__ == "__main__":

@@ -62,13 +62,20 @@ def benchmark(
     Raises:
       UserError: the configuration is invalid, or a batch can't be divided among the devices.
     """
-    start = time.monotonic()
     mesh = make_mesh()
     config = check_config(config, mesh, batch_sizes)
     result = describe_run(config, mesh)
     yield result
+    for _ in run_jobs(result, jobs(config, mesh, batch_sizes, sentences), minutes):
+        result["peak_bytes"] = peak_bytes(mesh)
+        yield result
+
+
+def run_jobs(result: Row, jobs: Iterator[Job], minutes: float) -> Iterator[Row]:
+    """Adds the rows of the jobs to a result, as `benchmark` describes; yields it after every row."""
+    start = time.monotonic()
     longest: dict[str, float] = {}
-    for row, job in jobs(config, mesh, batch_sizes, sentences):
+    for row, job in jobs:
         job_start = time.monotonic()
         if job_start - start + longest.get(row["program"], 0) > 60 * minutes:
             row["not_measured"] = f"no time left: --minutes={minutes:g}"
@@ -76,11 +83,10 @@ def benchmark(
             row |= attempt(job)
             longest[row["program"]] = max(longest.get(row["program"], 0), time.monotonic() - job_start)
         if "tflops_per_second" in row:
-            row["share_of_ceiling"] = row["tflops_per_second"] / result["ceiling"][config.model.dtype]
+            row["share_of_ceiling"] = row["tflops_per_second"] / result["ceiling"][result["config"]["model"]["dtype"]]
         result["rows"].append(row)
         if row["sentences_per_frame"] > 1:
             add_cost_of_one(row, result["rows"])
-        result["peak_bytes"] = peak_bytes(mesh)
         yield result
 
 
@@ -144,18 +150,22 @@ def jobs(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int], sentences: 
     yield from pipeline_jobs(config, mesh)
 
 
-def random_device_batch(
-    config: ConfigDict, mesh: Mesh, size: int, sentences_per_frame: int, training: bool = False
-) -> dict[str, jax.Array]:
-    """A batch of random inputs on the devices, for training or for the forward pass."""
+def random_host_batch(config: ConfigDict, size: int, sentences_per_frame: int, training: bool = False) -> Batch:
+    """A batch of random inputs, for training or for the forward pass."""
     transformer = make_model(config).transformer
     words = {"word_vector_size": WORD_VECTOR_SIZE}
     if transformer and training and is_frozen(config):
         words = {"word_vector_size": transformer.width}  # training reads the transformer's precomputed features
     elif transformer:
         words = {"vocabulary_size": transformer.vocabulary}
-    batch = random_batch(size, config.image_size, config.max_words, sentences_per_frame=sentences_per_frame, **words)
-    return shard_batch(batch, mesh)
+    return random_batch(size, config.image_size, config.max_words, sentences_per_frame=sentences_per_frame, **words)
+
+
+def random_device_batch(
+    config: ConfigDict, mesh: Mesh, size: int, sentences_per_frame: int, training: bool = False
+) -> dict[str, jax.Array]:
+    """`random_host_batch` on the devices."""
+    return shard_batch(random_host_batch(config, size, sentences_per_frame, training), mesh)
 
 
 def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Parts of a result that may explain a difference in speed.
-FACTS = ("jax", "device", "environment", "config")
+FACTS = ("jax", "topology", "device", "environment", "config")
 
 _COLORS = [[channel / 255 for channel in PALETTE[index]] for index in (6, 5)]  # blue and vermilion
 
@@ -47,7 +47,8 @@ def table_line(row: Row) -> str:
     if "not_measured" in row:
         return f"{line} not measured: {' '.join(row['not_measured'].split())}"
     lower, median, upper = (1000 * row["seconds"][name] for name in ("lower_quartile", "median", "upper_quartile"))
-    line += f"{f'{median:.1f} ({lower:.1f} to {upper:.1f})':>25} {row['samples_per_second']:10.1f}"
+    spread = f"({lower:.1f} to {upper:.1f})" if row["seconds"]["timings"] else "(estimated)"
+    line += f"{f'{median:.1f} {spread}':>25} {row['samples_per_second']:10.1f}"
     if "flop" not in row:
         return f"{line}   {row['samples_per_second_and_core']:.1f} for each core"
     line += f" {row['tflops_per_second']:8.3g} {row['share_of_ceiling']:8.1%} {row['memory_bytes'] / 1e9:6.2f}"
