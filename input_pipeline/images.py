@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 #: What Pillow raises for a file that is not a complete image, or that claims to be larger than any frame.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -53,6 +53,27 @@ def _neighbors(length_in: int, length_out: int) -> tuple[np.ndarray, np.ndarray]
     lower = np.minimum(position.astype(np.int64), length_in - 1)
     has_upper = (position > lower) & (lower < length_in - 1)
     return lower, lower + has_upper
+
+
+def displayed_rgb(image: Image.Image) -> np.ndarray:
+    """Converts an image of any kind to (h, w, 3) uint8 RGB as it is displayed.
+
+    It is turned as its EXIF data say, transparent parts are shown over white, and 16 bits of gray become 8.
+
+    Raises:
+      ValueError: the values have no known range, as in images of floating point or 32-bit numbers.
+    """
+    png_16 = image.mode == "I" and image.format == "PNG"  # of Pillow before 11
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or png_16:
+        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return np.repeat(((gray * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode in ("I", "F") or ";" in image.mode:
+        raise ValueError(f"pixels of mode {image.mode}, whose range is unknown; convert them to 8 or 16 bits")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def encode_frame(frame: np.ndarray) -> bytes:

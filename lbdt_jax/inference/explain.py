@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lbdt_jax.inference.predictor import check_finite
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.types import Array
 
@@ -89,9 +90,13 @@ def explain(
       frame, earlier_frame: (H, W, 3) uint8 RGB, H and W multiples of 32.
       words: (N, D) float32 or (N,) int32, see `input_pipeline.batch`.
       word_mask: (N,) bool, True for a token.
+
+    Raises:
+      UserError: a logit is infinite or not a number.
     """
     batch = (x[None] for x in (frame, earlier_frame, words, word_mask))
     logits, collections = _forward(model, variables, *batch)
+    check_finite(np.asarray(logits))
     return collect(logits, collections, 0)
 
 

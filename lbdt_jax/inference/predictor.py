@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from input_pipeline.errors import UserError
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.types import Array, FramePairFeatures
 from lbdt_jax.parallel import DATA_AXIS, make_mesh, replicate, shard_batch
@@ -25,6 +26,16 @@ class _SentenceIndex(NamedTuple):
 
     frame_pair: int
     sentence: int
+
+
+def check_finite(logits: np.ndarray) -> np.ndarray:
+    """Returns the logits. Raises UserError if one is infinite or not a number: such masks would mean nothing."""
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "The model's output is not finite (NaN or infinite): its weights are damaged, or its training diverged, or "
+            "they are too large for bfloat16. Use an earlier checkpoint, or convert or download it again."
+        )
+    return logits
 
 
 class BatchedPredictor:
@@ -78,6 +89,9 @@ class BatchedPredictor:
 
         Yields:
           Each item, in order, with its logits (S, H, W) float32.
+
+        Raises:
+          UserError: a logit is infinite or not a number.
         """
         batch: list[Item] = []
         for item in items:
@@ -108,7 +122,7 @@ class BatchedPredictor:
             outputs = np.asarray(self._segment(self._variables, features, arrays))
             for device, sentences in enumerate(current):
                 for row, (index, _) in enumerate(sentences, start=device * self._sentences):
-                    logits[index].append(outputs[row])
+                    logits[index].append(check_finite(outputs[row]))
         return [np.stack(rows) for rows in logits]
 
     def _sentence_arrays(

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import hashlib
 import json
+import math
+import os
+import re
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from input_pipeline.errors import UserError
-from lbdt_jax.cli import write_json
+from input_pipeline.files import check_regular_file, open_regular_file, read_limited
+from lbdt_jax.cli import lock, remove_unfinished, write_json
+
+_MAX_SETTINGS = 2**24  # bytes of settings.json; a command line has at most 2 MB
+_MAX_LINE = 2**26  # bytes of a line of masks.jsonl; the most intricate mask of 4096 x 2304 pixels has 10 MB
+_DIGEST = 65  # bytes of a line of masks.sha256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +41,12 @@ class FramePrediction:
     scores: tuple[float, ...]
     encoded_masks: tuple[dict[str, Any], ...]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the masks."""
+        height, width = self.encoded_masks[0]["size"]
+        return height, width
+
     def decode_masks(self) -> np.ndarray:
         """(S, h, w) bool."""
         return np.stack([coco_mask.decode(encoded).astype(bool) for encoded in self.encoded_masks])
@@ -40,8 +55,10 @@ class FramePrediction:
 class PredictionStore:
     """Keeps a prediction in a folder, so that a run that was killed can be resumed.
 
-    settings.json holds the settings, and "finished"; masks.jsonl one line for each frame and sentence. Frames are
-    appended one by one, and all sentences of a frame together.
+    settings.json holds the settings, and "finished"; masks.jsonl one line for each frame and sentence; masks.sha256 one
+    checksum for each frame, of its lines. Frames are appended one by one, and all sentences of a frame together.
+
+    From `create` or `resume` to `close`, the folder is locked against other processes.
 
     Args:
       folder: the folder.
@@ -51,42 +68,61 @@ class PredictionStore:
     def __init__(self, folder: Path, sentences: int) -> None:
         self.folder, self._sentences = folder, sentences
         self._settings_file, self._masks_file = folder / "settings.json", folder / "masks.jsonl"
+        self._digests_file = folder / "masks.sha256"
+        self._settings: Mapping[str, Any] = {}
+        self._unlock: weakref.finalize | None = None
+
+    def close(self) -> None:
+        """Unlocks the folder."""
+        if self._unlock:
+            self._unlock()
+            self._unlock = None
 
     def create(self, settings: Mapping[str, Any]) -> None:
-        """Starts a new prediction. Raises UserError if the folder is not empty."""
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise UserError(
-                f"{self.folder} is not empty. Nothing is overwritten: choose another --output, or resume it (--resume)."
-            )
-        write_json({**settings, "finished": False}, self._settings_file)
+        """Starts a new prediction.
+
+        Raises:
+          UserError: the folder is not empty, or another process is writing to it.
+        """
+        self._check_empty()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        self._check_empty()  # another run may have been faster
+        self._save_settings({**settings, "finished": False})
 
     def resume(self, settings: Mapping[str, Any]) -> bool:
         """Continues a prediction with the same settings. An incomplete last frame is removed.
+
+        A run that was killed before it had written its settings is begun anew.
 
         Returns:
           Whether the prediction was finished.
 
         Raises:
-          UserError: the folder holds no prediction, or one with other settings.
+          UserError: the folder holds no prediction, or one with other settings, or one that was changed; or another
+            process is writing to it.
         """
-        try:
-            stored = json.loads(self._settings_file.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"--resume: there is no run to resume in {self.folder} ({error}).") from error
-        differences = [
-            f"{name}: {stored.get(name)} there, {value} requested"
-            for name, value in json.loads(json.dumps(settings)).items()
-            if stored.get(name) != value
-        ]
-        if differences:
-            raise UserError(f"--resume: the run in {self.folder} has other settings.\n  " + "\n  ".join(differences))
-        if not stored.get("finished"):
-            self._remove_incomplete_frame()
-        return bool(stored.get("finished"))
+        if self._was_killed_at_once():
+            self.create(settings)
+            return False
+        self._check_settings(settings)
+        self._lock()
+        self._settings = self._check_settings(settings)  # again: another run may just have finished
+        if not self._settings["finished"]:
+            frames, size = self._check_masks()
+            os.truncate(self._masks_file, size)
+            if self._digests_file.exists():
+                os.truncate(self._digests_file, frames * _DIGEST)
+            return False
+        if self._digests_file.exists():  # earlier versions did not write it
+            frames, size = self._check_masks()
+            if (frames * _DIGEST, size) != (self._digests_file.stat().st_size, self._masks_file.stat().st_size):
+                raise UserError(f"--resume: {self._masks_file} was cut. Choose another --output.")
+        return True
 
     def finish(self) -> None:
         """Marks the prediction as complete in settings.json."""
-        write_json({**json.loads(self._settings_file.read_text()), "finished": True}, self._settings_file)
+        self._save_settings({**self._settings, "finished": True})
 
     def append(self, index: int, time: float, masks: np.ndarray, scores: np.ndarray) -> None:
         """Adds a frame to masks.jsonl.
@@ -107,47 +143,208 @@ class PredictionStore:
                 "confidence": round(float(score), 6),
                 "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")},
             }
-            lines.append(json.dumps(line) + "\n")
-        with self._masks_file.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
+            lines.append(json.dumps(line).encode("ascii") + b"\n")
+        with self._masks_file.open("ab") as file:
+            file.write(b"".join(lines))
+        with self._digests_file.open("ab") as file:
+            file.write(_digest(lines))
 
     def load(self) -> Iterator[FramePrediction]:
         """Yields the stored frames. Raises UserError if the file is damaged."""
         if not self._masks_file.exists():
             return
-        with self._masks_file.open("rb") as file:
+        with open_regular_file(self._masks_file) as file:
             first_line = 1
-            while lines := list(itertools.islice(file, self._sentences)):
+            while lines := self._read_frame(file, first_line):
                 try:
-                    yield _parse(lines)
-                except (ValueError, KeyError, TypeError) as error:
+                    yield _parse(lines, self._sentences)
+                except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
                     raise UserError(
-                        f"{self._masks_file} is damaged in line {first_line} or after it ({error!r}). Choose another "
-                        "--output."
+                        f"{self._masks_file} is damaged in line {first_line} or after it ({error!r:.200}). Choose "
+                        "another --output."
                     ) from error
                 first_line += len(lines)
 
-    def _remove_incomplete_frame(self) -> None:
-        """Truncates masks.jsonl after the last complete frame: a killed run may have left a part of the next one."""
-        if not self._masks_file.exists():
+    # -- Beginning
+
+    def _leftovers(self) -> list[Path]:
+        """What a run that was killed before it had written its settings leaves in the folder."""
+        files = (path for path in self.folder.iterdir() if path.is_file() and not path.is_symlink())
+        return [
+            path
+            for path in files
+            if re.fullmatch(r"\.settings\.json\.\d+", path.name)
+            or (path == self._masks_file and not path.stat().st_size)
+        ]
+
+    def _was_killed_at_once(self) -> bool:
+        if not self.folder.is_dir() or os.path.lexists(self._settings_file):
+            return False
+        leftovers = self._leftovers()
+        return bool(leftovers) and len(leftovers) == len([*self.folder.iterdir()])
+
+    def _check_empty(self) -> None:
+        """Raises UserError if the folder holds more than what a run that was killed at once leaves there."""
+        if not self.folder.exists():
             return
-        with self._masks_file.open("rb+") as file:
-            position = end_of_frame = 0
-            for number, line in enumerate(file, start=1):
-                position += len(line)
-                if number % self._sentences == 0 and line.endswith(b"\n"):
-                    end_of_frame = position
-            file.truncate(end_of_frame)
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder} is not a folder. Nothing is overwritten: choose another --output.")
+        if any(self.folder.iterdir()) and not self._was_killed_at_once():
+            raise UserError(
+                f"{self.folder} is not empty. Nothing is overwritten: choose another --output, or resume it (--resume)."
+            )
+
+    def _lock(self) -> None:
+        """Locks the folder, unless that is done, and removes what the killed process could not."""
+        if self._unlock:
+            return
+        if self._masks_file.exists():
+            check_regular_file(self._masks_file)
+        descriptor = os.open(self._masks_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._unlock = weakref.finalize(self, os.close, descriptor)
+        try:
+            lock(descriptor, self.folder)
+        except UserError:
+            self.close()
+            raise
+        remove_unfinished(self.folder, r"settings\.json|contact_sheet\.png")
+        for number in range(1, self._sentences + 1):
+            remove_unfinished(self.folder / "masks" / str(number), r"\d{6,}\.png")
+        remove_unfinished(self.folder / "explain", r"\d{6,}-\d+\.png")
+
+    # -- Settings
+
+    def _save_settings(self, settings: Mapping[str, Any]) -> None:
+        write_json(settings, self._settings_file)
+        self._settings = settings
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the content of settings.json. Raises UserError if it has other settings, or is no such file."""
+        try:
+            content = read_limited(self._settings_file, _MAX_SETTINGS)
+        except OSError as error:
+            raise UserError(f"--resume: there is no run to resume in {self.folder} ({error}).") from error
+        try:
+            stored = json.loads(content)
+            if not isinstance(stored, dict):
+                raise ValueError(f"expected an object, found {json.dumps(stored):.80}")
+            if not isinstance(stored.get("finished"), bool):
+                raise ValueError('"finished" should be true or false')
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"--resume: {self._settings_file} is not that of a run, or is damaged ({error}). Choose another "
+                "--output."
+            ) from error
+        differences = [
+            f"{name}: {str(stored.get(name)):.500} there, {value} requested"
+            for name, value in json.loads(json.dumps(settings)).items()
+            if stored.get(name) != value
+        ]
+        if differences:
+            raise UserError(f"--resume: the run in {self.folder} has other settings.\n  " + "\n  ".join(differences))
+        return stored
+
+    # -- Masks
+
+    def _read_frame(self, file: IO[bytes], first_line: int) -> list[bytes]:
+        """The next lines, one for each sentence; fewer at the end of the file. Raises UserError if one is too long."""
+        lines: list[bytes] = []
+        while len(lines) < self._sentences and (line := file.readline(_MAX_LINE + 1)):
+            if len(line) > _MAX_LINE:
+                raise UserError(
+                    f"{self._masks_file}, line {first_line + len(lines)}: more than {_MAX_LINE >> 20} MB, which no "
+                    "mask has. Choose another --output."
+                )
+            lines.append(line)
+        return lines
+
+    def _check_masks(self) -> tuple[int, int]:
+        """Compares masks.jsonl with its checksums, up to the last frame that is whole; a kill may have cut the next.
+
+        Returns:
+          The number of these frames, and their bytes in masks.jsonl.
+
+        Raises:
+          UserError: the lines of a frame are not those that were written.
+        """
+        frames = size = 0
+        if not self._masks_file.stat().st_size:
+            return frames, size
+        try:
+            digests = open_regular_file(self._digests_file)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"--resume: {self._digests_file}, with the checksums of the masks, is missing: deleted, or not written "
+                "by this version. Choose another --output."
+            ) from error
+        with digests, open_regular_file(self._masks_file) as masks:
+            while len(digest := digests.read(_DIGEST)) == _DIGEST:
+                first_line = frames * self._sentences + 1
+                lines = self._read_frame(masks, first_line)
+                if len(lines) < self._sentences or not lines[-1].endswith(b"\n"):
+                    break
+                if _digest(lines) != digest:
+                    raise UserError(
+                        f"--resume: {self._masks_file} was changed in line {first_line} or after it: it has another "
+                        "checksum. Choose another --output."
+                    )
+                frames, size = frames + 1, size + sum(map(len, lines))
+        return frames, size
 
 
-def _parse(lines: list[bytes]) -> FramePrediction:
-    """A frame from its lines, one for each sentence."""
-    sentences = [json.loads(line) for line in lines]
+def _digest(lines: list[bytes]) -> bytes:
+    """The line of masks.sha256 for the lines of a frame."""
+    return hashlib.sha256(b"".join(lines)).hexdigest().encode("ascii") + b"\n"
+
+
+def _parse(lines: list[bytes], sentences: int) -> FramePrediction:
+    """A frame from its lines, one for each sentence. Raises ValueError, KeyError or TypeError if they are not."""
+    if len(lines) != sentences:
+        raise ValueError(f"{len(lines)} of {sentences} lines of a frame")
+    values = [json.loads(line) for line in lines]
+    first = values[0]
+    for number, value in enumerate(values, start=1):
+        if (value["frame"], value["time"], value["sentence"]) != (first["frame"], first["time"], number):
+            raise ValueError(f"expected sentence {number} of a frame")
+        if not 0 <= value["confidence"] <= 1:
+            raise ValueError("a confidence outside of [0, 1]")
+        if value["segmentation"]["size"] != first["segmentation"]["size"]:
+            raise ValueError("masks of different sizes")
+        _check_mask(**value["segmentation"])
+    if type(first["frame"]) is not int or first["frame"] < 0 or not math.isfinite(first["time"]):
+        raise ValueError("no number of a frame, or no time")
     return FramePrediction(
-        index=sentences[0]["frame"],
-        time=sentences[0]["time"],
-        scores=tuple(sentence["confidence"] for sentence in sentences),
-        encoded_masks=tuple(
-            {name: sentence["segmentation"][name] for name in ("size", "counts")} for sentence in sentences
-        ),
+        index=first["frame"],
+        time=first["time"],
+        scores=tuple(value["confidence"] for value in values),
+        encoded_masks=tuple(value["segmentation"] for value in values),
     )
+
+
+def _check_mask(size: Any, counts: Any) -> None:
+    """Checks a mask in COCO's format, since pycocotools writes beyond a mask that its runs don't fill exactly.
+
+    Raises:
+      ValueError, TypeError: it is not a mask.
+    """
+    if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, str):
+        raise TypeError("a mask without size or counts")
+    height, width = size
+    if not (type(height) is type(width) is int and height > 0 and width > 0 and height * width < 2**31):
+        raise ValueError(f"a mask of {height} x {width} pixels")
+    # Each character is 48 plus five bits of a number, the lowest first, and a sixth bit if the number goes on.
+    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((codes & 32) == 0)
+    if not len(ends) or ends[-1] != len(codes) - 1 or codes.min() < 0 or codes.max() > 63:
+        raise ValueError("counts that are no numbers")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        raise ValueError("a count that is too large")
+    numbers = np.add.reduceat((codes & 31) << 5 * (np.arange(len(codes)) - np.repeat(starts, lengths)), starts)
+    numbers -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
+    # From the fourth on, they are differences to the number two before.
+    runs = np.concatenate([numbers[:1], np.zeros(len(numbers) - 1, np.int64)])
+    runs[1::2], runs[2::2] = np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])
+    if runs.min() < 0 or runs.sum() != height * width:
+        raise ValueError("runs that do not fill the mask")

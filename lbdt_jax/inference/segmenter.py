@@ -8,23 +8,33 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
+import reprlib
+import sys
+import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from typing import TypeVar
 
-import jax
 import numpy as np
+import numpy.typing
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, first_few
 from input_pipeline.images import resize_frame
 from input_pipeline.text.encoders import SentenceEncoder
-from input_pipeline.text.word_vectors import WordVectors, extend
-from lbdt_jax.checkpoint import Checkpoint, CheckpointError, shapes
+from input_pipeline.text.word_vectors import WordVectors, check_same_source, extend
+from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.checkpoint_checks import CheckpointError, expected_shapes, misfit_message, shapes
 from lbdt_jax.inference.explain import Explanation, explain
 from lbdt_jax.inference.predictor import BatchedPredictor, ModelInputs
 from lbdt_jax.metrics import foreground_score, resize_logits
-from lbdt_jax.step import initial_variables, make_model
+from lbdt_jax.step import make_model
 
+Item = TypeVar("Item")
+
+MAX_RECENT_BYTES = 2**31  # of the frames that are kept as earlier frames
 BATCH_SIZE = 4  # frame pairs encoded, and sentences segmented, at once on each device
+MAX_RATE = 1e9  # frames per second
 
 
 class LazyFrame:
@@ -87,7 +97,7 @@ class Segmenter:
 
     Raises:
       CheckpointError: the checkpoint does not fit its own configuration.
-      UserError: word vectors are given for a model that uses none.
+      UserError: word vectors are given for a model that uses none, or random ones for a model that uses others.
     """
 
     def __init__(self, checkpoint: Checkpoint, word_vectors: str = "") -> None:
@@ -96,10 +106,13 @@ class Segmenter:
                 f"{checkpoint.path} has its own tokenizer, that of {checkpoint.config.text_encoder}; it has no use for "
                 f"word vectors ({word_vectors})."
             )
+        if word_vectors.startswith("random:") and isinstance(checkpoint.sentence_encoder, WordVectors):
+            check_same_source(checkpoint.sentence_encoder, word_vectors)  # even if no word needs it
         self.checkpoint = checkpoint
         self._word_vectors = word_vectors
         self._sentence_encoder = checkpoint.sentence_encoder
         self._looked_up: set[str] = set()
+        self._checked_sentences: set[str] = set()
         self._model = make_model(checkpoint.config)
         check_fits(checkpoint)
 
@@ -138,6 +151,25 @@ class Segmenter:
         """Whether the model knows any word of a sentence. Raises UserError as `unknown_words` does."""
         return self._encoder_for([sentence]).knows(sentence, self.checkpoint.config.max_words)
 
+    def words_left_out(self, sentences: Sequence[str]) -> list[str]:
+        """Messages about sentences that are longer than what the model reads, with the tokens that it leaves out.
+
+        `encode` warns of them, too, except of those that were checked here before.
+        """
+        check_sentences(sentences)
+        self._checked_sentences = {*sentences}
+        messages = []
+        for number, sentence in enumerate(sentences, start=1):
+            read, tokens = self.tokens(sentence), self._sentence_encoder.tokens(sentence, sys.maxsize)
+            # The special tokens at the end of a transformer's sentence are read in any case.
+            first = next((index for index, token in enumerate(read) if token != tokens[index]), len(read))
+            if left_out := tokens[first : len(tokens) - (len(read) - first)]:
+                messages.append(
+                    f"Sentence {number} has {len(tokens):,} tokens, and the model reads {len(read)}. Left out: "
+                    f"{first_few([*map(repr, left_out)])}."
+                )
+        return messages
+
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Turns S sentences into arrays for the model.
 
@@ -148,14 +180,16 @@ class Segmenter:
         Raises:
           UserError: there is no sentence, or one has no word that the model knows.
         """
-        if isinstance(sentences, str) or not len(sentences):
-            raise UserError(f"Expected a list of sentences, got {sentences!r}.")
+        check_sentences(sentences)
         encoder, max_words = self._encoder_for(sentences), self.checkpoint.config.max_words
         for number, sentence in enumerate(sentences, start=1):
             if not encoder.knows(sentence, max_words):
                 if not encoder.unknown_words(sentence, max_words):
                     raise UserError(f"Sentence {number} is empty.")
                 raise UserError(self._explain_unknown(number, sentence))
+        if not self._checked_sentences.issuperset(sentences):
+            for message in self.words_left_out(sentences):
+                warnings.warn(message, stacklevel=2)
         words, word_mask = zip(*(encoder.encode(sentence, max_words) for sentence in sentences), strict=True)
         return np.stack(words), np.stack(word_mask)
 
@@ -188,9 +222,10 @@ class Segmenter:
           UserError: a frame has another type or shape, or the model knows no word of a sentence.
         """
         rate = self.checkpoint.config.frame_rate if rate is None else rate
-        if not rate > 0:
-            raise UserError(f"The rate must be above 0 frames per second, and not {rate}.")
-        frame_pairs = self.frame_pairs((index / rate, frame) for index, frame in enumerate(frames))
+        if not (isinstance(rate, int | float | np.integer | np.floating) and 0 < rate < MAX_RATE):
+            raise UserError(f"The rate must be a number above 0 frames per second, and not {rate!r:.100}.")
+        timed_frames = ((float(index / rate), frame) for index, frame in enumerate(iterate_frames(frames)))
+        frame_pairs = self.frame_pairs(timed_frames)
         masks, scores = [], []
         for segmentation in self.segment_frame_pairs(frame_pairs, sentences):
             masks.append(segmentation.masks)
@@ -216,7 +251,15 @@ class Segmenter:
         """
         height, width = self.checkpoint.config.image_size
         recent: deque[tuple[float, LazyFrame]] = deque()
-        for index, (time, original) in enumerate(frames):
+        for index, item in enumerate(iterate_frames(frames)):
+            try:
+                time, frame = item
+                time = float(time)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise UserError(
+                    f"Frame {index} has no time: expected (seconds, frame), got {reprlib.repr(item)}."
+                ) from error
+            original = copy_frame(frame, index)
             if original.dtype != np.uint8 or original.ndim != 3 or original.shape[2] != 3 or not original.size:
                 raise UserError(
                     f"Frame {index} is {original.dtype} of shape {original.shape}; expected uint8 (height, width, 3)."
@@ -225,8 +268,13 @@ class Segmenter:
                 raise UserError(
                     f"Frame {index} has shape {original.shape}, those before it {recent[-1][1].original.shape}."
                 )
+            if not math.isfinite(time):
+                raise UserError(f"Frame {index} has the time {time} s.")
             if recent and not time > recent[-1][0]:
                 raise UserError(f"Frame {index} has the time {time} s, the one before it {recent[-1][0]} s.")
+            spacing = self.seconds_between / max(16, MAX_RECENT_BYTES // original.nbytes)
+            if len(recent) > 1 and recent[-1][0] - recent[-2][0] < spacing:  # at a higher rate than cameras have
+                recent.pop()
             recent.append((time, LazyFrame(original, (height, width))))
             target = time - self.seconds_between
             while len(recent) > 1 and abs(recent[1][0] - target) <= abs(recent[0][0] - target):
@@ -283,14 +331,33 @@ class Segmenter:
         return encoder
 
 
+def check_sentences(sentences: Sequence[str]) -> None:
+    """Raises UserError if this is anything but texts in an order, at least one."""
+    ordered = isinstance(sentences, Collection) and not isinstance(sentences, str | Set | Mapping)
+    if not ordered or not len(sentences) or not all(isinstance(text, str) for text in sentences):
+        raise UserError(f"Expected a list of sentences, got {reprlib.repr(sentences)}.")
+
+
+def iterate_frames(frames: Iterable[Item]) -> Iterator[Item]:
+    """Raises UserError if this is no sequence of anything."""
+    try:
+        return iter(frames)
+    except TypeError as error:
+        raise UserError(f"Expected the frames of a clip, got {reprlib.repr(frames)}.") from error
+
+
+def copy_frame(frame: np.typing.ArrayLike, index: int) -> np.ndarray:
+    """A frame as an array of its own, since decoders may fill the same one again. Raises UserError if it is none."""
+    try:
+        return np.array(frame)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"Frame {index} is no array: {error}.") from error
+
+
 def check_fits(checkpoint: Checkpoint) -> None:
     """Raises CheckpointError if a checkpoint's arrays are not those of the network that its configuration describes."""
-    size = checkpoint.sentence_encoder.size
-    variables = jax.eval_shape(lambda: initial_variables(make_model(checkpoint.config), checkpoint.config, size))
-    expected, found = shapes(variables), shapes(checkpoint.variables)
+    expected = expected_shapes(checkpoint.config, checkpoint.sentence_encoder.size)
+    found = shapes(checkpoint.variables)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise CheckpointError(
-                f"{checkpoint.path} does not fit its own configuration, or is from another version of lbdt_jax: {name} "
-                f"is {found.get(name, 'missing')}, and should be {expected.get(name, 'absent')}."
-            )
+            raise CheckpointError(misfit_message(checkpoint.path, name, found.get(name), expected.get(name)))

@@ -1,154 +1,125 @@
-"""Reads clips frame by frame, from any file that FFmpeg decodes or from a folder of images, and writes H.264."""
+"""Opens clips, video files, moving pictures and folders of pictures alike, and writes H.264."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageOps
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import check_regular_file
+from lbdt_jax.inference.clip import LISTED, Clip, print_warning
+from lbdt_jax.inference.colors import describe_hdr, display_matrix, is_on_side
+from lbdt_jax.inference.container import choose_stream, fraction, frame_count, has_discontinuities, open_container
+from lbdt_jax.inference.pictures import IMAGE_SUFFIXES, Picture, is_picture, list_pictures, open_picture, read_picture
+from lbdt_jax.inference.sound import Sound
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+__all__ = ["Clip", "ClipWriter", "open_clip"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """A video file, or a folder of images in the order of their names, where 10 comes after 9.
-
-    Attributes:
-      path: the file or folder.
-      rate: frames per second, for a file their average.
-      time_base: in seconds; the times of all frames are multiples of it.
-      frames: number of frames according to the file's header; 0 if that is unknown.
-      seconds: the duration according to the file's header; None if that is unknown.
-      pixel_aspect: width of a displayed pixel divided by its height; 1 for nearly all clips.
-    """
-
-    path: Path
-    rate: Fraction
-    time_base: Fraction
-    frames: int
-    seconds: float | None
-    pixel_aspect: Fraction = Fraction(1)
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (time in units of time_base, (h, w, 3) uint8 RGB) of every frame, upright, in display order.
-
-        Raises:
-          UserError: there is no frame, or a frame can't be decoded or has another size; the frames before it have been
-            yielded.
-        """
-        frames = _read_images(self.path) if self.path.is_dir() else _decode_video(self.path)
-        count, shape = 0, None
-        for time, frame in frames:
-            shape = shape or frame.shape
-            if frame.shape != shape:
-                raise UserError(
-                    f"{self.path}: frame {count} is {frame.shape[1]} x {frame.shape[0]} pixels, those before it "
-                    f"{shape[1]} x {shape[0]}."
-                )
-            yield time, frame
-            count += 1
-        if not count:
-            raise UserError(f"{self.path} contains no readable frame. Is the file truncated?")
+_MAX_PIXEL_ASPECT = 8  # and 1/8; that of real video is between 1/2 and 2
+_SLOWEST, _FASTEST = Fraction(1, 3600), 100_000  # frames per second
+_FINEST = Fraction(1, 10**9)  # time base that mp4 files take
 
 
-def open_clip(path: str | Path, rate: float = 30.0) -> Clip:
-    """Reads the header of a video file, or lists a folder of images.
+def open_clip(path: str | Path, rate: float = 30.0, warn: Callable[[str], None] = print_warning) -> Clip:
+    """Reads the header of a video file or of a moving picture, or those of all pictures in a folder.
 
     Args:
       path: of the file or folder.
       rate: frames per second of a folder; a file has its own.
+      warn: see `Clip`.
 
     Raises:
       UserError: there is no such file or folder, or it is not a video.
     """
     path, default_rate = Path(path), Fraction(rate).limit_denominator(1001)
     if path.is_dir():
-        frames = len(_image_paths(path))
-        if not frames:
-            raise UserError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
-        return Clip(path, default_rate, 1 / default_rate, frames, frames / rate)
-    if not path.is_file():
+        return _open_folder(path, default_rate, warn)
+    if not path.exists():
         raise UserError(f"There is no video {path}.")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                streams = ", ".join(stream.type for stream in container.streams)
-                raise UserError(f"{path} has no video stream, only {streams or 'no stream at all'}.")
-            stream = container.streams.video[0]
-            file_rate = stream.average_rate or stream.guessed_rate or default_rate
-            seconds = container.duration / av.time_base if container.duration else None
-            aspect = _fraction(stream.sample_aspect_ratio or 1)
-            first = next(container.decode(stream), None)
-            if first and round(first.rotation / 90) % 2:  # stored on its side, and so are its pixels
-                aspect = 1 / aspect
-            return Clip(path, _fraction(file_rate), _time_base(stream), stream.frames, seconds, aspect)
-    except av.FFmpegError as error:
-        raise UserError(f"{path} is not a video, or is truncated: {error.strerror}.") from error
+    check_regular_file(path)
+    return _open_picture(path, warn) if is_picture(path) else _open_video(path, default_rate, warn)
 
 
-def _time_base(stream: av.VideoStream) -> Fraction:
-    """The unit, in seconds, of the times of a stream's frames."""
-    assert stream.time_base is not None  # every stream of a container that is read has one
-    return _fraction(stream.time_base)
-
-
-def _fraction(value: Any) -> Fraction:
-    """A Fraction from an integer, a Fraction, or the rational number type of PyAV 19."""
-    return Fraction(value.numerator, value.denominator)
-
-
-def _decode_video(path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """The frames of a file with their times, which always increase."""
-    count, last = 0, None
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                # Frames without a time, which some containers have, follow at the average rate.
-                step = max(1, round(1 / (stream.average_rate or Fraction(30)) / _time_base(stream)))
-                time = frame.pts if frame.pts is not None else 0 if last is None else last + step
-                if last is not None and time <= last:
-                    time = last + 1
-                # Phones held upright set this flag. Like rot90, it counts counterclockwise.
-                yield time, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
-                count, last = count + 1, time
-    except av.FFmpegError as error:
-        raise UserError(
-            f"{path}: frame {count} can't be decoded ({error.strerror}). Is the file truncated? "
-            "The frames before it can be used: choose an earlier --end."
-        ) from error
-
-
-def _image_paths(folder: Path) -> list[Path]:
-    """The images of a folder, sorted by name, with runs of digits as numbers."""
-
-    def sort_key(path: Path) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
-
-    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted((path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES), key=sort_key)
-
-
-def _read_images(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """The images of a folder, numbered from 0."""
-    for index, path in enumerate(_image_paths(folder)):
+def _open_folder(path: Path, rate: Fraction, warn: Callable[[str], None]) -> Clip:
+    files, others = list_pictures(path)
+    if not files:
+        raise UserError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
+    if others:
+        names = ", ".join(other.name for other in others[:LISTED])
+        more = f" and {len(others) - LISTED} more" if others[LISTED:] else ""
+        warn(f"{path}: left out what is no picture of a kind that is read: {names}{more}.")
+    pictures: list[Picture | None] = []
+    first: Picture | None = None
+    damaged, frames = [], 0
+    for file in files:
         try:
-            with Image.open(path) as image:
-                yield index, np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path} can't be read: {error}") from error
+            picture = open_picture(file)
+        except (UserError, OSError) as error:
+            damaged.append(str(error))
+            pictures.append(None)
+            continue
+        first = first or picture
+        if picture.size != first.size:
+            (height, width), (first_height, first_width) = picture.size, first.size
+            raise UserError(
+                f"{path}: frame {frames} is {width} x {height} pixels, those before it {first_width} x {first_height} "
+                f"({picture.path.name}, {first.path.name}). Scale all to one size, or remove what is no frame."
+            )
+        pictures.append(picture)
+        frames += picture.frames
+    for message in damaged[:LISTED]:
+        warn(f"Left out, but its time is kept: {message}")
+    if damaged[LISTED:]:
+        warn(f"{path}: left out {len(damaged)} pictures in all.")
+    return Clip(path, rate, 1 / rate, frames, frames / float(rate), pictures=tuple(pictures), warn=warn)
+
+
+def _open_picture(path: Path, warn: Callable[[str], None]) -> Clip:
+    picture = open_picture(path)
+    durations = [seconds for seconds, _ in itertools.islice(read_picture(path), 1)]
+    seconds = picture.frames * durations[0]
+    rate = Fraction(1 / durations[0]).limit_denominator(1001)
+    return Clip(path, rate, Fraction(1, 1000), picture.frames, seconds, pictures=(picture,), warn=warn)
+
+
+def _open_video(path: Path, default_rate: Fraction, warn: Callable[[str], None]) -> Clip:
+    with open_container(path) as container:
+        stream = choose_stream(container, path)
+        if len(container.streams.video) > 1:
+            size = f"{stream.codec_context.width} x {stream.codec_context.height}"
+            warn(
+                f"{path} has {len(container.streams.video)} video streams and pictures; number {stream.index}, of "
+                f"{size} pixels, is used."
+            )
+        rates = (fraction(value) for value in (stream.average_rate, stream.guessed_rate) if value)
+        rate = next((rate for rate in rates if _SLOWEST <= rate <= _FASTEST), default_rate)
+        seconds = container.duration / av.time_base if container.duration else None
+        if seconds and stream.start_time and not has_discontinuities(container):  # then it counts from time stamp 0
+            seconds = max(0.0, seconds - float(stream.start_time * stream.time_base)) or None
+        aspect = fraction(stream.sample_aspect_ratio or 1)
+        if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+            warn(
+                f"{path}: its pixels are said to be {float(aspect):g} times as wide as high; they are taken as square."
+            )
+            aspect = Fraction(1)
+        try:
+            first = next(container.decode(stream), None)
+        except av.FFmpegError:
+            first = None  # damaged; there may be others
+        if first and is_on_side(display_matrix(first)):
+            aspect = 1 / aspect
+        if first and (transfer := describe_hdr(first)):
+            warn(f"{path} is HDR video ({transfer}). Its frames are tone-mapped to SDR (ITU-R BT.2390).")
+        frames = frame_count(container, stream)
+        return Clip(path, rate, fraction(stream.time_base), frames, seconds, aspect, stream.index, warn=warn)
 
 
 class ClipWriter:
@@ -161,27 +132,33 @@ class ClipWriter:
     Args:
       path: of the new file.
       size: (h, w) in pixels.
-      clip: has the rate, time base and pixel aspect.
+      clip: has the rate, time base and pixel aspect. If all its frames have been read, the last one is shown until its
+        end.
+      sound: whether to keep the clip's sound, which is right if all of its frames are written.
 
     Raises:
       UserError: H.264 can't store frames of that size.
       OSError: the file can't be written.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], clip: Clip) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], clip: Clip, sound: bool = False) -> None:
         # A fragment is closed every second. B-frames ("bf"), which wait for later frames, would shift all times.
         fragmented = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
-        self._container = av.open(str(path), "w", container_options=fragmented)
+        self._path = path
+        # A path with a colon is no protocol.
+        self._container = av.open(f"file:{os.path.abspath(path)}", "w", container_options=fragmented)
         options = {"crf": "18", "preset": "superfast", "bf": "0"}  # same quality as "veryfast" in 2/3 of its time
         self._stream = self._container.add_stream("libx264", rate=clip.rate, options=options)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
         context = self._stream.codec_context
-        context.time_base = self._stream.time_base = self._time_base = clip.time_base
+        context.time_base = self._stream.time_base = self._time_base = max(clip.time_base, _FINEST)
         context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709
         context.color_range = ColorRange.MPEG
         context.sample_aspect_ratio = clip.pixel_aspect
-        self._second = -1
+        self._clip, self._second, self._last = clip, -1, 0
+        self._keep_sound = sound and clip.stream is not None
+        self._sound: Sound | None = None
         try:
             context.open()
         except av.FFmpegError as error:
@@ -193,7 +170,13 @@ class ClipWriter:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            self._container.mux(self._stream.encode(None))
+            packets = self._stream.encode(None)
+            end = self._clip.reading.end
+            if packets and end is not None and end > self._last:
+                packets[-1].duration = round((end - self._last) * self._clip.time_base / self._time_base)
+            self._mux(packets)
+            if self._sound:
+                self._sound.close(float((self._last + 1 if end is None else end) * self._clip.time_base))
         finally:
             self._container.close()
 
@@ -204,10 +187,23 @@ class ClipWriter:
           time: in units of the clip's time_base, later than the frame before.
           image: (h, w, 3) uint8 RGB.
         """
+        if self._keep_sound and self._sound is None and self._clip.reading.origin is not None:
+            self._sound = Sound(self._clip.path, self._clip.reading.origin, self._container)
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
-        frame.pts, frame.time_base = time, self._time_base
-        second = int(time * self._time_base)
+        frame.pts, frame.time_base = round(time * self._clip.time_base / self._time_base), self._time_base
+        second = int(time * self._clip.time_base)
         if second != self._second:
             frame.pict_type, self._second = PictureType.I, second
-        self._container.mux(self._stream.encode(frame))
+        self._mux(self._stream.encode(frame))
+        self._last = time
+        if self._sound:
+            self._sound.write_until(float(time * self._clip.time_base))
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        try:
+            self._container.mux(packets)
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):  # such as a full disk
+                raise
+            raise UserError(f"{self._path} can't be written: {error.strerror}.") from error

@@ -20,6 +20,7 @@ SYSTEM_FONTS = (
     "arial.ttf",
     "msyh.ttc",
 )
+_MAX_CHARACTERS = 5_000  # more than fit on any line; measuring a longer text would take long
 _UNASSIGNED = "\U0010ffff"  # fonts draw it as they draw every character that they lack
 
 Font = ImageFont.FreeTypeFont
@@ -75,6 +76,7 @@ def choose_font(text: str, size: int) -> tuple[str, Font]:
     removed, and remaining characters that can't be drawn are counted: "(2 characters without a font)".
     """
     text = " ".join(text.split())
+    text = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
     fonts = []
     for name in ("", *SYSTEM_FONTS):
         font = _load(name, size)

@@ -11,7 +11,7 @@ from lbdt_jax.visualization.overlays import color_of, overlay
 from lbdt_jax.visualization.sheet import BACKGROUND, GAP, LABEL_COLOR, MARGIN, TEXT_COLOR
 from lbdt_jax.visualization.text import choose_font, draw_text
 
-_FRAME_WIDTH = 360  # pixels of a frame on the sheet
+_FRAME_WIDTH, _MAX_FRAME_HEIGHT = 360, 1080  # pixels of a frame on the sheet; only extreme shapes are less wide
 _COLUMNS = 3  # frames in a row of the sheet
 _MAX_SENTENCES, _LINE_HEIGHT = 12, 26  # of the sheet's legend
 
@@ -78,8 +78,10 @@ class FrameSampler:
         """Takes the next frame, (h, w, 3) uint8 RGB, and keeps it if it is on the current grid."""
         if self._count % self._step == 0:
             image = Image.fromarray(frame)
-            height = max(1, round(_FRAME_WIDTH * image.height / (image.width * self._pixel_aspect)))
-            self._frames.append((label, image.resize((_FRAME_WIDTH, height), Image.Resampling.BICUBIC)))
+            aspect = image.width * self._pixel_aspect / image.height
+            width = max(1, min(_FRAME_WIDTH, round(_MAX_FRAME_HEIGHT * aspect)))
+            height = max(1, min(_MAX_FRAME_HEIGHT, round(_FRAME_WIDTH / aspect)))
+            self._frames.append((label, image.resize((width, height), Image.Resampling.BICUBIC)))
             if len(self._frames) > self._max_frames:  # drop every second frame, and double the step from here on
                 self._frames, self._step = self._frames[::2], 2 * self._step
         self._count += 1

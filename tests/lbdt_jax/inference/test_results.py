@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from input_pipeline.errors import UserError
+from lbdt_jax.cli import lock
 from lbdt_jax.inference.results import PredictionStore
 
 SETTINGS = {"text": ("the dog", "a cat"), "every": 1, "end": None}
@@ -82,3 +86,173 @@ def test_damaged_lines_are_named(tmp_path: Path, line: bytes) -> None:
         file.write(2 * line)
     with pytest.raises(UserError, match="masks.jsonl is damaged in line 3 or after it"):
         list(store.load())
+
+
+# -- resuming after someone else had the folder
+
+
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    store = PredictionStore(folder, sentences=2)
+    store.create(SETTINGS)
+    append_frames(store, range(3))
+    store.close()
+    return folder
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def write(name: str, content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(content)
+
+
+def in_place_of(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: ((folder / name).unlink(), make(folder / name))
+
+
+def edit_lines(edit: Callable[[list[str]], list[str]]) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        file = folder / "masks.jsonl"
+        file.write_text("".join(edit(file.read_text().splitlines(keepends=True))))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (write("settings.json", "[]"), "settings.json is not that of a run, or is damaged"),
+        (write("settings.json", "null"), "settings.json is not that of a run, or is damaged"),
+        (write("settings.json", '{"finished": "no"}'), "should be true or false"),
+        (write("settings.json", '{"text": ['), "settings.json is not that of a run, or is damaged"),
+        (write("settings.json", "[" * 100_000), "settings.json is not that of a run, or is damaged"),
+        (write("settings.json", "9" * 10_000), "settings.json is not that of a run, or is damaged"),
+        (write("settings.json", json.dumps({"finished": False, "text": ["x"] * 10**5})), "has other settings"),
+        (lambda folder: os.truncate(folder / "settings.json", 2**33), "The limit is"),
+        (in_place_of("settings.json", os.mkfifo), "is a named pipe"),
+        (in_place_of("masks.jsonl", os.mkfifo), "is a named pipe"),
+        (in_place_of("masks.sha256", lambda _: None), "masks.sha256, with the checksums of the masks, is missing"),
+        (edit_lines(lambda lines: [*lines[:2], lines[4], *lines[3:]]), "was changed in line 3"),
+        (edit_lines(lambda lines: [lines[0].replace("0.25", "0.26"), *lines[1:]]), "was changed in line 1"),
+        (edit_lines(lambda lines: lines[2:]), "was changed in line 1"),
+        (edit_lines(lambda lines: [*lines[:3], lines[3].replace("\n", "\r\n"), *lines[4:]]), "was changed in line 3"),
+        (edit_lines(lambda lines: ["null\n"] * 6), "was changed in line 1"),
+    ],
+)
+def test_changes_are_noticed(killed_run: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    folder = shutil.copytree(killed_run, tmp_path / "run")
+    damage(folder)
+    before = state(folder)
+    with pytest.raises(UserError, match=message) as error_info:
+        PredictionStore(folder, 2).resume(SETTINGS)
+    assert len(str(error_info.value)) < 2000
+    assert state(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "remaining"),
+    [
+        (edit_lines(lambda lines: [*lines, "anything\n", "else\n"]), 3),
+        (edit_lines(lambda lines: lines[:3]), 1),
+        (lambda folder: os.truncate(folder / "masks.jsonl", 2**33), 3),
+        (lambda folder: os.truncate(folder / "masks.sha256", 100), 1),
+        (lambda folder: os.truncate(folder / "masks.jsonl", 0), 0),
+    ],
+)
+def test_what_is_not_whole_is_predicted_again(
+    killed_run: Path, tmp_path: Path, damage: Callable[[Path], object], remaining: int
+) -> None:
+    folder = shutil.copytree(killed_run, tmp_path / "run")
+    damage(folder)
+    store = PredictionStore(folder, 2)
+    assert store.resume(SETTINGS) is False
+    append_frames(store, range(remaining, 3))
+    for name in ("masks.jsonl", "masks.sha256"):
+        assert (folder / name).read_bytes() == (killed_run / name).read_bytes()
+
+
+def test_a_complete_run_is_checked(killed_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(killed_run, tmp_path / "run")
+    store = PredictionStore(folder, 2)
+    store.resume(SETTINGS)
+    store.finish()
+    assert store.resume(SETTINGS) is True
+    (folder / "masks.jsonl").write_text("")
+    with pytest.raises(UserError, match="was cut"):
+        store.resume(SETTINGS)
+    (folder / "masks.sha256").unlink()  # a complete run of an earlier version
+    assert store.resume(SETTINGS) is True
+
+
+@pytest.mark.parametrize("begin", [PredictionStore.create, PredictionStore.resume])
+def test_a_run_that_was_killed_at_once_is_begun_anew(tmp_path: Path, begin: Callable[..., object]) -> None:
+    (tmp_path / "masks.jsonl").touch()
+    (tmp_path / ".settings.json.12").write_text('{"text"')
+    assert not begin(PredictionStore(tmp_path, 2), SETTINGS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.jsonl", "settings.json"]
+
+
+@pytest.mark.parametrize("name", [".settings.json.mine", "masks.sha256", "notes"])
+def test_a_folder_with_anything_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "masks.jsonl").touch()
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="Nothing is overwritten"):
+        PredictionStore(tmp_path, 2).create(SETTINGS)
+    with pytest.raises(UserError, match="no run to resume"):
+        PredictionStore(tmp_path, 2).resume(SETTINGS)
+
+
+def test_one_run_at_a_time(killed_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(killed_run, tmp_path / "run")
+    first = PredictionStore(folder, 2)
+    first.resume(SETTINGS)
+    with pytest.raises(UserError, match="Another process is writing to"):
+        PredictionStore(folder, 2).resume(SETTINGS)
+    first.close()
+    assert PredictionStore(folder, 2).resume(SETTINGS) is False
+
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "masks.jsonl").touch()
+    with (tmp_path / "new" / "masks.jsonl").open("ab") as file:  # before the other run has written its settings
+        lock(file, tmp_path)
+        with pytest.raises(UserError, match="Another process is writing to"):
+            PredictionStore(tmp_path / "new", 2).create(SETTINGS)
+
+
+def test_own_temporary_files_are_removed(killed_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(killed_run, tmp_path / "run")
+    for name in ("masks/1/.000003.png.9", "explain/.000003-1.png.9", ".contact_sheet.png.9", "masks/1/.mine.9"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    PredictionStore(folder, 2).resume(SETTINGS)
+    assert [path.name for path in folder.rglob(".*")] == [".mine.9"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frame": -1},
+        {"frame": True},
+        {"time": float("nan")},
+        {"time": 10**400},
+        {"sentence": 2},
+        {"confidence": float("nan")},
+        {"confidence": 1.5},
+        {"segmentation": None},
+        {"segmentation": {"size": [2**20, 2**20], "counts": "0`1"}},
+        {"segmentation": {"size": [6, -8], "counts": "`1"}},
+        {"segmentation": {"size": "68", "counts": "`1"}},
+        *({"segmentation": {"size": [6, 8], "counts": counts}} for counts in ("", "0", "1000", "o" * 50, "~~", "é", 5)),
+    ],
+)
+def test_masks_are_checked_before_they_are_decoded(tmp_path: Path, change: dict) -> None:
+    store = PredictionStore(tmp_path, sentences=1)
+    line = {"frame": 0, "time": 0.0, "sentence": 1, "confidence": 0.5, "segmentation": {"size": [6, 8], "counts": "`1"}}
+    (tmp_path / "masks.jsonl").write_text(json.dumps(line) + "\n")
+    assert not next(store.load()).decode_masks().any()
+    (tmp_path / "masks.jsonl").write_text(json.dumps(line | change) + "\n")
+    with pytest.raises(UserError, match="masks.jsonl is damaged in line 1"):
+        next(store.load())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ import lbdt_jax
 from input_pipeline.errors import UserError
 from input_pipeline.images import resize_frame
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError
-from lbdt_jax.inference.segmenter import Segmenter
+from lbdt_jax.inference.segmenter import LazyFrame, Segmenter
 from lbdt_jax.metrics import resize_logits
 from lbdt_jax.step import make_model
 
@@ -43,6 +45,34 @@ def test_earlier_frame_is_a_fifth_of_a_second_before(rate: int, interval: int) -
         np.testing.assert_array_equal(
             frame_pair.frame.resized, resize_frame(numbered_frame(frame_pair.index), (64, 64))
         )
+
+
+def test_an_array_that_is_filled_again_is_copied() -> None:
+    def decode() -> Iterator[tuple[float, np.ndarray]]:
+        buffer = numbered_frame(0)
+        for index in range(10):
+            buffer[:] = numbered_frame(index)
+            yield index / 10, buffer
+
+    for index, pair in enumerate(tiny_segmenter().frame_pairs(decode())):
+        np.testing.assert_array_equal(pair.earlier_frame.original, numbered_frame(max(index - 2, 0)))
+
+
+def test_memory_is_limited_at_any_frame_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: weakref.WeakSet[LazyFrame] = weakref.WeakSet()
+
+    class CountedFrame(LazyFrame):
+        def __init__(self, original: np.ndarray, size: tuple[int, int]) -> None:
+            super().__init__(original, size)
+            kept.add(self)
+
+    monkeypatch.setattr("lbdt_jax.inference.segmenter.LazyFrame", CountedFrame)
+    monkeypatch.setattr("lbdt_jax.inference.segmenter.MAX_RECENT_BYTES", 100 * 3)
+    frames = ((index / 10_000, np.full((1, 1, 3), index // 100, np.uint8)) for index in range(6000))
+    for frame_pair in tiny_segmenter().frame_pairs(frames):
+        assert len(kept) <= 104
+        brightness = [int(frame.original[0, 0, 0]) for frame in (frame_pair.frame, frame_pair.earlier_frame)]
+        assert abs(brightness[0] - brightness[1] - min(20, brightness[0])) <= 1  # 0.2 s are 2000 frames
 
 
 @pytest.mark.parametrize(("rate", "interval"), [(None, 6), (15, 3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -52,9 +53,17 @@ def test_variable_frame_rates_keep_their_times(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("matrix", "corner"),
-    [((0, 1, -1, 0), "upper right"), ((-1, 0, 0, -1), "lower right"), ((0, -1, 1, 0), "lower left")],
+    [
+        ((0, 1, -1, 0), "upper right"),
+        ((-1, 0, 0, -1), "lower right"),
+        ((0, -1, 1, 0), "lower left"),
+        ((-1, 0, 0, 1), "upper right"),
+        ((1, 0, 0, -1), "lower left"),
+        ((0, 1, 1, 0), "upper left"),
+        ((0, -1, -1, 0), "lower right"),
+    ],
 )
-def test_rotated_clips_are_upright(tmp_path: Path, matrix: tuple[int, int, int, int], corner: str) -> None:
+def test_rotated_and_mirrored_clips_are_upright(tmp_path: Path, matrix: tuple[int, int, int, int], corner: str) -> None:
     (_, frame), *_ = read_frames(set_rotation(write_clip(tmp_path / "a.mp4"), matrix))
     assert frame.shape == ((64, 48, 3) if matrix[0] == 0 else (48, 64, 3))
     vertical, horizontal = corner.split()
@@ -104,15 +113,46 @@ def different_sizes(path: Path) -> str:
     return "frame 2 is 48 x 64 pixels, those before it 64 x 48"
 
 
-def broken_image(path: Path) -> str:
+def broken_images(path: Path) -> str:
     path.mkdir()
-    Image.fromarray(numbered_frame(0)).save(path / "0.png")
-    (path / "1.png").write_bytes((path / "0.png").read_bytes()[:60])
-    return "1.png can't be read"
+    (path / "0.png").write_bytes(b"junk")
+    (path / "1.png").write_bytes(b"")
+    return "no readable frame"
+
+
+def playlist(path: Path) -> str:
+    write_clip(path.with_name("b.mp4"))
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\nb.mp4\n#EXT-X-ENDLIST\n")
+    return "Playlists and lists of files are not followed"
+
+
+def list_of_files(path: Path) -> str:
+    write_clip(path.with_name("b.mp4"))
+    path.write_text("ffconcat version 1.0\nfile b.mp4\n")
+    return "Playlists and lists of files are not followed"
+
+
+def pipe(path: Path) -> str:
+    os.mkfifo(path)
+    return "is a named pipe"
+
+
+def endless(path: Path) -> str:
+    path.symlink_to("/dev/zero")
+    return "is a device"
+
+
+def empty(path: Path) -> str:
+    path.touch()
+    return "an empty file"
 
 
 @pytest.mark.parametrize(
-    "write_bad_video", [not_a_video, truncated, sound_only, missing, empty_folder, different_sizes, broken_image]
+    "write_bad_video",
+    [
+        *(not_a_video, truncated, sound_only, missing, empty_folder, different_sizes, broken_images),
+        *(playlist, list_of_files, pipe, endless, empty),
+    ],
 )
 def test_errors_for_unreadable_videos(tmp_path: Path, write_bad_video: Callable[[Path], str]) -> None:
     message = write_bad_video(tmp_path / "a.mp4")
@@ -135,6 +175,23 @@ def test_written_clips_are_read_back(tmp_path: Path) -> None:
         for (time, frame), (copied_time, copy) in pairs:
             assert copied_time == pytest.approx(time, abs=1e-4) and copy.shape == frame.shape
             assert np.abs(copy.astype(int) - frame).mean() < 4
+
+
+def test_names_with_a_colon_are_no_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clip(tmp_path / "a.mp4").rename(tmp_path / "http:a.mp4")
+    monkeypatch.chdir(tmp_path)
+    clip = open_clip("http:a.mp4")
+    with ClipWriter(Path("concat:b.mp4"), (48, 64), clip) as writer:
+        for time, frame in clip:
+            writer.write(time, frame)
+    assert len(read_frames(Path("concat:b.mp4"))) == 10
+
+
+def test_control_characters_in_names_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(numbered_frame(0)).save(tmp_path / "0.png")
+    (tmp_path / "a\x1b[31m\nb.txt").touch()
+    open_clip(tmp_path)
+    assert "a?[31m?b.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rotation", [None, (0, 1, -1, 0)])

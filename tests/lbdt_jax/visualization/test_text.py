@@ -32,3 +32,8 @@ def test_characters_without_a_font(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, size in (("café 一只狗", 21), ("cafe", 20)):
         assert (text_rendering.choose_font(text, 20)[0], text_rendering.choose_font(text, 20)[1].size) == (text, size)
     text_rendering.choose_font.cache_clear()
+
+
+def test_long_texts_are_cut_before_they_are_measured() -> None:
+    text, _ = text_rendering.choose_font("dog " * 10**6, 20)
+    assert text.endswith("…") and len(text) < 10_000

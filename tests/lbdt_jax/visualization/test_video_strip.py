@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from lbdt_jax.visualization import video_strip
 
@@ -21,3 +22,15 @@ def test_many_sentences_fit_below_a_frame() -> None:
     np.testing.assert_array_equal(
         video_strip.draw_segmentation(blank[:150], masks[1:2, :150], ["the dog"]), blank[:150]
     )
+
+
+@pytest.mark.parametrize("shape", [(16384, 2), (2, 16384), (90, 160), (160, 90)])
+@pytest.mark.parametrize("pixel_aspect", [1 / 8, 1, 8])
+def test_sheets_of_extreme_shapes_stay_small(shape: tuple[int, int], pixel_aspect: float) -> None:
+    sampler = video_strip.FrameSampler(max_frames=4, pixel_aspect=pixel_aspect)
+    sampler.add(np.full((*shape, 3), 99, np.uint8), "a frame")
+    sheet = sampler.sheet(["the dog"])
+    height = 360 * shape[0] / shape[1] / pixel_aspect
+    assert sheet.width == 1176 and sheet.height <= 1300
+    shown = max(1, min(360, 360 * 1080 / height)), max(1, min(height, 1080))
+    assert (np.asarray(sheet) == 99).all(-1).sum() == pytest.approx(shown[0] * shown[1], rel=0.06)
