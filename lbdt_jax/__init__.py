@@ -32,7 +32,7 @@ def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") ->
 
     Args:
       checkpoint: a checkpoint's folder, or WORKDIR for the newest one in it. The default is a small model of colored
-        shapes, which knows nothing else.
+        shapes, which knows nothing else. A leading ~ is the home folder, here and in word_vectors.
       word_vectors: where to look up words that the checkpoint has no vectors of: a GloVe text file or a package's name.
         "" tries the word vectors of the training, and does without if they are not there. A model with a transformer as
         text encoder uses none.
@@ -46,7 +46,8 @@ def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") ->
       UserError: word vectors are given for a model that uses none.
     """
     # Imported here, so that `import lbdt_jax` takes no time.
+    from input_pipeline.files import expand_home
     from lbdt_jax.checkpoint import load_checkpoint
     from lbdt_jax.inference.segmenter import Segmenter
 
-    return Segmenter(load_checkpoint(checkpoint), word_vectors)
+    return Segmenter(load_checkpoint(expand_home(str(checkpoint))), expand_home(word_vectors or ""))

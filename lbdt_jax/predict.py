@@ -5,38 +5,42 @@
 --video is any clip that FFmpeg reads, or a folder of images. Without --checkpoint, the small model in the package is
 used, which knows colored shapes only. --output then holds
 
-    overlay.mp4             the video with the masks, one color per sentence, at its own size and frame times
+    overlay.mp4             the video with the masks, one color per sentence, at its own size and frame times, and
+                            with its sound if all frames are segmented
     masks/1/000012.png      the mask of sentence 1 in frame 12, numbered as in masks.jsonl: one bit per pixel, 1 in the
                             object
     masks.jsonl             one line per frame and sentence: {"frame": from 0, "time": seconds, "sentence": from 1,
                             "confidence": mean probability of the mask's pixels, 0 for an empty mask,
                             "segmentation": {"size": [h, w], "counts": ...}, COCO's compressed run-length encoding}
+    masks.sha256            one line per frame: the checksum of its lines in masks.jsonl, by which --resume knows them
     contact_sheet.png       evenly spaced frames of the video
     explain/000012-1.png    with --explain=12: the inputs and all attention maps of frame 12, sentence 1
     settings.json           the settings of the run
 
-Memory does not grow with the length of the video. A run that was killed keeps its masks; --resume continues it.
+Memory does not grow with the length of the video. A run that was killed keeps its masks; --resume continues it. Only
+one run at a time writes to a folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 import lbdt_jax
-from input_pipeline.errors import UserError, exit_on_error
+from input_pipeline.errors import UserError, exit_on_error, first_few, printable, say
 from input_pipeline.images import encode_mask
 from lbdt_jax.checkpoint import Checkpoint
-from lbdt_jax.cli import at_least, atomic_write
+from lbdt_jax.cli import at_least, atomic_write, path_flag
 from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmentation, Segmenter, TimedFramePair
 from lbdt_jax.inference.stopwatch import Stopwatch
@@ -48,6 +52,15 @@ from lbdt_jax.visualization.sheet import save_image
 from lbdt_jax.visualization.video_strip import FrameSampler, draw_segmentation
 
 SHEET_FRAMES = 12  # at most, on the contact sheet
+MAX_MASK_BYTES = 2**32  # of all sentences in a frame: 460 sentences about frames of 4096 x 2304 pixels
+
+#: Least and greatest value of each number in the settings: frames, seconds, seconds, frames per second.
+RANGES: dict[str, tuple[Any, Any]] = {
+    "every": (1, 10**9),
+    "start": (0.0, 1e9),
+    "end": (0.0, 1e9),
+    "rate": (0.1, 1e5),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +74,9 @@ class PredictionSettings:
       every: segment every Nth frame.
       start, end: seconds from the first frame; `end` None means the whole video.
       rate: frames per second of a folder.
+
+    Raises:
+      UserError: a number is out of its range.
     """
 
     checkpoint: str
@@ -70,6 +86,19 @@ class PredictionSettings:
     start: float = 0.0
     end: float | None = None
     rate: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, (minimum, maximum) in RANGES.items():
+            value = getattr(self, name)
+            if name == "end" and value is None:
+                continue
+            kinds = (int, np.integer) if name == "every" else (int, float, np.integer, np.floating)
+            if not isinstance(value, kinds) or not minimum <= value <= maximum:  # nan is in no range
+                raise UserError(f"{name} must be a number from {minimum:g} to {maximum:g}, and not {value!r:.100}.")
+            # A number of numpy can't be written as json.
+            object.__setattr__(self, name, int(value) if name == "every" else float(value))
+        if self.end is not None and self.start > self.end:
+            raise UserError(f"The start, {self.start} s, is later than the end, {self.end} s.")
 
 
 def predict(
@@ -91,41 +120,42 @@ def predict(
     Raises:
       UserError: the video or a sentence can't be used, or the folder holds something else.
     """
-    clip, explain_frames = open_clip(settings.video, settings.rate), set(explain_frames)
+    output = Path(output)
+    clip, explain_frames, stopwatch = open_clip(settings.video, settings.rate), set(explain_frames), Stopwatch()
     check_frames_exist(explain_frames, clip)
-    unknown = check_sentences(segmenter, settings.text)
-    stopwatch = Stopwatch()
     frame_pairs = stopwatch.iterate(
         "decoding", select_frame_pairs(segmenter, clip, settings.every, settings.start, settings.end)
     )
     first = next(frame_pairs, None)
     if first is None:
         raise UserError(f"{settings.video} has no frame between --start and --end.")
+    check_memory(first, settings.text)
+    unknown = check_sentences(segmenter, settings.text)
 
-    store = PredictionStore(output, len(settings.text))
-    stored_settings = dataclasses.asdict(settings) | {"unknown_words": unknown, "video_size": video_size(clip)}
-    if not resume:
-        store.create(stored_settings)
-    elif store.resume(stored_settings):
+    with contextlib.closing(PredictionStore(output, len(settings.text))) as store:
+        stored_settings = dataclasses.asdict(settings) | {"unknown_words": unknown, "video_size": video_size(clip)}
+        if not resume:
+            store.create(stored_settings)
+        elif store.resume(stored_settings):
+            draw_explanations(segmenter, clip, settings.text, explain_frames, output / "explain")
+            say(f"Nothing to do, this run is complete: {output}")
+            return
+
+        frame_pairs = itertools.chain([first], frame_pairs)
+        stored = load_segmentations(store, frame_pairs)
+        predicted = stopwatch.iterate("model", segmenter.segment_frame_pairs(frame_pairs, settings.text))
+        segmentations = itertools.chain(stored, store_segmentations(store, predicted))
+        started = time.monotonic()
+        frames, confidence = draw_segmentations(segmentations, settings, clip, first, output, stopwatch)
+        seconds = time.monotonic() - started
         draw_explanations(segmenter, clip, settings.text, explain_frames, output / "explain")
-        print(f"Nothing to do, this run is complete: {output}")
-        return
-
-    frame_pairs = itertools.chain([first], frame_pairs)
-    stored = load_segmentations(store, frame_pairs)
-    predicted = stopwatch.iterate("model", segmenter.segment_frame_pairs(frame_pairs, settings.text))
-    segmentations = itertools.chain(stored, store_segmentations(store, predicted))
-    started = time.monotonic()
-    frames, confidence = draw_segmentations(segmentations, settings, clip, first, output, stopwatch)
-    seconds = time.monotonic() - started
-    draw_explanations(segmenter, clip, settings.text, explain_frames, output / "explain")
-    store.finish()
+        store.finish()
 
     for sentence, mean in zip(settings.text, confidence, strict=True):
-        print(f"{sentence!r}: mean confidence {mean:.2f}")
+        say(f"{sentence!r}: mean confidence {mean:.2f}")
     measured = sum(stopwatch.seconds.values())
     shares = ", ".join(f"{part} {spent / measured:.0%}" for part, spent in stopwatch.seconds.items())
-    print(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s ({shares}): {output}")
+    say(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s ({shares}): {output}")
 
 
 # -- Before anything is written
@@ -133,18 +163,35 @@ def predict(
 
 def check_frames_exist(frames: Iterable[int], clip: Clip) -> None:
     """Raises UserError if a clip, according to its header, ends before one of these frames."""
-    missing = sorted(frame for frame in frames if 0 < clip.frames <= frame)
+    missing = sorted(frame for frame in frames if frame < 0 or 0 < clip.frames <= frame)
     if missing:
-        raise UserError(f"--explain: {clip.path} has no frame {', '.join(map(str, missing))}.")
+        raise UserError(f"--explain: {clip.path} has no frame {first_few(missing)}.")
 
 
 def check_sentences(segmenter: Segmenter, sentences: Sequence[str]) -> list[str]:
-    """Prints and returns the unknown words. Raises UserError if the model knows no word of a sentence."""
+    """Prints which words the model can't read, and returns the unknown ones.
+
+    Raises:
+      UserError: the model knows no word of a sentence.
+    """
+    left_out = segmenter.words_left_out(sentences)
     unknown = segmenter.unknown_words(sentences)
     segmenter.encode(sentences)
+    for message in left_out:
+        say(message)
     if unknown:
-        print(f"Words that the model does not know, read as blanks: {' '.join(map(repr, unknown))}")
+        say(f"Words that the model does not know, read as blanks: {first_few([*map(repr, unknown)])}")
     return unknown
+
+
+def check_memory(frame_pair: TimedFramePair, sentences: Sequence[str]) -> None:
+    """Raises UserError if the masks of all sentences in a frame would not fit into memory."""
+    height, width, _ = frame_pair.frame.original.shape
+    if height * width * len(sentences) > MAX_MASK_BYTES:
+        raise UserError(
+            f"{len(sentences):,} sentences about frames of {width} x {height} pixels take {MAX_MASK_BYTES >> 30} GB of "
+            "memory or more. Give fewer sentences."
+        )
 
 
 def video_size(clip: Clip) -> int:
@@ -171,40 +218,26 @@ def select_frame_pairs(
     Frames before `start` are decoded too, since they are the earlier frames of later ones.
     """
     timed_frames = ((float(units * clip.time_base), frame) for units, frame in clip)
-    frames, seconds, first_time = 0, 0.0, None
     for frame_pair in segmenter.frame_pairs(timed_frames):
-        first_time = frame_pair.time if first_time is None else first_time
-        frames, seconds = frame_pair.index + 1, frame_pair.time - first_time
+        seconds = frame_pair.time - float(clip.reading.start * clip.time_base)
         if end is not None and seconds > end:
             return
         if seconds >= start and frame_pair.index % every == 0:
             yield frame_pair
-    warn_if_truncated(clip, frames, seconds)
-
-
-def warn_if_truncated(clip: Clip, frames: int, seconds: float) -> None:
-    """Prints a warning if a clip has fewer frames, or a shorter duration, than its header says."""
-    if frames + 1 < clip.frames:  # some complete AVI files count one frame too many
-        expected, readable = f"{clip.frames} frames", f"{frames}"
-    elif not clip.frames and seconds + 1 < (clip.seconds or 0):
-        expected, readable = f"{clip.seconds:.1f} s", f"{seconds:.1f} s"
-    else:
-        return
-    message = f"{clip.path} has {expected} according to its header, but only {readable} can be read. Is it truncated?"
-    tqdm.write(message, file=sys.stderr)
 
 
 def load_segmentations(store: PredictionStore, frame_pairs: Iterator[TimedFramePair]) -> Iterator[Segmentation]:
     """Yields the segmentations of the first frame pairs, which are stored. Raises UserError if they don't fit."""
     for prediction in store.load():
-        masks, frame_pair = prediction.decode_masks(), next(frame_pairs, None)
+        frame_pair = next(frame_pairs, None)
         if (
             frame_pair is None
             or prediction.index != frame_pair.index
-            or masks.shape[1:] != frame_pair.frame.original.shape[:2]
+            or abs(prediction.time - frame_pair.time) > 1e-3
+            or prediction.size != frame_pair.frame.original.shape[:2]
         ):
             raise UserError(f"{store.folder} holds the masks of another video. Choose another --output.")
-        yield Segmentation(frame_pair, masks, np.array(prediction.scores, np.float32))
+        yield Segmentation(frame_pair, prediction.decode_masks(), np.array(prediction.scores, np.float32))
 
 
 def store_segmentations(store: PredictionStore, segmentations: Iterable[Segmentation]) -> Iterator[Segmentation]:
@@ -234,9 +267,12 @@ def draw_segmentations(
     sampler = FrameSampler(SHEET_FRAMES, float(clip.pixel_aspect))
     frames, scores = 0, np.zeros(len(settings.text))
     height, width, _ = first.frame.original.shape
+    (output / "overlay.mp4").unlink(missing_ok=True)  # a link would lead elsewhere
+    all_frames = settings.every == 1 and not settings.start and settings.end is None
+    name = printable(clip.path.name).replace("\n", " ")
     with (
-        ClipWriter(output / "overlay.mp4", (height, width), clip) as overlay,
-        tqdm(total=expected_frames(clip, settings), desc=clip.path.name, unit="frame") as progress,
+        ClipWriter(output / "overlay.mp4", (height, width), clip, sound=all_frames) as overlay,
+        tqdm(total=expected_frames(clip, settings), desc=name, unit="frame") as progress,
     ):
         for segmentation in segmentations:
             with stopwatch.measure("drawing"):
@@ -277,7 +313,7 @@ def draw_explanations(
         if not remaining:
             return
     if remaining:
-        raise UserError(f"--explain: {clip.path} has no frame {', '.join(map(str, sorted(remaining)))}.")
+        raise UserError(f"--explain: {clip.path} has no frame {first_few(sorted(remaining))}.")
 
 
 def draw_explanation(segmenter: Segmenter, frame_pair: TimedFramePair, sentence: str, name: str, path: Path) -> None:
@@ -327,31 +363,44 @@ def arguments() -> argparse.ArgumentParser:
         default=lbdt_jax.DEFAULT_CHECKPOINT,
         help="a checkpoint's folder, or WORKDIR for its newest one (default: a small model of colored shapes)",
     )
-    add("--video", required=True, help="a clip, or a folder of images")
-    add("--text", required=True, action="append", help="a sentence; may be given several times")
-    add("--output", required=True, type=Path, help="a new folder for the results")
-    add("--every", type=at_least(int, 1), default=1, help="segment every Nth frame (default: every frame)")
-    add("--start", type=at_least(float, 0), default=0.0, help="seconds to skip at the beginning of the video")
-    add("--end", type=at_least(float, 0), help="stop after these seconds of the video")
-    add("--rate", type=at_least(float, 0.1), default=30.0, help="frames per second of a folder (default: 30)")
-    add("--word_vectors", default="", help="where to look up words that the checkpoint has no vectors of")
+    add("--video", required=True, type=path_flag, help="a clip, or a folder of images")
+    add("--text", required=True, type=sentence, action="append", help="a sentence; may be given several times")
+    add("--output", required=True, type=path_flag, help="a new folder for the results")
+    add("--every", type=at_least(int, *RANGES["every"]), default=1, help="segment every Nth frame (default: every one)")
+    add("--start", type=at_least(float, *RANGES["start"]), default=0.0, help="seconds to skip at the beginning")
+    add("--end", type=at_least(float, *RANGES["end"]), help="stop after these seconds of the video")
+    add(
+        "--rate",
+        type=at_least(float, *RANGES["rate"]),
+        default=30.0,
+        help="frames per second of a folder (default: 30)",
+    )
+    add("--word_vectors", default="", help="where to look up words that the checkpoint doesn't hold")
     add("--explain", type=at_least(int, 0), action="append", default=[], metavar="FRAME", help="draw its attention")
     add("--resume", action="store_true", help="continue the run that was interrupted in --output")
     return parser
 
 
+def sentence(text: str) -> str:
+    """An argparse type: a text in UTF-8, which Python does not read as that if the locale is another."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def main() -> None:
     """Parses the command line and segments the video."""
     args = arguments().parse_args()
-    with exit_on_error(
-        f"\nStopped. The masks predicted so far are in {args.output}; the same command with --resume continues.",
-        lambda error: f"Can't read or write: {error}",
-    ):
+    resumable = f"The masks predicted so far are in {args.output}; the same command with --resume continues."
+
+    def describe_os_error(error: OSError) -> str:
+        started = (args.output / "settings.json").is_file()
+        return f"Can't read or write: {error}." + (f" {resumable}" if started else "")
+
+    with exit_on_error(f"\nStopped. {resumable}", describe_os_error):
         segmenter = lbdt_jax.load(args.checkpoint, args.word_vectors)
         print(describe_model(segmenter.checkpoint))
         settings = PredictionSettings(
             checkpoint=str(segmenter.checkpoint.path),
-            video=str(Path(args.video).resolve()),
+            video=str(args.video.resolve()),
             text=tuple(args.text),
             every=args.every,
             start=args.start,

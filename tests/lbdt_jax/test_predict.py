@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from clips import SENTENCES, numbered_frame, read_frames, tiny_checkpoint, tiny_segmenter, write_clip
@@ -166,6 +168,162 @@ def test_truncated_clip_prints_a_warning(tmp_path: Path, capsys: pytest.CaptureF
     assert re.search(warning, capsys.readouterr().err)
 
 
+# -- odd inputs
+
+
+def test_words_that_are_left_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segmenter, long = tiny_segmenter(), "the red dog " * 4 + "a black cat"
+    frames = [numbered_frame(index) for index in range(2)]
+    with pytest.warns(UserWarning, match="Sentence 2 has 15 tokens, and the model reads 5. Left out: 'dog', 'the', "):
+        segmenter.segment(frames, ["a black cat", long])
+    predict(
+        segmenter, PredictionSettings("tiny", str(write_clip(tmp_path / "a.mp4", frames=2)), (long,)), tmp_path / "o"
+    )
+    assert "Sentence 1 has 15 tokens, and the model reads 5. Left out: 'dog', 'the'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every": 0},
+        {"every": 2.5},
+        {"every": "2"},
+        {"start": -1},
+        {"start": float("nan")},
+        {"start": 2.0, "end": 1.0},
+        {"end": float("inf")},
+        {"rate": 1e308},
+        {"rate": 0},
+        {"rate": None},
+    ],
+)
+def test_numbers_out_of_range(options: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"must be a number from|is later than"):
+        settings(Path("a.mp4"), **options)
+
+
+def test_numbers_of_numpy(tmp_path: Path) -> None:
+    video = write_clip(tmp_path / "a.mp4", frames=4)
+    predict(tiny_segmenter(), settings(video, every=np.int64(2), end=np.float32(1)), tmp_path / "output")
+    assert [line["frame"] for line in read_lines(tmp_path / "output")[::2]] == [0, 2]
+
+
+def test_odd_sentences_are_drawn_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentences = ("the \x1b[31mred\x07 dog", "the \u202egod", "the كلب 🐕 犬", "the\nred\0 dog", "the " + "x" * 120_000)
+    video = write_clip(tmp_path / "a\x1b[2J\n.mp4", frames=2, size=(192, 192))
+    predict(tiny_segmenter(), PredictionSettings("tiny", str(video), sentences), tmp_path / "o\x9b\udcff")
+    printed = "".join(capsys.readouterr())
+    assert not {"\x1b", "\x07", "\u202e", "\0", "\x9b", "\udcff"} & {*printed} and len(printed) < 10**6
+    assert json.loads((tmp_path / "o\x9b\udcff" / "settings.json").read_text())["text"] == [*sentences]
+
+
+def test_too_many_sentences() -> None:
+    frame_pair = next(tiny_segmenter().frame_pairs([(0.0, np.zeros((2304, 4096, 3), np.uint8))]))
+    command.check_memory(frame_pair, ["the red dog"] * 400)
+    with pytest.raises(UserError, match="1,000 sentences about frames of 4096 x 2304 pixels"):
+        command.check_memory(frame_pair, ["the red dog"] * 1000)
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
+    video, segmenter = write_clip(tmp_path / "a.mp4", frames=2), tiny_segmenter()
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(numbered_frame(0)).save(tmp_path / "frames" / "0.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    before = {path: path.read_bytes() for path in (video, tmp_path / "frames" / "0.png")}
+    for path, output in [(video, tmp_path), (video, video), (tmp_path / "frames", tmp_path / "frames")]:
+        for resume in (False, True):
+            with pytest.raises(UserError):
+                predict(segmenter, settings(path), output, resume=resume)
+    predict(segmenter, settings(video), tmp_path / "link")
+    assert {path: path.read_bytes() for path in before} == before and (tmp_path / "empty" / "overlay.mp4").exists()
+
+    # What a link in the folder of a run leads to stays.
+    stored = (tmp_path / "empty" / "settings.json").read_text()
+    (tmp_path / "empty" / "settings.json").write_text(stored.replace('"finished": true', '"finished": false'))
+    (tmp_path / "empty" / "overlay.mp4").unlink()
+    (tmp_path / "empty" / "overlay.mp4").symlink_to(video)
+    predict(segmenter, settings(video), tmp_path / "link", resume=True)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run can be resumed when there is space again. A limit on the size of files stands for the disk."""
+    video, segmenter = write_clip(tmp_path / "a.mp4", frames=12), tiny_segmenter()
+    predict(segmenter, settings(video), tmp_path / "expected")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises((OSError, UserError)):
+            predict(segmenter, settings(video), tmp_path / "output")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    predict(segmenter, settings(video), tmp_path / "output", resume=True)
+    for name in ("masks.jsonl", "masks.sha256", "settings.json"):
+        assert (tmp_path / "output" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_output_that_is_not_finite(value: float) -> None:
+    segmenter = tiny_segmenter()
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, array: np.full_like(array, value) if "head" in str(path) and "bias" in str(path) else array,
+        segmenter.checkpoint.variables,
+    )
+    segmenter._predictor.use(variables)  # without compiling again
+    try:
+        with pytest.raises(UserError, match="not finite"):
+            segmenter.segment([numbered_frame(0)], SENTENCES)
+    finally:
+        segmenter._predictor.use(segmenter.checkpoint.variables)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [[[0]]],
+        ["a.png"],
+        [numbered_frame(0) / 255],
+        numbered_frame(0),
+        [[[1], [2, 3]]],
+        [numbered_frame(0).astype("i1")],
+        Path("a.mp4"),
+        None,
+    ],
+)
+def test_frames_that_are_none(frames: object) -> None:
+    with pytest.raises(UserError, match=r"Frame 0 is|Expected the frames of a clip, got (Posix|None)"):
+        tiny_segmenter().segment(frames, SENTENCES)
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), 1e308, 10**400, "12", [12]])
+def test_rates_that_are_none(rate: object) -> None:
+    with pytest.raises(UserError, match="The rate must be a number above 0"):
+        tiny_segmenter().segment([numbered_frame(0)] * 2, SENTENCES, rate=rate)
+
+
+@pytest.mark.parametrize(
+    "sentences", ["the dog", [], None, 5, [1], [b"dog"], {"the dog"}, (text for text in SENTENCES)]
+)
+def test_sentences_that_are_none(sentences: object) -> None:
+    with pytest.raises(UserError, match="Expected a list of sentences"):
+        tiny_segmenter().segment([numbered_frame(0)], sentences)
+
+
+@pytest.mark.parametrize("times", [[0, float("nan")], [float("-inf"), 0], [0, float("inf")], [0, 0]])
+def test_times_that_are_none(times: list[float]) -> None:
+    with pytest.raises(UserError, match="has the time"):
+        list(tiny_segmenter().frame_pairs(zip(times, [numbered_frame(0)] * 2, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "frame", [numbered_frame(0), 5, ("now", numbered_frame(0)), (None, numbered_frame(0)), (10**400, numbered_frame(0))]
+)
+def test_frames_without_a_time(frame: object) -> None:
+    with pytest.raises(UserError, match="Frame 0 has no time"):
+        list(tiny_segmenter().frame_pairs([frame]))
+
+
 def test_model_in_the_package_is_described() -> None:
     default = arguments().parse_args(["--video=a", "--text=b", "--output=c"]).checkpoint
     assert 'knows colored shapes and how they move, as in "the red' in describe_model(load_checkpoint(default))
@@ -182,9 +340,15 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_command(checkpoint_folder: Path, tmp_path: Path) -> None:
-    video, output = write_clip(tmp_path / "a.mp4", frames=3), tmp_path / "output"
-    flags = [f"--video={video}", "--text=the red dog", f"--checkpoint={checkpoint_folder}", f"--output={output}"]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling takes longer than computing
+    """With paths in the home folder, and letters that the terminal can't show."""
+    write_clip(tmp_path / "a.mp4", frames=3)
+    output = tmp_path / "output"
+    flags = ["--video=~/a.mp4", "--text=the \x1b[1mréd dog", f"--checkpoint={checkpoint_folder}", "--output=~/output"]
+    environment = os.environ | {
+        "HOME": str(tmp_path),
+        "PYTHONIOENCODING": "ascii",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than computing
+    }
     done = subprocess.run(
         [sys.executable, "-m", "lbdt_jax.predict", *flags],
         cwd=ROOT,
@@ -195,6 +359,7 @@ def test_command(checkpoint_folder: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Model: LBDT-1 with ResNet-18 of" in done.stdout and "colored shapes" not in done.stdout
+    assert "'the \\x1b[1mr\\xe9d dog'" in done.stdout and "\x1b" not in done.stdout
     assert "3 frames in" in done.stdout and len(list((output / "masks" / "1").iterdir())) == 3
 
 
@@ -204,6 +369,9 @@ def test_command(checkpoint_folder: Path, tmp_path: Path) -> None:
         (["--checkpoint={folder}", "--output=x"], "No checkpoint in"),
         (["--checkpoint={model}", "--output={folder}/a.mp4/x"], "Can't read or write"),
         (["--checkpoint={model}", "--output=x", "--every=0"], "0 is below 1, or not finite"),
+        (["--checkpoint={model}", "--output=x", "--rate=1e308"], "1e308 is above 100000.0"),
+        (["--checkpoint={model}", "--output=x", "--start=2", "--end=1"], "is later than the end"),
+        (["--checkpoint={model}", "--output="], "expected a path"),
     ],
 )
 def test_errors_of_the_command(
