@@ -1,7 +1,8 @@
 """A web page to try a model: upload a clip, describe objects, see their masks and download them.
 
     pip install -r requirements-demo.txt
-    python -m lbdt_jax.demo [--checkpoint=DIR] [--port=7860] [--host=0.0.0.0] [--max_seconds=20] [--max_megabytes=50]
+    python -m lbdt_jax.demo [--checkpoint=DIR] [--port=7860] [--host=0.0.0.0]
+                            [--max_seconds=20] [--max_megabytes=50] [--max_minutes=10]
 
 Without --checkpoint it runs the small model in the package, which only knows colored shapes. The page is served to this
 machine only, unless --host says otherwise, and loads nothing from the internet. Uploads and results are kept in one
@@ -12,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
-import socket
 import sys
 import tempfile
 from fractions import Fraction
@@ -44,23 +45,43 @@ EXAMPLES = {
 def main() -> None:
     """Parses the command line and serves the page until it is stopped."""
     args = arguments().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder is deleted
-    with tempfile.TemporaryDirectory(prefix="lbdt_demo_", ignore_cleanup_errors=True) as folder:
-        root = Path(folder)
-        # Gradio reads these when it is imported.
-        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(root / "sent"), HF_HUB_OFFLINE="1")
+    stop_on_signals()
+    with (
+        exit_on_error("Stopped.", lambda error: f"Can't serve the page: {error}"),
+        tempfile.TemporaryDirectory(prefix="lbdt_demo_", ignore_cleanup_errors=True) as folder,
+    ):
+        root = Path(folder).resolve()
+        prepare_environment(root)
         try:
-            from lbdt_jax.demo.page import serve
+            from lbdt_jax.demo.server import listen, serve
+            from lbdt_jax.demo.storage import Storage
         except ModuleNotFoundError as error:
             fail(f"{error}. The page needs `pip install -r requirements-demo.txt`.")
-        with exit_on_error("Stopped.", lambda error: f"Can't serve the page: {error}"):
-            with socket.create_server((args.host, args.port)):
-                pass  # report a port in use now, not after a minute of compiling
+        limits = Limits(args.max_seconds, args.max_megabytes, minutes=args.max_minutes)
+        with listen(args.host, args.port) as listener:
             segmenter = lbdt_jax.load(args.checkpoint, args.word_vectors)
             print(f"{describe_model(segmenter.checkpoint)}\nCompiling it ...", flush=True)
             warm_up(segmenter)
-            limits = Limits(args.max_seconds, args.max_megabytes)
-            serve(segmenter, root, limits, draw_examples(segmenter, root), args.host, args.port)
+            serve(segmenter, Storage(root, limits), limits, draw_examples(segmenter, root), args.host, listener)
+
+
+def stop_on_signals() -> None:
+    """Makes a hang-up and SIGTERM end the program like Ctrl-C, so that its folder is deleted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
+        # The server, while it runs, handles SIGTERM in its own way.
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
+def prepare_environment(root: Path) -> None:
+    """Sets what Gradio and others read when they are imported: nothing outside the folder, nothing from elsewhere."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]  # these could share the page or open more of it
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(root / "sent"), HF_HUB_OFFLINE="1")
+    # The page connects to nothing, so a proxy has no part in it; some kinds of proxies would keep it from starting.
+    os.environ.update(NO_PROXY="*", no_proxy="*")
+    (root / "temporary").mkdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(root / "temporary")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -75,11 +96,33 @@ def arguments() -> argparse.ArgumentParser:
         help="a checkpoint's folder, or WORKDIR for its newest one (default: a small one that knows colored shapes)",
     )
     add("--word_vectors", default="", help="where to look up words that are not in the checkpoint")
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 admits other machines (default: 127.0.0.1)")
-    add("--port", type=at_least(int, 1), default=7860, help="port to listen on (default: 7860)")
+    add(
+        "--host",
+        type=host_name,
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 admits other machines (default: 127.0.0.1)",
+    )
+    add("--port", type=port_number, default=7860, help="port to listen on (default: 7860)")
     add("--max_seconds", type=at_least(float, 0.1), default=20.0, help="longest clip (default: 20)")
     add("--max_megabytes", type=at_least(float, 0.001), default=50.0, help="largest file (default: 50)")
+    add("--max_minutes", type=at_least(float, 0.01), default=10.0, help="longest time to segment a clip (default: 10)")
     return parser
+
+
+def host_name(text: str) -> str:
+    """The argparse type of an address or a name of this machine."""
+    host = text.removeprefix("[").removesuffix("]")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+(%\w+)?", host):
+        raise argparse.ArgumentTypeError(f"{text!r} is no address or name of this machine; 127.0.0.1 is one")
+    return host
+
+
+def port_number(text: str) -> int:
+    """The argparse type of a port."""
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 65535")
+    return port
 
 
 def warm_up(segmenter: Segmenter) -> None:

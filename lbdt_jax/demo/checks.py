@@ -7,35 +7,43 @@ and frames are counted rather than taken from the header.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import av
 import numpy as np
 
 from input_pipeline.errors import UserError
+from lbdt_jax.inference.container import choose_stream, open_container
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import open_clip
 
-#: FFmpeg's names of self-contained formats. A playlist could make it open other files or network addresses.
-FORMATS = ("mp4", "matroska", "avi", "gif", "mpegts", "mpeg", "ogg", "flv", "asf")
 MAX_PIXELS = 4096 * 2304  # of a frame; several frames are held in memory
+MAX_ASPECT = 20  # of a frame: longer by shorter side
 MAX_FRAME_RATE = 60  # at most this many frames per allowed second, however short a high-speed clip is
 MAX_CHARACTERS = 200  # of a sentence
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a visitor may upload and enter; the first two are flags of the command.
+    """What a visitor may upload and enter; all but `sentences` are flags of the command.
 
     Attributes:
       seconds: length of a clip.
       megabytes: size of its file, in units of 2^20 bytes.
       sentences: per request.
+      minutes: to segment a clip.
     """
 
     seconds: float = 20.0
     megabytes: float = 50.0
     sentences: int = 7  # the number of colors
+    minutes: float = 10.0
+
+    @property
+    def bytes(self) -> int:
+        """The size of the largest file."""
+        return int(self.megabytes * 2**20)
 
 
 def check_clip(upload: Path, limits: Limits) -> str:
@@ -51,38 +59,56 @@ def check_clip(upload: Path, limits: Limits) -> str:
     if megabytes > limits.megabytes:
         raise UserError(f"{name} has {megabytes:.1f} MB. The limit is {limits.megabytes:g} MB.")
     max_frames = limits.seconds * MAX_FRAME_RATE
-    frames, times = 0, []
+    packets, frames, times = 0, 0, []
     try:
-        with av.open(str(upload), options={"format_whitelist": ",".join(FORMATS)}) as container:
-            if not container.streams.video:
-                raise UserError(f"{name} has no video stream, only {', '.join(s.type for s in container.streams)}.")
-            stream = container.streams.video[0]
+        with open_container(upload) as container:
+            stream = choose_stream(container, upload)
             width, height = stream.codec_context.width, stream.codec_context.height
-            if not 0 < width * height <= MAX_PIXELS:
-                raise UserError(
-                    f"{name} has frames of {width} x {height} pixels. "
-                    f"The limit is {MAX_PIXELS / 1e6:.1f} million pixels."
-                )
+            check_frame_size(width, height, name)
             rate = float(stream.average_rate or stream.guessed_rate or 30)
             for packet in container.demux(stream):
+                packets += 1  # also those without a frame, which some AVI files have
                 frames += packet.size > 0
                 times += [] if packet.pts is None else [float(packet.pts * packet.time_base)]
-                if frames > max_frames or (times and times[-1] - times[0] > limits.seconds):
+                if (
+                    frames > max_frames
+                    or packets > 10 * max_frames
+                    or (times and times[-1] - times[0] > limits.seconds)
+                ):
                     break
     except av.FFmpegError as error:
         raise UserError(
             f"{name} is not a video that this page can read, or the file is truncated ({error.strerror}). "
             "Try mp4, mov, webm, mkv, avi or gif."
         ) from error
+    except UserError as error:
+        raise UserError(str(error).replace(str(upload), name)) from error
     seconds = max(times) - min(times) + 1 / rate if times else frames / rate
-    if seconds > limits.seconds + 1 / rate or frames > max_frames:
+    too_long = seconds > limits.seconds + 1 / rate or packets > 10 * max_frames
+    check_frame_count(math.inf if too_long else frames, name, limits)
+    if not frames:
+        raise UserError(f"{name} contains no frames. Is the file truncated?")
+    return f"{name}: {width} x {height} pixels, {frames} frames, {seconds:.1f} s"
+
+
+def check_frame_count(frames: float, name: str, limits: Limits) -> None:
+    """Raises UserError if there are too many frames; `name` says whose they are."""
+    max_frames = limits.seconds * MAX_FRAME_RATE
+    if frames > max_frames:
         raise UserError(
             f"{name} is too long. The limits are {limits.seconds:g} seconds and {max_frames:g} frames: "
             "please cut out a part of it."
         )
-    if not frames:
-        raise UserError(f"{name} contains no frames. Is the file truncated?")
-    return f"{name}: {width} x {height} pixels, {frames} frames, {seconds:.1f} s"
+
+
+def check_frame_size(width: int, height: int, name: str) -> None:
+    """Raises UserError if frames have no pixel, too many, or are too narrow; `name` says whose they are."""
+    if not 0 < width * height <= MAX_PIXELS:
+        raise UserError(
+            f"{name} has frames of {width} x {height} pixels. The limit is {MAX_PIXELS / 1e6:.1f} million pixels."
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UserError(f"{name} has frames of {width} x {height} pixels, which are too narrow to be shown.")
 
 
 def preview_clip(upload: Path, limits: Limits) -> tuple[str, np.ndarray]:
@@ -96,9 +122,11 @@ def preview_clip(upload: Path, limits: Limits) -> tuple[str, np.ndarray]:
     """
     description = check_clip(upload, limits)
     try:
-        return description, next(iter(open_clip(upload)))[1]
+        _, frame = next(iter(open_clip(upload)))
     except UserError as error:
         raise UserError(str(error).replace(str(upload), upload.name)) from error
+    check_frame_size(frame.shape[1], frame.shape[0], upload.name)  # the header may say less
+    return description, frame
 
 
 def read_sentences(text: str, limits: Limits) -> tuple[str, ...]:

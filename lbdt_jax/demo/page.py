@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import html
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fastapi
 import gradio as gr
 
 from input_pipeline.errors import UserError
 from lbdt_jax.demo import checks, legend, work
 from lbdt_jax.demo.checks import Limits
+from lbdt_jax.demo.storage import RETENTION_SECONDS, Storage
 from lbdt_jax.demo.work import Result
 from lbdt_jax.inference.segmenter import Segmenter
 
-RETENTION_SECONDS = 3600  # how long uploads and results are kept
+Examples = Sequence[tuple[Path, str]]  # clips, and the sentences of each, one per line
+
 QUEUE_SIZE = 20  # waiting requests; further ones are refused
 
 # Everything that runs the model shares one queue and runs one request at a time.
@@ -65,30 +69,23 @@ class Results(NamedTuple):
     attention: gr.Image
 
 
-def serve(
-    segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[tuple[Path, str]], host: str, port: int
-) -> None:
-    """Serves the page until it is stopped; arguments as for `build`. Raises OSError if the port is in use."""
-    page = build(segmenter, root, limits, examples)
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=int(limits.megabytes * 2**20),
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            theme=theme(),
-            css=_CSS + legend.CSS,
-        )
-        print(f"Open http://{host}:{port}/ in a browser; Ctrl-C stops it.", flush=True)
-        page.block_thread()
-    finally:
-        page.close(verbose=False)
+def make_app(page: gr.Blocks, limits: Limits) -> fastapi.FastAPI:
+    """Gradio's application, which serves far more than the page needs: it must not be reached but through the gate."""
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None),
+        page,
+        path="/",
+        max_file_size=limits.bytes,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        theme=theme(),
+        css=_CSS + legend.CSS,
+    )
 
 
 def theme() -> gr.Theme:
@@ -101,14 +98,17 @@ def theme() -> gr.Theme:
     )
 
 
-def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[tuple[Path, str]]) -> gr.Blocks:
+def build(
+    segmenter: Segmenter, storage: Storage, limits: Limits, examples: Examples, stopping: threading.Event
+) -> gr.Blocks:
     """Builds the page.
 
     Args:
       segmenter: the model; it runs one request at a time.
-      root: a folder for all files that are written for visitors.
+      storage: keeps all files that are written for visitors.
       limits: what a visitor may upload and enter.
       examples: (clip, sentences, one per line); each clip has a thumbnail beside it, a .png of the same name.
+      stopping: is set when the server stops, which ends the running request.
     """
     shapes_only = segmenter.checkpoint.config.dataset == "moving_shapes"
     with gr.Blocks(
@@ -132,9 +132,9 @@ def build(segmenter: Segmenter, root: Path, limits: Limits, examples: Sequence[t
         results = _layout_results(limits)
 
         _connect_preview(inputs, results, limits)
-        _connect_segmentation(inputs, results, segmenter, root, limits)
+        _connect_segmentation(inputs, results, segmenter, storage, limits, stopping)
         _connect_frame_slider(results)
-        _connect_attention(results, segmenter)
+        _connect_attention(results, segmenter, storage, limits, stopping)
     return page.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
 
 
@@ -165,7 +165,7 @@ def _layout_inputs(placeholder: str, limits: Limits) -> Inputs:
     return Inputs(clip, preview, sentences, submit)
 
 
-def _layout_examples(examples: Sequence[tuple[Path, str]], inputs: Inputs) -> None:
+def _layout_examples(examples: Examples, inputs: Inputs) -> None:
     """A row of example clips; selecting one fills the inputs."""
     gr.HTML(muted("Or try an example:"), elem_id="or")
     gallery = gr.Gallery(
@@ -180,7 +180,10 @@ def _layout_examples(examples: Sequence[tuple[Path, str]], inputs: Inputs) -> No
     )
 
     def use_example(event: gr.SelectData) -> tuple[str, str]:
-        path, sentences = examples[event.index]
+        index = int(event.index)
+        if not 0 <= index < len(examples):
+            raise gr.Error("There is no such example.", print_exception=False)
+        path, sentences = examples[index]
         return str(path), sentences
 
     gallery.select(use_example, None, [inputs.clip, inputs.sentences], show_progress="hidden", api_visibility="private")
@@ -218,6 +221,8 @@ def _connect_preview(inputs: Inputs, results: Results, limits: Limits) -> None:
         if upload is None:
             return gr.Image(value=None, visible=False), muted(accepted_clips(limits))
         with show_user_errors():
+            if not Path(upload).is_file():
+                raise UserError(work.EXPIRED_CLIP)
             description, first_frame = checks.preview_clip(Path(upload), limits)
         return gr.Image(value=first_frame, visible=True), muted(description)
 
@@ -226,7 +231,14 @@ def _connect_preview(inputs: Inputs, results: Results, limits: Limits) -> None:
     )
 
 
-def _connect_segmentation(inputs: Inputs, results: Results, segmenter: Segmenter, root: Path, limits: Limits) -> None:
+def _connect_segmentation(
+    inputs: Inputs,
+    results: Results,
+    segmenter: Segmenter,
+    storage: Storage,
+    limits: Limits,
+    stopping: threading.Event,
+) -> None:
     """The button, and Shift-Enter in the text field, segment the clip and show the result."""
 
     def segment(
@@ -235,8 +247,9 @@ def _connect_segmentation(inputs: Inputs, results: Results, segmenter: Segmenter
         with show_user_errors():
             if upload is None:
                 raise UserError("Choose a clip first.")
-            result = work.segment_clip(segmenter, Path(upload), text, root, limits)
+            result = work.segment_clip(segmenter, Path(upload), text, storage.results, limits, stopping)
         work.remove(previous)
+        storage.tidy()
         middle = len(result.times) // 2  # in the first frames nothing has moved yet
         summary = f"{result.name}: {len(result.times)} frames segmented."
         return {
@@ -266,28 +279,32 @@ def _connect_segmentation(inputs: Inputs, results: Results, segmenter: Segmenter
 def _connect_frame_slider(results: Results) -> None:
     """The slider chooses the frame that is shown."""
 
-    def show_frame(result: Result | None, index: float) -> tuple[str, str]:
+    def show_frame(result: Result | None, index: float | None) -> tuple[str, str]:
         with show_user_errors():
             result = require_result(result)
-            return str(result.frame(int(index))), legend.render(result, int(index))
+            return str(result.frame(int(index or 0))), legend.render(result, int(index or 0))
 
     results.frame_index.input(
         show_frame,
         [results.state, results.frame_index],
         [results.frame, results.legend],
         show_progress="hidden",
-        queue=False,
         trigger_mode="always_last",
         api_visibility="private",
     )
 
 
-def _connect_attention(results: Results, segmenter: Segmenter) -> None:
+def _connect_attention(
+    results: Results, segmenter: Segmenter, storage: Storage, limits: Limits, stopping: threading.Event
+) -> None:
     """The lower button draws the attention for the chosen frame and sentence."""
 
-    def show_attention(result: Result | None, index: float, sentence: int) -> gr.Image:
+    def show_attention(result: Result | None, index: float | None, sentence: float | None) -> gr.Image:
         with show_user_errors():
-            sheet = work.draw_attention(segmenter, require_result(result), int(index), sentence)
+            sheet = work.draw_attention(
+                segmenter, require_result(result), int(index or 0), int(sentence or 0), work.Deadline(limits, stopping)
+            )
+        storage.tidy()
         return gr.Image(value=str(sheet), visible=True)
 
     results.explain.click(

@@ -7,10 +7,13 @@ import dataclasses
 import json
 import shutil
 import tempfile
+import threading
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -18,14 +21,17 @@ from tqdm import tqdm
 
 from input_pipeline.errors import UserError
 from lbdt_jax import predict
-from lbdt_jax.demo.checks import Limits, check_clip, read_sentences, unknown_words
+from lbdt_jax.demo.checks import Limits, check_clip, check_frame_count, check_frame_size, read_sentences, unknown_words
+from lbdt_jax.demo.storage import size_of
 from lbdt_jax.inference.results import PredictionStore
-from lbdt_jax.inference.segmenter import Segmenter
+from lbdt_jax.inference.segmenter import Segmenter, TimedFramePair
 from lbdt_jax.inference.video import ClipWriter, open_clip
 from lbdt_jax.visualization.overlays import color_of, overlay
 
+EXPIRED_CLIP = "The clip has expired. Please upload it again."
 EXPIRED = "This result has expired. Please segment the clip again."
 
+MAX_RESULT_OF_LIMIT = 20  # a result is at most this many times as large as the largest upload
 _MAX_SIDE = 640  # pixels of the longer side of a frame on the page
 _MAX_SCALE = 8  # small clips are enlarged up to this factor, so that mask contours look smooth
 
@@ -59,7 +65,63 @@ class Result:
         return path
 
 
-def segment_clip(segmenter: Segmenter, upload: Path, text: str, root: Path, limits: Limits) -> Result:
+class Deadline:
+    """Ends what takes too long, grows too large or would keep the server from stopping, between two frames.
+
+    Args:
+      limits: how long it may take, and how large an upload may be.
+      stopping: is set when the server stops.
+    """
+
+    def __init__(self, limits: Limits, stopping: threading.Event | None = None) -> None:
+        self._limits, self._stopping = limits, stopping or threading.Event()
+        self._end, self._next_look = time.monotonic() + 60 * limits.minutes, 0.0
+
+    def check(self, folder: Path | None = None) -> None:
+        """Raises UserError if the time is over, the server stops, or a folder has grown too large."""
+        now = time.monotonic()
+        if self._stopping.is_set():
+            raise UserError("The page is being stopped.")
+        if now > self._end:
+            raise UserError(
+                f"This takes longer than {self._limits.minutes:g} minutes, the limit. "
+                "Please choose a shorter clip, smaller frames or fewer sentences."
+            )
+        if folder and now > self._next_look:
+            self._next_look = now + 1
+            if size_of(folder) > MAX_RESULT_OF_LIMIT * self._limits.bytes:
+                raise UserError("The result grows too large. Please choose a shorter clip or smaller frames.")
+
+    def watch(self, frames: Iterable[tuple[Any, np.ndarray]], folder: Path) -> Iterator[tuple[Any, np.ndarray]]:
+        """Yields the frames of a clip, with their times; looks at the deadline, the folder, and each frame's size."""
+        for count, (frame_time, frame) in enumerate(frames):
+            self.check(folder)
+            check_frame_count(count + 1, "The clip", self._limits)
+            check_frame_size(frame.shape[1], frame.shape[0], "The clip")
+            yield frame_time, frame
+
+
+class _WatchedSegmenter:
+    """A segmenter that stops at a deadline."""
+
+    def __init__(self, segmenter: Segmenter, deadline: Deadline, folder: Path) -> None:
+        self._segmenter, self._deadline, self._folder = segmenter, deadline, folder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._segmenter, name)
+
+    def frame_pairs(self, frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[TimedFramePair]:
+        return self._segmenter.frame_pairs(self._deadline.watch(frames, self._folder))
+
+
+def segment_clip(
+    segmenter: Segmenter,
+    upload: Path,
+    text: str,
+    root: Path,
+    limits: Limits,
+    stopping: threading.Event | None = None,
+) -> Result:
     """Checks a clip and its sentences, then segments every frame.
 
     Args:
@@ -68,11 +130,15 @@ def segment_clip(segmenter: Segmenter, upload: Path, text: str, root: Path, limi
       text: the sentences, one per line.
       root: where a new folder is made for the result; it is removed if anything fails.
       limits: what is accepted.
+      stopping: is set when the server stops, which ends this.
 
     Raises:
       UserError: the clip or a sentence can't be used; the message is for the visitor.
     """
+    deadline = Deadline(limits, stopping)
     sentences = read_sentences(text, limits)
+    if not upload.is_file():
+        raise UserError(EXPIRED_CLIP)
     check_clip(upload, limits)
     unknown = unknown_words(segmenter, sentences)
     folder = Path(tempfile.mkdtemp(dir=root))
@@ -80,17 +146,21 @@ def segment_clip(segmenter: Segmenter, upload: Path, text: str, root: Path, limi
         clip = folder / "clip"
         shutil.copyfile(upload, clip)
         settings = predict.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
-        predict.predict(segmenter, settings, folder / "prediction")
-        times, confidence = zip(*_draw_frames(folder, len(sentences)), strict=True)
+        watched = cast(Segmenter, _WatchedSegmenter(segmenter, deadline, folder))
+        predict.predict(watched, settings, folder / "prediction")
+        times, confidence = zip(*_draw_frames(folder, len(sentences), deadline), strict=True)
         _write_zip(folder, upload.name)
     except UserError as error:
         message = str(error).replace(str(folder / "clip"), upload.name).replace(f"{folder}/", "")
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(message) from error
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"The page can't write its files: {error.strerror}.") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    notes = []
+    notes = segmenter.words_left_out(sentences)
     if unknown:
         notes.append(f"Words unknown to the model, read as blanks: {', '.join(f'“{word}”' for word in unknown)}.")
     header_frames = open_clip(clip).frames
@@ -99,7 +169,9 @@ def segment_clip(segmenter: Segmenter, upload: Path, text: str, root: Path, limi
     return Result(folder, upload.name, sentences, tuple(notes), np.array(times), np.array(confidence))
 
 
-def draw_attention(segmenter: Segmenter, result: Result, frame: int, sentence: int) -> Path:
+def draw_attention(
+    segmenter: Segmenter, result: Result, frame: int, sentence: int, deadline: Deadline | None = None
+) -> Path:
     """Returns the path of the attention sheet for one frame and sentence; draws it unless it exists.
 
     Args:
@@ -107,15 +179,20 @@ def draw_attention(segmenter: Segmenter, result: Result, frame: int, sentence: i
       result: the segmented clip.
       frame: index, from 0.
       sentence: index, from 0.
+      deadline: when to give up.
 
     Raises:
-      UserError: the result has expired, or has no such frame.
+      UserError: the result has expired, has no such frame or sentence, or the deadline has come.
     """
     result.frame(frame)
+    if not 0 <= sentence < len(result.sentences):
+        raise UserError("There is no such sentence. Please segment the clip again.")
     folder = result.folder / "attention" / str(sentence)
     sheet = folder / f"{frame:06d}-1.png"
     if not sheet.exists():
         clip = open_clip(result.folder / "clip")
+        if deadline:
+            segmenter = cast(Segmenter, _WatchedSegmenter(segmenter, deadline, result.folder))
         predict.draw_explanations(segmenter, clip, [result.sentences[sentence]], {frame}, folder)
     return sheet
 
@@ -126,7 +203,7 @@ def remove(result: Result | None) -> None:
         shutil.rmtree(result.folder, ignore_errors=True)
 
 
-def _draw_frames(folder: Path, sentences: int) -> Iterator[tuple[float, list[float]]]:
+def _draw_frames(folder: Path, sentences: int, deadline: Deadline) -> Iterator[tuple[float, list[float]]]:
     """Draws the frames and the video with masks; yields each frame's time and its confidences."""
     clip = open_clip(folder / "clip")
     (folder / "frames").mkdir()
@@ -134,7 +211,7 @@ def _draw_frames(folder: Path, sentences: int) -> Iterator[tuple[float, list[flo
     predictions = list(PredictionStore(folder / "prediction", sentences).load())
     with contextlib.ExitStack() as stack:
         for (time, frame), prediction in tqdm(
-            zip(clip, predictions, strict=True), "drawing", len(predictions), unit="frame"
+            zip(deadline.watch(clip, folder), predictions, strict=True), "drawing", len(predictions), unit="frame"
         ):
             size = _display_size(frame, clip.pixel_aspect)
             image = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
@@ -164,6 +241,6 @@ def _write_zip(folder: Path, name: str) -> None:
     settings = json.loads((prediction / "settings.json").read_text()) | {"video": name}
     with zipfile.ZipFile(folder / "result.zip", "w") as archive:
         for path in sorted(prediction.rglob("*")):
-            if path.is_file() and path.name != "settings.json":
+            if path.is_file() and path.name not in ("settings.json", "masks.sha256"):  # only --resume needs the latter
                 archive.write(path, path.relative_to(prediction))
         archive.writestr("settings.json", json.dumps(settings, indent=2) + "\n", zipfile.ZIP_DEFLATED)

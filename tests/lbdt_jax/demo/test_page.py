@@ -9,6 +9,8 @@ With a trained checkpoint and a clip, the first test also takes the screenshots 
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import io
 import json
 import os
@@ -45,16 +47,47 @@ SCREENSHOT = {name: os.environ.get(f"DEMO_{name}", "") for name in ("CHECKPOINT"
 TEXT = SCREENSHOT["TEXT"].replace("|", "\n") or "the red dog\na black cat\n\nthe flurbl"
 TIMEOUT = 120  # seconds, for anything that is waited for
 
-# Run by Python at its start, as sitecustomize.py: logs every address that the server looks up or connects to.
+# Run by Python at its start, as sitecustomize.py: logs every address that the server looks up, connects or sends to.
+# Python's audit events don't tell what uvloop does, so its methods are wrapped.
 LOG_ADDRESSES = """
-import sys
+import functools, sys
+ARGUMENT = {{"socket.connect": 1, "socket.sendto": 1, "socket.sendmsg": 1, "socket.getnameinfo": 0}}
+ARGUMENT |= {{"socket." + lookup: 0 for lookup in ("getaddrinfo", "gethostbyname", "gethostbyaddr")}}
+def note(address):
+    with open({!r}, "a") as file:
+        print(address[0] if isinstance(address, tuple) else address, file=file)
 def log(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo"):
-        address = arguments[1] if event == "socket.connect" else arguments[0]
-        with open({!r}, "a") as file:
-            print(address[0] if isinstance(address, tuple) else address, file=file)
+    if event in ARGUMENT and len(arguments) > ARGUMENT[event] and arguments[ARGUMENT[event]] is not None:
+        note(arguments[ARGUMENT[event]])
 sys.addaudithook(log)
+try:
+    import uvloop
+except ModuleNotFoundError:
+    pass
+else:
+    def logged(method, position, name):
+        @functools.wraps(method)
+        def call(*arguments, **named):
+            note(arguments[position] if len(arguments) > position else named.get(name))
+            return method(*arguments, **named)
+        return call
+    for method, position, name in [
+        ("create_connection", 2, "host"), ("getaddrinfo", 1, "host"), ("getnameinfo", 1, "sockaddr"),
+        ("sock_connect", 2, "address"), ("create_datagram_endpoint", 3, "remote_addr"),
+    ]:
+        setattr(uvloop.Loop, method, logged(getattr(uvloop.Loop, method), position, name))
 """
+
+# None of them is there.
+PROXIES = {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+
+
+def log_addresses(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Makes Python processes with the environment that is returned log addresses to the file that is returned."""
+    startup = folder / "startup"
+    startup.mkdir()
+    (startup / "sitecustomize.py").write_text(LOG_ADDRESSES.format(str(folder / "addresses")))
+    return folder / "addresses", {**os.environ, "PYTHONPATH": str(startup)}
 
 
 class Server:
@@ -64,18 +97,16 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.log, self.addresses, self.temporary = folder / "log", folder / "addresses", folder / "temporary"
+        self.log, self.temporary = folder / "log", folder / "temporary"
+        self.addresses, environment = log_addresses(folder)
         self.checkpoint = SCREENSHOT["CHECKPOINT"] or str(write_checkpoint(folder / "untrained"))
         self.temporary.mkdir()
-        (folder / "startup").mkdir()
-        (folder / "startup" / "sitecustomize.py").write_text(LOG_ADDRESSES.format(str(self.addresses)))
         command = [sys.executable, "-m", "lbdt_jax.demo", f"--checkpoint={self.checkpoint}"]
         command += [f"--port={self.address.partition(':')[2]}"]
         command += [] if SCREENSHOT["CHECKPOINT"] else ["--max_seconds=2", "--max_megabytes=0.2"]
-        environment = {
-            **os.environ,
+        environment |= {
+            **PROXIES,
             "TMPDIR": str(self.temporary),
-            "PYTHONPATH": str(folder / "startup"),
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),  # as tests/conftest.py
         }
         with self.log.open("w") as log:
@@ -87,9 +118,13 @@ class Server:
                 raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
             sleep(0.2)
 
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
         self.process.wait(timeout=30)
+        # Whatever the tests did: no error, no connection to other machines, no file left behind.
+        assert "Traceback" not in self.log.read_text(), self.log.read_text()
+        assert set(self.addresses.read_text().split()) <= {"127.0.0.1", "localhost", "0.0.0.0"}
+        assert not list(self.temporary.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +134,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
     finally:
         running.stop()
-    # Whatever the tests did: no error, no connection to other machines, no file left behind.
-    assert "Traceback" not in running.log.read_text(), running.log.read_text()
-    assert set(running.addresses.read_text().split()) <= {"127.0.0.1", "localhost", "0.0.0.0"}
-    assert not list(running.temporary.iterdir())
 
 
 class Visitor:
@@ -296,7 +327,7 @@ def test_invalid_input_is_rejected(visitor: Visitor, tmp_path: Path) -> None:
     visitor.segment("the red dog")
     visitor.wait_for_text("Choose a clip first.")
     for name, message in [
-        ("notes.mp4", "notes.mp4 is not a video that this page can read"),
+        ("notes.mp4", "notes.mp4 is not a video"),
         ("long.mp4", "long.mp4 is too long. The limits are 2 seconds"),
         ("large.mp4", "exceed the maximum allowed size"),
     ]:
@@ -330,3 +361,55 @@ def test_the_command_reports_errors(server: Server, fault: str) -> None:
     command = [sys.executable, "-m", "lbdt_jax.demo", f"--checkpoint={checkpoint}", f"--port={port}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_hang_up_ends_the_running_question_and_deletes_all_files(tmp_path: Path) -> None:
+    running = Server(tmp_path)
+    clip = write_clip(tmp_path / "long.mp4", range(48))
+    body = b'--b\r\ncontent-disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n%s'
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": "150000"}
+    with contextlib.closing(http.client.HTTPConnection(running.address)) as broken:
+        broken.putrequest("POST", "/gradio_api/upload")
+        for name, value in headers.items():
+            broken.putheader(name, value)
+        broken.endheaders(body % b"broken off")
+    whole = body % clip.read_bytes() + b"\r\n--b--\r\n"
+    del headers["Content-Length"]
+    (path,) = json.loads(post(running, "upload", whole, headers))
+    question = {"fn_index": 2 if SCREENSHOT["CHECKPOINT"] else 1, "session_hash": "a"}
+    question["data"] = [{"path": path}, "the red dog\n" * 7, None]
+    post(running, "queue/join", json.dumps(question).encode(), {"Content-Type": "application/json"})
+    started = monotonic()
+    while not list(running.temporary.rglob("masks.jsonl")):
+        assert monotonic() - started < TIMEOUT
+        sleep(0.05)
+    running.stop(signal.SIGHUP)
+
+
+def post(server: Server, route: str, body: bytes, headers: dict[str, str]) -> bytes:
+    request = urllib.request.Request(f"http://{server.address}/gradio_api/{route}", body, headers)
+    with urllib.request.urlopen(request) as response:
+        return bytes(response.read())
+
+
+@pytest.mark.parametrize("runner", ["asyncio.run", "uvloop.run"])
+def test_no_connection_goes_unnoticed(runner: str, tmp_path: Path) -> None:
+    addresses, environment = log_addresses(tmp_path)
+    script = f"""
+import asyncio
+try:
+    import uvloop
+except ModuleNotFoundError:
+    uvloop = asyncio
+async def main():
+    loop = asyncio.get_running_loop()
+    for call in (loop.create_connection(asyncio.Protocol, "127.0.0.2", 9), loop.getaddrinfo("127.0.0.3", 9),
+                 loop.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=("127.0.0.4", 9))):
+        try:
+            await call
+        except OSError:
+            pass
+{runner}(main())
+"""
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert {"127.0.0.2", "127.0.0.3", "127.0.0.4"} <= set(addresses.read_text().split())

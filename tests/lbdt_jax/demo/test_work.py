@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import io
 import json
+import os
+import threading
 import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
-from clips import write_sound
+from clips import damage_packets, write_sound
 from demo_files import LIMITS, TEXT, write_checkpoint, write_clip
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -40,7 +45,7 @@ def test_clips_within_the_limits_are_accepted(tmp_path: Path, name: str) -> None
 
 def not_a_video(path: Path) -> str:
     path.write_text("nothing to see")
-    return "a.mp4 is not a video that this page can read, or the file is truncated"
+    return "a.mp4 is not a video, but a text file"
 
 
 def playlist(path: Path) -> str:
@@ -49,13 +54,13 @@ def playlist(path: Path) -> str:
     path.write_text("ffconcat version 1.0\nfile private.mp4\n")
     with av.open(str(path)) as container:
         assert container.streams.video[0].width == 64
-    return "not a video that this page can read"
+    return "Playlists and lists of files are not followed"
 
 
 def truncated(path: Path) -> str:
     content = write_clip(path).read_bytes()
     path.write_bytes(content[: content.index(b"moov") - 4])  # the index is at the end
-    return "not a video that this page can read, or the file is truncated"
+    return "not a video of a format that is read, or is truncated"
 
 
 def no_frame(path: Path) -> str:
@@ -65,7 +70,7 @@ def no_frame(path: Path) -> str:
 
 def still_image(path: Path) -> str:
     Image.new("RGB", (64, 48)).save(path, "png")
-    return "not a video that this page can read"
+    return "a.mp4 is not a video"
 
 
 def sound_only(path: Path) -> str:
@@ -203,6 +208,10 @@ def test_a_clip_is_segmented(segmenter: Segmenter, tmp_path: Path) -> None:
     assert work.draw_attention(segmenter, result, 3, 1) == path and path.stat().st_mtime_ns == modified
     with pytest.raises(UserError, match="has expired"):
         work.draw_attention(segmenter, result, 6, 1)
+    with pytest.raises(UserError, match="no such sentence"):
+        work.draw_attention(segmenter, result, 3, 3)
+    with pytest.raises(UserError, match="takes longer"):
+        work.draw_attention(segmenter, result, 3, 0, work.Deadline(dataclasses.replace(LIMITS, minutes=0)))
     work.remove(result)
     work.remove(None)
     assert not list(root.iterdir())
@@ -220,10 +229,51 @@ def test_non_square_pixels_are_shown_square(segmenter: Segmenter, tmp_path: Path
 
 
 def test_a_failed_segmentation_leaves_no_files(segmenter: Segmenter, tmp_path: Path) -> None:
-    upload, root = tmp_path / "two sizes.ts", tmp_path / "root"
+    upload, root = damage_packets(write_clip(tmp_path / "all damaged.mp4"), [*range(6)]), tmp_path / "root"
     root.mkdir()
-    parts = [write_clip(tmp_path / name, size=size) for name, size in (("a.ts", (48, 64)), ("b.ts", (64, 48)))]
-    upload.write_bytes(b"".join(path.read_bytes() for path in parts))
-    with pytest.raises(UserError, match="^two sizes.ts: frame 6 is 48 x 64 pixels"):
+    with pytest.raises(UserError, match="^all damaged.mp4 contains no readable frame"):
         work.segment_clip(segmenter, upload, "the red dog", root, LIMITS)
+    assert not list(root.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("time", "^This takes longer than 0 minutes, the limit"),
+        ("stop", "^The page is being stopped"),
+        ("size", "^The result grows too large"),
+        ("frames", "^The clip has frames of 64 x 48 pixels. The limit is 0.0 million"),
+        ("count", "^The clip is too long. The limits are 1 seconds and 0 frames"),
+        ("narrow", "^The clip has frames of 64 x 48 pixels, which are too narrow"),
+        ("disk", "^The page can't write its files: No space left on device"),
+    ],
+)
+def test_limits_are_kept_at_every_frame(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, message: str
+) -> None:
+    """Whatever the header says, and however much is left to do."""
+    upload, root, limits, stopping = write_clip(tmp_path / "a.mp4"), tmp_path / "root", LIMITS, threading.Event()
+    root.mkdir()
+    segment = work.predict.predict
+
+    def start(*arguments: Any) -> None:  # after the header was looked at
+        if change == "stop":
+            stopping.set()
+        if change == "frames":
+            monkeypatch.setattr(checks, "MAX_PIXELS", 64 * 48 - 1)
+        if change == "count":
+            monkeypatch.setattr(checks, "MAX_FRAME_RATE", 0)
+        if change == "narrow":
+            monkeypatch.setattr(checks, "MAX_ASPECT", 1.3)
+        if change == "disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        segment(*arguments)
+
+    monkeypatch.setattr(work.predict, "predict", start)
+    if change == "time":
+        limits = dataclasses.replace(LIMITS, minutes=0)
+    if change == "size":
+        monkeypatch.setattr(work, "MAX_RESULT_OF_LIMIT", 0)
+    with pytest.raises(UserError, match=message):
+        work.segment_clip(segmenter, upload, "the red dog", root, limits, stopping)
     assert not list(root.iterdir())
