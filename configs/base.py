@@ -1,5 +1,7 @@
 """All configuration fields, with meaning, unit and source. The values are the published ones (see configs/a2d.py).
 
+lbdt_jax/config.py knows the type and the range of each.
+
 Not run by itself: the other files of this folder build on it, and each opens with its command, cost and result.
 Sources: [P] the LBDT paper (Ding et al., CVPR 2022, arXiv 2206.03789), [R] its released code.
 """
@@ -74,6 +76,6 @@ def get_config() -> ConfigDict:
     config.evaluation_frames = 8  # frame pairs encoded at once on each device
     config.evaluation_sentences = 16  # sentences segmented at once on each device
     config.published = ()  # (protocol, measure, score) to print below our scores
-    config.contact_sheet_samples = 8  # samples on each sheet: best, worst and random ones
+    config.contact_sheet_samples = 8  # samples on each sheet: best, worst and random ones; 0 for no sheets
     config.evaluation_attention_sheets = 3  # number of random samples whose attention is drawn
     return config

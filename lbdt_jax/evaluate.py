@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import heapq
+import itertools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors, extend
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.cli import write_json
+from lbdt_jax.config import check_config
 from lbdt_jax.inference.explain import explain
 from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.metrics import format_table, region_similarity, resize_logits
@@ -62,9 +64,10 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       add. Empty in processes other than the first.
 
     Raises:
-      UserError: the dataset is missing, has no such split or words without suitable vectors; or config.published has
-        the scores of another network.
+      UserError: a field of the configuration is wrong; the dataset is missing, has no such split or words without
+        suitable vectors; or config.published has the scores of another network.
     """
+    check_config(config)
     run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
     config = with_checkpoint_fields(config, checkpoint)
     sentence_encoder = sentence_encoder_for(checkpoint, config)
@@ -102,6 +105,16 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
 
 
 # -- Before the loop
+
+
+def check_evaluation_data(config: ConfigDict, sentence_encoder: SentenceEncoder) -> None:
+    """Checks, before hours of training, that the dataset has config.evaluation_split, and what its scorer needs.
+
+    Raises:
+      UserError: there is no such split, or its records lack something.
+    """
+    for example in itertools.islice(evaluation_examples(config, config.evaluation_split, sentence_encoder), 1):
+        SCORERS.get(config.dataset, Scorer).check(example)
 
 
 def with_checkpoint_fields(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
@@ -185,7 +198,7 @@ class SampleSelector:
     """Keeps the best, the worst and some random samples of all that are added.
 
     Args:
-      size: number of samples of each kind.
+      size: number of samples of each kind; 0 keeps none.
       seed: of the random choice.
       process_index: of the process whose samples are added.
     """
@@ -198,6 +211,8 @@ class SampleSelector:
     def add(self, sample: Sample) -> None:
         """Keeps the sample if it is among the most extreme of its kind."""
         self._count += 1
+        if not self._size:
+            return
         keys = {"random": self._rng.random()}
         if sample.iou is not None:
             keys |= {"best": sample.iou, "worst": -sample.iou}
@@ -234,8 +249,8 @@ def save_contact_sheets(
         rows = [contact_sheet_row(sample) for sample in chosen]
         sheet = contact_sheet(rows, f"{title}: {kind} samples, {step}")
         save_image(sheet, path.with_name(f"{path.name}-{kind}.png"))
-    model = make_model(config)
-    for number, sample in enumerate(samples["random"][: config.evaluation_attention_sheets], start=1):
+    model, random_samples = make_model(config), samples.get("random", [])[: config.evaluation_attention_sheets]
+    for number, sample in enumerate(random_samples, start=1):
         example, index = sample.example, sample.sentence_index
         words, word_mask = example.words[index], example.word_mask[index]
         explanation = explain(model, checkpoint.variables, example.frame, example.earlier_frame, words, word_mask)
@@ -282,4 +297,5 @@ def print_result(config: ConfigDict, result: dict[str, Any], scorer: Scorer, pat
         print(f"  {count} x {reason}")
     if scorer.files:
         print(f"For the benchmark's own scorer: {', '.join(f'{path.parent}/{file}' for file in scorer.files)}.")
-    print(f"Scores: {path}.json; images: {path.name}-*.png beside it.")
+    images = f"; images: {path.name}-*.png beside it" if config.contact_sheet_samples else ""
+    print(f"Scores: {path}.json{images}.")

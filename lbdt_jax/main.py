@@ -21,7 +21,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import exit_on_error, fail
-from lbdt_jax.cli import explain_flags
+from lbdt_jax.cli import exit_on_help, expand_flags, explain_flags
+from lbdt_jax.config import check_config
 
 #: No space left on the disk, in the user's quota or under the process's file size limit. These errors name no file.
 NO_SPACE_LEFT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,12 +35,14 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and then
 
 def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     """Trains if `mode` is "train", then evaluates."""
-    from lbdt_jax.checkpoint import load_checkpoint
+    from lbdt_jax.checkpoint import find_checkpoint, load_checkpoint
     from lbdt_jax.evaluate import evaluate
     from lbdt_jax.parallel import exit_on_sigterm
     from lbdt_jax.train import train
 
     if mode == "train":
+        if config.checkpoint:
+            find_checkpoint(Path(config.checkpoint))  # evaluated after training
         train(config, workdir)
     exit_on_sigterm()  # an evaluation has nothing to save
     evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)
@@ -67,11 +70,17 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Parses the command line and trains or evaluates."""
     try:
-        flags.FLAGS(arguments)
+        exit_on_help(arguments, __doc__)
+        rest = flags.FLAGS(expand_flags(arguments))[1:]
         if CONFIG.value is None:
             raise flags.Error("--config is missing. Begin with --config=configs/shapes.py.")
-        CONFIG.value.to_dict()  # errors of the config file are raised here, not when the flags are parsed
-    except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
+        if rest:
+            raise flags.Error(f"{rest[0]}: unexpected argument; only flags are accepted.")
+        # Errors of the config file are raised here, not when the flags are parsed.
+        if not hasattr(CONFIG.value, "to_dict"):
+            raise flags.Error("get_config() in the file of --config must return a ConfigDict, as in configs/base.py.")
+        check_config(CONFIG.value)
+    except Exception as error:  # a configuration file is code
         fail(explain_flags(error, USAGE))
     config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     workdir = Path(WORKDIR.value or Path("runs") / config_file.name.replace(".py", "").replace(":", "-"))

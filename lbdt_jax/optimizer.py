@@ -17,7 +17,8 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
 
     It rises linearly over the first config.warmup_steps, and halves at each of config.learning_rate_drops (epochs).
     """
-    drops = jnp.asarray([round(epoch * steps_per_epoch) for epoch in config.learning_rate_drops], jnp.int32)
+    steps = (round(epoch * steps_per_epoch) for epoch in config.learning_rate_drops)
+    drops = jnp.asarray([min(step, jnp.iinfo(jnp.int32).max) for step in steps], jnp.int32)
 
     def schedule(step: Array) -> Array:
         rate = config.learning_rate * 0.5 ** jnp.sum(step >= drops)

@@ -67,6 +67,10 @@ class Scorer:
         self._scores: dict[str, ScorePair] = collections.defaultdict(lambda: (PaperScores(), StandardScores()))
         self._stack = contextlib.ExitStack()
 
+    @staticmethod
+    def check(example: EvaluationExample) -> None:
+        """Raises UserError if the records lack what this scorer needs."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -185,14 +189,20 @@ class RefDAVIS17Scorer(Scorer):
         self._matched = {annotator: MatchedScores() for annotator in ANNOTATORS}
         return self
 
-    def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:
-        """See `Scorer.add`; also writes each annotator's label map."""
+    @staticmethod
+    def check(example: EvaluationExample) -> None:
+        """See `Scorer.check`."""
         if example.labels is None:
             raise UserError(
                 f"{example.video}, frame {example.frame_index}: the records have no objects to score on. Only split "
                 f"val has them: put {MASKS_FOR_SCORES} beside the other folders of the raw data, delete the records "
                 "and prepare again."
             )
+
+    def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:
+        """See `Scorer.add`; also writes each annotator's label map."""
+        self.check(example)
+        assert example.labels is not None
         for annotator_index, (annotator, matched) in enumerate(self._matched.items()):
             labels = self._merge_predictions(example, logits, annotator)
             path = self._folder / f"anno_{annotator_index}" / example.video / f"{example.frame_index:05d}.png"

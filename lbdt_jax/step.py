@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from input_pipeline.batch import MODEL_FIELDS, random_batch
 from input_pipeline.errors import UserError
 from lbdt_jax import losses
+from lbdt_jax.config import check_config
 from lbdt_jax.models.lbdt import LBDT
-from lbdt_jax.models.resnet import DEPTHS
 from lbdt_jax.models.transformer import TransformerConfig
 from lbdt_jax.models.types import Array
 from lbdt_jax.parallel import DATA_AXIS
@@ -56,16 +56,12 @@ class TrainState:
 
 
 def make_model(config: ConfigDict) -> LBDT:
-    """Builds the network of a configuration. Raises UserError for invalid sizes."""
-    if len(config.image_size) != 2 or any(size < 32 or size % 32 for size in config.image_size):
-        raise UserError(f"config.image_size is {config.image_size}; height and width must be multiples of 32.")
-    if config.model.resnet_depth not in DEPTHS:
-        raise UserError(f"config.model.resnet_depth is {config.model.resnet_depth}; choose one of {[*DEPTHS]}.")
-    if config.model.transfer_width % config.model.attention_heads or config.model.transfer_width % 4:
-        raise UserError(
-            f"config.model.transfer_width is {config.model.transfer_width}; it must be a multiple of 4 and of "
-            f"config.model.attention_heads, {config.model.attention_heads}."
-        )
+    """Builds the network of a configuration.
+
+    Raises:
+      UserError: a field is wrong, or the sizes of the transformer are not known yet.
+    """
+    check_config(config)
     fields = config.model.to_dict()
     transformer = fields.pop("transformer")
     if not transformer and config.text_encoder != "glove_lstm":

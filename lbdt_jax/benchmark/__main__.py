@@ -15,6 +15,7 @@ the compiler estimates: time, memory, traffic, collectives and the costliest par
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,12 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import a2d
 from input_pipeline.errors import exit_on_error, fail
-from lbdt_jax.cli import atomic_write, explain_flags, write_json
+from lbdt_jax.cli import atomic_write, exit_on_help, expand_flags, explain_flags, write_json
+from lbdt_jax.config import check_config
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:5])
+#: Of a batch.
+MAX_SAMPLES = 1_000_000
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; default: LBDT-4 as published.", lock_config=True
 )
@@ -88,27 +92,31 @@ def run(
 
 def positive_integers(name: str, values: Sequence[str]) -> list[int]:
     """The values of a flag as integers. Raises flags.Error if there is none, or one is not a positive integer."""
-    if not values or not all(value.strip().isdecimal() and int(value) for value in values):
-        raise flags.Error(f"--{name}={','.join(values)}: expected positive integers, such as 8,16.")
+    if not values or not all(value.strip().isdecimal() and 1 <= int(value) <= MAX_SAMPLES for value in values):
+        raise flags.Error(f"--{name}={','.join(values)}: expected positive integers up to {MAX_SAMPLES}, such as 8,16.")
     return [int(value) for value in values]
 
 
 def main(arguments: list[str]) -> None:
     """Parses the command line and measures or compares."""
     try:
-        rest = flags.FLAGS(arguments)[1:]
+        exit_on_help(arguments, __doc__)
+        rest = flags.FLAGS(expand_flags(arguments))[1:]
         config = a2d.get_config() if CONFIG.value is None else CONFIG.value
         config.to_dict()  # errors of the config file are raised here, not when the flags are parsed
+        check_config(config)
         if rest:
             raise flags.Error(f"{rest[0]}: unexpected argument; only flags are accepted.")
         batch_sizes = positive_integers("batch_sizes", BATCH_SIZES.value)
         sentences = positive_integers("sentences", SENTENCES.value)
         if COMPARE.value is not None and len(COMPARE.value) != 2:
             raise flags.Error("--compare takes two results: --compare=A.json,B.json.")
+        if not math.isfinite(MINUTES.value):
+            raise flags.Error(f"--minutes={MINUTES.value}: expected a number of minutes, such as 10.")
         output = Path(OUTPUT.value) if OUTPUT.value else None
         if output and output.suffix != ".json":
             raise flags.Error(f"--output={output}: the name must end in .json.")
-    except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # a configuration file is code
         fail(explain_flags(error, USAGE))
 
     # Imported late, so that wrong flags are reported at once.

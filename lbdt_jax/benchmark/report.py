@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_limited
 from lbdt_jax.benchmark.timing import Row
 from lbdt_jax.visualization.overlays import PALETTE
 
@@ -56,12 +57,16 @@ def table_line(row: Row) -> str:
     return f"{line} {row['cost_of_one']:8.2f}" if "cost_of_one" in row else line
 
 
+#: Of a result; a row has 300 bytes.
+MAX_BYTES = 2**24
+
+
 def load(path: Path) -> Row:
     """Reads a result. Raises UserError if the file is missing or is not a result."""
     try:
-        result = json.loads(path.read_text("utf-8"))
+        result = json.loads(read_limited(path, MAX_BYTES))
         describe(result), [table_line(row) for row in result["rows"]]  # raise KeyError if a field is missing
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} can't be read as a result of lbdt_jax.benchmark: {error!r}.") from error
     return result
 

@@ -1,7 +1,9 @@
 """Protocol "standard": the scores that the field reports, at the original resolution against the original masks.
 
 Logits, not binary masks, are resized to the frame (`resize_logits`); object pixels have a logit > 0.
-- precision@K: share of samples with IoU > K; overall IoU: sum of intersections over sum of unions; mean IoU.
+- precision@K: share of samples with (intersection + 1e-6) / (union + 1e-6) > K in float32, as the field's public code
+  computes it since MTTR (https://github.com/mttr2021/MTTR, metrics.py); see `exceeds`.
+- overall IoU: sum of intersections over sum of unions; mean IoU.
 - coco_map: COCO's segmentation AP over (sample, mask, score), IoU .50:.05:.95, as MTTR and its successors compute it.
 - j, f: region similarity and boundary accuracy of DAVIS, averaged over samples or, for Refer-YouTube-VOS, over the
   frames of each expression and then over expressions.
@@ -124,13 +126,35 @@ class StandardScores:
         j_mean, f_mean = _mean_over_keys(j, key.astype(int)), _mean_over_keys(f, key.astype(int))
         return {
             **coco_average_precision(intersection, predicted, true, score),
-            **{f"precision@0.{tenth}": float(np.mean(j > tenth / 10)) for tenth in range(5, 10)},
+            **{
+                f"precision@0.{tenth}": float(np.mean(exceeds(intersection, union, tenth / 10)))
+                for tenth in range(5, 10)
+            },
             "overall_iou": float(intersection.sum() / union.sum()) if union.any() else 1.0,
             "mean_iou": float(j.mean()),
             "j": j_mean,
             "f": f_mean,
             "j_and_f": (j_mean + f_mean) / 2,
         }
+
+
+def exceeds(intersection: np.ndarray, union: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether the IoU of samples exceeds a threshold, by the rounding of the field's public code.
+
+    That code adds 1e-6 to both areas in float32. An IoU of exactly one half therefore counts as above .5 in small
+    masks, such as 1 of 2 pixels, and not in large ones, where 1e-6 is lost; 3 of 5 always counts as above .6.
+
+    Args:
+      intersection: (N,) areas of the intersections, in pixels.
+      union: (N,) areas of the unions.
+      threshold: such as 0.5.
+
+    Returns:
+      (N,) bool.
+    """
+    epsilon = np.float32(1e-6)
+    iou = (intersection.astype(np.float32) + epsilon) / (union.astype(np.float32) + epsilon)
+    return iou.astype(np.float64) > threshold
 
 
 def _mean_over_keys(values: np.ndarray, key: np.ndarray) -> float:

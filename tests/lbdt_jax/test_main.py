@@ -42,7 +42,8 @@ from lbdt_jax.evaluate import evaluate
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.parallel import Stopped
 from lbdt_jax.step import NotFinite, TrainState
-from lbdt_jax.train import check_and_save_config, train
+from lbdt_jax.train import train
+from lbdt_jax.workdir import check_and_save_config, open_workdir
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -204,6 +205,13 @@ def test_evaluation_scores_every_sample_once_and_draws_some(config: ConfigDict, 
     assert "mean IoU" in printed
 
 
+def test_no_contact_sheets(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.contact_sheet_samples = 0
+    assert evaluate(load_checkpoint(workdir), config, tmp_path)["samples"] == 3 * 2 * 8
+    assert [path.name for path in (tmp_path / "evaluation").iterdir()] == ["moving_shapes-test.json"]
+
+
 def test_unseen_words_are_scored_separately(config: ConfigDict, workdir: Path) -> None:
     config = config.copy_and_resolve_references()
     config.update(evaluation_split="unseen_words", evaluation_attention_sheets=0)
@@ -220,6 +228,18 @@ def test_a_run_does_not_resume_with_another_configuration(config: ConfigDict, wo
     changeable = config.copy_and_resolve_references()
     changeable.log_every_steps = 7
     check_and_save_config(changeable, workdir / "config.json")
+
+
+def test_a_workdir_has_one_run_at_a_time(config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    with pytest.raises(KeyboardInterrupt), open_workdir(config, tmp_path, []) as writer:
+        monkeypatch.setattr(writer, "close", lambda: closed.append(True))
+        with pytest.raises(UserError, match=f"Another process is writing to {tmp_path}"):
+            train(config, tmp_path)
+        raise KeyboardInterrupt
+    assert closed  # also after an error
+    with open_workdir(config, tmp_path, []):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -314,6 +334,9 @@ def test_an_unknown_split_raises(config: ConfigDict, workdir: Path) -> None:
         ("model.resnet_depth", 42, "resnet_depth is 42"),
         ("model.attention_heads", 3, "attention_heads, 3"),
         ("batch_size", 1000, "don't fill a batch"),
+        ("epochs", 1e-6, "makes 0 steps"),
+        ("evaluation_split", "tset", "no split 'tset'.*test"),  # needed by the evaluation only
+        ("evaluation_frames", 0, "evaluation_frames is 0"),
         ("word_vectors", "no/such/file.txt", "no/such/file.txt"),
         ("initial_weights", "no/such.pth", "resnet18-f37072fd.pth and save it as no/such.pth"),
     ],
@@ -323,6 +346,7 @@ def test_an_invalid_configuration_raises(config, field, value, message, tmp_path
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
         train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -330,6 +354,11 @@ def test_an_invalid_configuration_raises(config, field, value, message, tmp_path
     [
         (["--config=configs/shapes.py", "--config.nonsense=1"], "no field 'nonsense'"),
         (["--config=configs/shapes.py", "--config.model.dropuot=0"], "no field 'dropuot'"),
+        (
+            ["--config=configs/shapes.py", "--config.batch_size=-2"],
+            "config.batch_size is -2; it must be a whole number",
+        ),
+        (["--config=configs/shapes.py", "train"], "train: unexpected argument"),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         (["--config=configs/shapes.py", "--nonsense"], "nonsense"),
         (["--config=configs/shapes.py", "--config.batch_size=many"], "many"),

@@ -247,6 +247,21 @@ def test_perfect_is_one_and_empty_is_zero(prediction, truth, value) -> None:
     assert set(np.round(list(measures.values()), 6)) == {value}
 
 
+@pytest.mark.parametrize(
+    ("intersection", "union", "thresholds"),
+    [(1, 2, [0.5]), (4, 8, [0.5]), (100, 200, []), (86400, 172800, []), (3, 5, [0.5, 0.6]), (7, 10, [0.5, 0.6, 0.7])],
+)
+def test_precision_rounds_as_the_public_code(intersection: int, union: int, thresholds: list[float]) -> None:
+    # In float32, (I + 1e-6) / (U + 1e-6) exceeds one half for small areas only, and 3 / 5 exceeds .6.
+    scores, mask = StandardScores(), np.zeros((480, 400), bool)
+    mask.flat[:union] = True
+    prediction = np.zeros_like(mask)
+    prediction.flat[:intersection] = True
+    scores.add(prediction, mask, 1.0)
+    computed = scores.compute()
+    assert [tenth / 10 for tenth in range(5, 10) if computed[f"precision@0.{tenth}"]] == thresholds
+
+
 def test_scores_computed_by_hand() -> None:
     half = SQUARE.copy()
     half[10:15] = False  # 100 of 200 pixels
