@@ -2,15 +2,22 @@
 
 A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the configuration and what
 encodes sentences: the dataset's words with their vectors, or a transformer's tokenizer. Prediction needs nothing else.
-orbax writes arrays and json, no pickles, and never lists an unfinished checkpoint. Since it doesn't notice corrupted
-bytes, the files are compared with their checksums before they are read.
+orbax writes arrays and json, no pickles. Since it doesn't notice corrupted bytes, the files are compared with their
+checksums before they are read. A folder has a bare step as its name only once all its files and their checksums are
+written. What a checkpoint declares is compared with what is expected before memory is taken for it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
+import logging
+import os
+import re
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,26 +25,36 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from configs import base
 from input_pipeline.errors import UserError
+from input_pipeline.files import check_regular_file
 from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
-from input_pipeline.text.word_vectors import WordVectors
+from input_pipeline.text.word_vectors import MAX_SIZE, WordVectors, check_same_vectors
+from lbdt_jax.checkpoint_checks import (
+    CheckpointError,
+    broken_message,
+    by_name,
+    check_declared,
+    check_finite,
+    expected_shapes,
+    misfit_message,
+    shapes,
+)
 from lbdt_jax.checksums import find_corruption, write_checksums
+from lbdt_jax.config import with_defaults
 from lbdt_jax.parallel import is_first_process, put_on_devices
 from lbdt_jax.step import TrainState
 
 #: Bytes that `save_weights` writes concurrently; a little more than the largest array.
 WRITE_CONCURRENT_BYTES = 16 << 20
-
-
-class CheckpointError(UserError):
-    """A checkpoint is missing, broken or incompatible. The message names the folder and says what to do."""
+#: Of each json file. The largest holds a tokenizer, 20 MB for the quarter of a million words of XLM-RoBERTa.
+MAX_JSON_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +90,11 @@ class CheckpointWriter:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        policy = ocp.training.preservation_policies.LatestN(keep)
-        self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
-        )
+        self._folder, self._keep = folder.absolute(), keep
+        if is_first_process():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(self._folder)
+        self._newest = max(_steps(self._folder), default=None)
         self._executor = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -89,8 +107,6 @@ class CheckpointWriter:
             self._wait()
         finally:
             self._executor.shutdown()
-            with contextlib.suppress(Exception):  # the error of a failed save, a second time
-                self._checkpointer.close()
 
     def save(self, state: TrainState, config: ConfigDict, sentence_encoder: SentenceEncoder) -> None:
         """Starts to save a state under its step; does nothing if that step is the newest checkpoint already.
@@ -99,31 +115,34 @@ class CheckpointWriter:
           CheckpointError: the previous save, or the start of this one, has failed.
         """
         step = int(state.step)
-        latest = self._checkpointer.latest
-        if latest is not None and latest.step == step:
+        if step == self._newest:
             return
         self._wait()
         context = ocp.Context()
         # The default writes every array in one piece per device: too slow for hundreds of small arrays.
         context.array.saving.use_replica_parallel = False
-        folder = self._folder(step)
+        folder, unfinished = self._folder / str(step), self._folder / f"{step}.unfinished"
         with context, _as_checkpoint_error(folder):
-            response = self._checkpointer.save_checkpointables_async(
-                step,
+            response = ocp.save_checkpointables_async(
+                unfinished,
                 {
                     "variables": state.variables,
                     "optimizer_state": state.optimizer_state,
                     **put_on_devices(_text_arrays(sentence_encoder), state.step.sharding),
                 },
                 custom_metadata=_metadata(config, sentence_encoder),
-                force=True,
             )
+        self._newest = step
 
         def finish() -> None:
             with _as_checkpoint_error(folder):
                 response.result()
                 if is_first_process():
-                    write_checksums(folder)
+                    write_checksums(unfinished)
+                    unfinished.rename(folder)
+                    self._delete_oldest()
+                # The other processes will look for this folder, too.
+                asyncio.run(ocp.multihost.sync_global_processes("lbdt_jax_checkpoint", operation_id=str(step)))
 
         self._pending = self._executor.submit(finish)
 
@@ -132,34 +151,46 @@ class CheckpointWriter:
         if self._pending is not None and self._pending.done():
             self._wait()
 
-    def restore(self, state: TrainState) -> TrainState:
+    def restore(self, state: TrainState, sentence_encoder: SentenceEncoder | None = None) -> TrainState:
         """The newest saved state, sharded like `state`; `state` itself if there is none.
 
+        Args:
+          state: a state with the right shapes, dtypes and shardings.
+          sentence_encoder: of this run. Its word vectors have to be those of the checkpoint.
+
         Raises:
-          CheckpointError: the checkpoint is broken, belongs to another model, or has weights only.
+          CheckpointError: the checkpoint is broken, belongs to another model, has other word vectors or weights only.
         """
-        latest = self._checkpointer.latest
-        if latest is None:
+        if self._newest is None:
             return state
-        folder = self._folder(latest.step)
+        folder = self._folder / str(self._newest)
         _verify_checksums(folder)
         if (folder / "variables").is_dir() and not (folder / "optimizer_state").is_dir():
             raise CheckpointError(
                 f"{folder} holds weights but no optimizer state, so training can't resume from it. Train in another "
                 f"--workdir, starting from these weights with --config.initial_weights={folder}."
             )
+        metadata, stored = _read_metadata(folder)
+        if isinstance(sentence_encoder, WordVectors):
+            try:
+                check_same_vectors(_load_word_vectors(folder, metadata, stored), sentence_encoder)
+            except UserError as error:
+                raise CheckpointError(f"{folder}: {error}") from error
         template = {"variables": state.variables, "optimizer_state": state.optimizer_state}
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
-        restored = _load(folder, abstract)
+        restored = _load(folder, stored, abstract)
         return TrainState(
-            put_on_devices(np.asarray(latest.step, np.int32), state.step.sharding),
+            put_on_devices(np.asarray(self._newest, np.int32), state.step.sharding),
             restored["variables"]["params"],
             restored["variables"]["batch_stats"],
             restored["optimizer_state"],
         )
 
-    def _folder(self, step: int) -> Path:
-        return Path(self._checkpointer.directory) / str(step)
+    def _delete_oldest(self) -> None:
+        """Deletes all but the newest checkpoints. One whose deletion was interrupted is none any longer."""
+        for step in sorted(_steps(self._folder))[: -self._keep]:
+            deleted = (self._folder / str(step)).rename(self._folder / f"{step}.deleted")
+            shutil.rmtree(deleted, ignore_errors=True)  # what is left is deleted when the run resumes
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
@@ -179,12 +210,36 @@ def _as_checkpoint_error(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def hide_abandoned_writes() -> None:
-    """Silences the tracebacks that orbax leaves behind when a save fails; its CheckpointError remains.
+def _steps(folder: Path) -> list[int]:
+    """The steps of the finished checkpoints in a folder: only their folders have bare steps as names."""
+    if not folder.is_dir():
+        return []
+    return [int(entry.name) for entry in folder.iterdir() if _is_step(entry.name) and entry.is_dir()]
 
-    orbax gives up at the first failed write. The event loop of the pending writes is then gone, and each of them would
-    print a traceback.
+
+def _is_step(name: str) -> bool:
+    return re.fullmatch(r"0|[1-9]\d{0,8}", name, re.ASCII) is not None  # below 2**31
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Deletes what is left of saves and deletions that were interrupted, also those of earlier versions."""
+    for entry in folder.iterdir():
+        if re.fullmatch(r"\d+\.(unfinished|deleted|orbax-checkpoint-tmp).*", entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def hide_abandoned_writes() -> None:
+    """Silences the tracebacks that orbax leaves behind when a save or a load fails; its CheckpointError remains.
+
+    orbax gives up at the first failure. The event loop of what is pending is then gone, and each of these reads or
+    writes would print a traceback.
     """
+    _hide_abandoned_tasks()
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+@functools.cache  # once is enough
+def _hide_abandoned_tasks() -> None:
     previous_hook = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -192,7 +247,21 @@ def hide_abandoned_writes() -> None:
             previous_hook(unraisable)
 
     sys.unraisablehook = hook
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: re.search("tensorstore|OCDBT|orbax", record.getMessage()) is None
+    )
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Without orbax's warnings and tracebacks about what is broken: a CheckpointError says it."""
+    _hide_abandoned_tasks()
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
 
 
 # -- Weights without an optimizer's state: conversion
@@ -206,15 +275,23 @@ def save_weights(
     unused: dict[str, np.ndarray],
     step: int = 0,
 ) -> None:
-    """Saves weights as WORKDIR/checkpoints/STEP, together with `unused` arrays that only `load_unused` returns."""
+    """Saves weights as WORKDIR/checkpoints/STEP, together with `unused` arrays that only `load_unused` returns.
+
+    Raises:
+      OSError: the files can't be written.
+    """
     context = ocp.Context()
     context.array.saving.use_compression = False  # it saves a tenth of the space and takes memory
     context.memory.deepcopy_host_arrays = False  # nothing changes during the write
     context.memory.write_concurrent_bytes = WRITE_CONCURRENT_BYTES
     arrays = {"variables": variables, **_text_arrays(sentence_encoder), **({"unused": unused} if unused else {})}
     folder = (workdir / "checkpoints" / str(step)).absolute()
-    with context:
-        ocp.save_checkpointables(folder, arrays, custom_metadata=_metadata(config, sentence_encoder))
+    folder.parent.mkdir(parents=True, exist_ok=True)  # if orbax can't make it, the process never ends
+    try:
+        with context:
+            ocp.save_checkpointables(folder, arrays, custom_metadata=_metadata(config, sentence_encoder))
+    except Exception as error:  # orbax passes on whatever its storage layers raise
+        raise OSError(_root_cause(error)) from error
     write_checksums(folder)
 
 
@@ -228,7 +305,10 @@ def load_unused(path: str | Path) -> dict[str, np.ndarray]:
     _verify_checksums(folder, ignore="optimizer_state")
     if not (folder / "unused").is_dir():
         return {}
-    return _load(folder, {"unused": ocp.checkpointables_metadata(folder).metadata["unused"]})["unused"]
+    _, stored = _read_metadata(folder)
+    unused = {"unused": stored.get("unused", {})}
+    check_declared(folder, unused, ("float32", "float64", "int64"))
+    return _load(folder, stored, unused)["unused"]
 
 
 # -- Evaluation and prediction: load
@@ -245,42 +325,49 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     folder = find_checkpoint(Path(path))
     _verify_checksums(folder, ignore="optimizer_state")
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    metadata, stored = _read_metadata(folder)
+    variables = {"variables": stored.get("variables", {})}
+    if not by_name(variables):
+        raise CheckpointError(broken_message(folder, "It holds no weights, or the json that describes them is broken."))
+    check_declared(folder, variables)
     try:
-        stored = ocp.checkpointables_metadata(folder)
-        metadata = stored.custom_metadata
-        config = ConfigDict(with_defaults(metadata["config"]))
-        words, tokenizer = tuple(metadata["words"]), metadata.get("tokenizer")
-        abstract = {
-            name: jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), stored.metadata[name]
-            )
-            for name in ("variables", *(() if tokenizer else ("word_vectors",)))
-        }
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{folder} was not written by lbdt_jax, or its metadata is broken: {error}") from error
-    arrays = _load(folder, abstract)
-    sentence_encoder: SentenceEncoder
-    if tokenizer:
-        try:
-            sentence_encoder = TransformerTokenizer(tokenizer, config.model.transformer.padding_id)
-        except (UserError, AttributeError) as error:
-            raise CheckpointError(f"{folder}: {error}") from error
-    else:
-        sentence_encoder = WordVectors(words, np.asarray(arrays["word_vectors"]["vectors"])[: len(words)])
-    return Checkpoint(arrays["variables"], config, sentence_encoder, int(folder.name), folder)
+        config = ConfigDict(with_defaults(metadata.get("config"), str(folder)))
+        sentence_encoder: SentenceEncoder
+        if metadata.get("tokenizer"):
+            transformer = config.model.transformer
+            if not transformer:
+                raise UserError("It has a tokenizer, and no transformer that reads its tokens.")
+            tokenizer = TransformerTokenizer(metadata["tokenizer"], transformer.padding_id)
+            tokenizer.check_fits(transformer.vocabulary, config.max_words)
+            longest = transformer.positions - transformer.first_position
+            if config.max_words > longest:
+                raise UserError(
+                    f"config.max_words is {config.max_words}; its transformer reads {longest} tokens at most."
+                )
+            sentence_encoder = tokenizer
+        else:
+            sentence_encoder = _load_word_vectors(folder, metadata, stored, config.word_vectors)
+        expected = expected_shapes(config, sentence_encoder.size)
+    except CheckpointError:
+        raise
+    except UserError as error:
+        raise CheckpointError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
+    for name, shape in shapes(variables["variables"]).items():
+        if expected.get(name) != shape:
+            raise CheckpointError(misfit_message(folder, name, shape, expected.get(name)))
+    loaded = _load(folder, stored, _on_first_device(variables))["variables"]
+    check_finite(folder, loaded)
+    return Checkpoint(loaded, config, sentence_encoder, int(folder.name), folder)
 
 
 def find_checkpoint(path: Path) -> Path:
     """The folder of the checkpoint at `path` (see `load_checkpoint`). Raises CheckpointError if there is none."""
-    if path.name.isdecimal() and path.is_dir() and not (path / "checkpoints").is_dir():
+    if _is_step(path.name) and path.is_dir() and not (path / "checkpoints").is_dir():
         return path.absolute()
     for folder in (path / "checkpoints", path):
-        if folder.is_dir():
-            # Only the folder of a finished checkpoint has a bare step as its name.
-            steps = [entry for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir()]
-            if steps:
-                return max(steps, key=lambda entry: int(entry.name)).absolute()
+        steps = _steps(folder)
+        if steps:
+            return (folder / str(max(steps))).absolute()
     raise CheckpointError(f"No checkpoint in {path}. Train first, or pass a folder that holds one.")
 
 
@@ -291,19 +378,6 @@ def has_checkpoint(workdir: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration read from json, with the defaults of fields that were added since it was written."""
-    defaults = json.loads(base.get_config().to_json())
-    return {**defaults, **config, "model": {**defaults["model"], **config.get("model", {})}}
-
-
-def shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every array, by its name such as "params/head/project/bias"."""
-    # By name, since orbax describes optax's named tuples as dictionaries.
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
 # -- The content of a checkpoint
@@ -328,35 +402,90 @@ def _metadata(config: ConfigDict, sentence_encoder: SentenceEncoder) -> dict[str
     return metadata
 
 
-def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Loads the arrays that `abstract` describes. Raises CheckpointError if their shapes differ, or reading fails."""
+def _read_metadata(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our own json, and the shapes and dtypes of the stored arrays as orbax's objects, nested like the arrays.
+
+    Raises:
+      CheckpointError: the folder is not a checkpoint of lbdt_jax, or its json is broken or too large.
+    """
     try:
-        stored = shapes(dict(ocp.checkpointables_metadata(folder).metadata))
-        for name, shape in shapes(abstract).items():
-            if stored.get(name) != shape:
-                raise ValueError(f"{name}: expected shape {shape}, found {stored.get(name, 'nothing')}")
-        return ocp.load_checkpointables(folder, abstract)
+        for pattern in ("_CHECKPOINT_METADATA", "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
+            for path in folder.glob(pattern):
+                check_regular_file(path, MAX_JSON_BYTES)
+        with _quiet_orbax():
+            stored = ocp.checkpointables_metadata(folder)
+        metadata, arrays = stored.custom_metadata, dict(stored.metadata)
+        if not isinstance(metadata, dict):
+            raise ValueError("it has no configuration")
+        return metadata, arrays
     except Exception as error:  # orbax passes on whatever its storage layers raise
-        raise CheckpointError(_broken_message(folder, _root_cause(error))) from error
+        reason = str(error) if isinstance(error, ValueError) else _root_cause(error)
+        raise CheckpointError(f"{folder} was not written by lbdt_jax, or its metadata is broken: {reason}") from error
+
+
+def _load_word_vectors(folder: Path, metadata: dict[str, Any], stored: dict[str, Any], source: str = "") -> WordVectors:
+    """Loads the words and vectors of a checkpoint; `source` says where they are from. Raises CheckpointError."""
+    words = metadata.get("words")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or len({*words}) < len(words):
+        raise CheckpointError(broken_message(folder, "Its list of words is broken."))
+    arrays = {"word_vectors": stored.get("word_vectors", {})}
+    check_declared(folder, arrays)
+    found = shapes(arrays["word_vectors"])
+    # Without words, a row is stored that stands for none.
+    if found.keys() != {"vectors"} or len(found["vectors"]) != 2 or found["vectors"][0] != max(1, len(words)):
+        reason = f"word_vectors: expected vectors of {len(words)} words, found {found or 'nothing'}"
+        raise CheckpointError(broken_message(folder, reason))
+    if not 1 <= found["vectors"][1] <= MAX_SIZE:
+        raise CheckpointError(broken_message(folder, f"word_vectors: vectors of size {found['vectors'][1]}"))
+    loaded = _load(folder, stored, _on_first_device(arrays))
+    check_finite(folder, loaded)
+    return WordVectors(tuple(words), np.asarray(loaded["word_vectors"]["vectors"])[: len(words)], source)
+
+
+def _on_first_device(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The same shapes and dtypes, for arrays on this process's first device; float64 only where JAX has it."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    dtype = jax.dtypes.canonicalize_dtype
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x.dtype), sharding=sharding), arrays)
+
+
+def _load(folder: Path, stored: dict[str, Any], abstract: dict[str, Any]) -> dict[str, Any]:
+    """Loads the arrays that `abstract` describes, `stored` is what `_read_metadata` has returned about all of them.
+
+    Raises:
+      CheckpointError: their shapes or dtypes differ, or reading fails.
+    """
+    try:
+        declared = by_name(stored)
+        for name, expected in by_name(abstract).items():
+            found = declared.get(name)
+            # float64, which training with 64 bits writes, becomes float32 without them.
+            dtypes = () if found is None else (found.dtype, jax.dtypes.canonicalize_dtype(found.dtype))
+            if found is None or found.shape != expected.shape or expected.dtype not in dtypes:
+                description = "nothing" if found is None else f"{found.dtype} {found.shape}"
+                raise ValueError(f"{name}: expected {expected.dtype}, shape {expected.shape}, found {description}")
+            chunks = getattr(getattr(found, "storage_metadata", None), "chunk_shape", None) or ()
+            if any(chunk > max(1, size) for chunk, size in zip(chunks, found.shape, strict=True)):
+                raise ValueError(f"{name}: shape {found.shape} is stored in chunks of shape {tuple(chunks)}")
+        with _quiet_orbax():
+            return ocp.load_checkpointables(folder, abstract)
+    except Exception as error:  # orbax passes on whatever its storage layers raise
+        raise CheckpointError(broken_message(folder, _root_cause(error))) from error
 
 
 def _verify_checksums(folder: Path, ignore: str | None = None) -> None:
-    """Raises CheckpointError if a file outside the subfolder `ignore` is missing or was changed."""
-    # If a run was killed just after a save, its newest checkpoint may be complete and have no checksums yet.
+    """Raises CheckpointError if a file outside the subfolder `ignore` is missing, was changed or is not listed."""
     corruption = find_corruption(folder, ignore)
     if corruption:
-        raise CheckpointError(_broken_message(folder, corruption))
-
-
-def _broken_message(folder: Path, reason: str) -> str:
-    return (
-        f"The checkpoint {folder} is broken or of another model. Use an earlier one, or delete that folder to resume "
-        f"from the one before.\n{reason}"
-    )
+        raise CheckpointError(broken_message(folder, corruption))
 
 
 def _root_cause(error: BaseException) -> str:
-    """Type and first line of the exception that caused an error."""
+    """Type and first line of the exception that caused an error, without tensorstore's own details."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    system_error = re.search(r"\[os_error_code='(\d+)'", first_line)
+    if system_error:
+        return f"OSError: {os.strerror(int(system_error[1]))}"
+    return f"{type(error).__name__}: {first_line.partition(' [tensorstore_spec=')[0][:500]}"

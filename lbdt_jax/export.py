@@ -49,6 +49,8 @@ The weights are not part of the programs, so that both share one copy and compil
 
 A program is compiled when it is first called, and again for any other number of frame pairs or sentences. jax reads
 programs from versions up to half a year older than itself: https://docs.jax.dev/en/latest/export/export.html
+Where this package is installed, `load_program(folder / "encode.jax")` reads one with a message if it is too old or
+damaged; "sha256" in model.json has the checksums of the files.
 
 For a transformer there is no vocabulary, and `words` are token ids:
 
@@ -65,6 +67,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,16 +80,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from input_pipeline.errors import UserError, exit_on_error
+from input_pipeline.files import read_limited
 from input_pipeline.text.encoders import TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import Checkpoint, load_checkpoint
-from lbdt_jax.cli import atomic_write, write_json
+from lbdt_jax.cli import atomic_write, path_flag, write_json
 from lbdt_jax.cpu import onednn
 from lbdt_jax.inference.segmenter import check_fits
 from lbdt_jax.models.types import Array, FramePairFeatures
 from lbdt_jax.step import make_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+#: Of a program, without weights a few MB, and of model.json, a few kB.
+MAX_PROGRAM_BYTES, MAX_JSON_BYTES = 256 * 2**20, 2**20
 
 #: Program -> its file. The names are older than the method `segment`, and stay for scripts that read them.
 FILES = {"encode": "encode.jax", "segment": "answer.jax"}
@@ -170,7 +178,8 @@ def write(checkpoint: Checkpoint, output: Path) -> None:
             (folder / FILES[name]).write_bytes(program.serialize())
         np.savez(folder / "weights.npz", **jax.device_get(flat_weights(checkpoint)))
         tokenization = write_vocabulary(checkpoint, folder)
-        write_json(describe_export(checkpoint, programs, tokenization), folder / "model.json")
+        checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+        write_json(describe_export(checkpoint, programs, tokenization) | {"sha256": checksums}, folder / "model.json")
 
 
 def write_vocabulary(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
@@ -206,6 +215,41 @@ def describe_export(
     }
 
 
+def load_program(path: str | Path) -> export.Exported:
+    """Reads one of the exported programs; `load_program(path).call` is the function.
+
+    Raises:
+      UserError: the file was changed since it was exported, or this version of jax or this device can't run it.
+      OSError: there is no such file.
+    """
+    path = Path(path)
+    content = read_limited(path, MAX_PROGRAM_BYTES)
+    again = "Export again: python -m lbdt_jax.export --checkpoint=DIR --output=DIR"
+    version, checksum = None, None
+    if path.with_name("model.json").exists():
+        try:
+            described = json.loads(read_limited(path.with_name("model.json"), MAX_JSON_BYTES))
+            version, checksum = described["jax"], described.get("sha256", {}).get(path.name)  # new in version 0.2
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path.with_name('model.json')} is broken: {error!r:.200}. {again}") from error
+    if checksum and hashlib.sha256(content).hexdigest() != checksum:
+        raise UserError(f"{path} was changed since it was exported: it is damaged. {again}")
+    try:
+        program = export.deserialize(bytearray(content))
+        program.mlir_module()  # what is too old is noticed only here
+    except Exception as error:  # flatbuffers and MLIR raise anything
+        exported_by = f" It was exported by jax {version}." if version else ""
+        raise UserError(
+            f"{path} can't be read by jax {jax.__version__}.{exported_by} A version of jax reads the programs of those "
+            f"that are up to half a year older, and of none that is newer; or the file is damaged. {again}\n"
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.300}"
+        ) from error
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in program.platforms:
+        raise UserError(f"{path} runs on {', '.join(program.platforms)}, not on {platform}.")
+    return program
+
+
 def describe(program: export.Exported) -> dict[str, Any]:
     """The inputs and outputs of a program, dtype and shape by name; only the weights are not listed."""
 
@@ -226,14 +270,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lbdt_jax.export", description="Exports programs that run without lbdt_jax.", allow_abbrev=False
     )
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint's folder, or WORKDIR for its newest one")
-    parser.add_argument("--output", required=True, type=Path, help="a new folder")
+    parser.add_argument(
+        "--checkpoint", required=True, type=path_flag, help="a checkpoint's folder, or WORKDIR for its newest one"
+    )
+    parser.add_argument("--output", required=True, type=path_flag, help="a new folder")
     args = parser.parse_args()
+    args.output = args.output.expanduser()
     os.environ.pop(onednn.ENVIRONMENT_VARIABLE, None)  # the programs have to run on other machines, too
     with exit_on_error("\nStopped; nothing was exported.", lambda error: f"{args.output} can't be written: {error}"):
         write(load_checkpoint(args.checkpoint), args.output)
-    size = sum(path.stat().st_size for path in args.output.iterdir())
-    print(f"{size / 1e6:.1f} MB: {args.output}")
+        size = sum(path.stat().st_size for path in args.output.iterdir())
+        print(f"{size / 1e6:.1f} MB: {args.output}")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def precomputed_features(
       tokenizer: of the transformer.
 
     Raises:
-      UserError: there are no records, or a file of records or features is broken.
+      UserError: there are no records, a file of records or features is broken, or the features are not finite.
       OSError: the features can't be written.
     """
     params = jax.device_get(variables["params"]["text_encoder"]["transformer"])
@@ -127,6 +127,8 @@ def _write_features(config: ConfigDict, params: dict[str, Any], tokenizer: Trans
     row = 0
     with tqdm(total=len(sentences), desc=f"features by {config.text_encoder}", unit="sentence") as progress:
         for batch_features in _batch_features(config, params, ids, masks):
+            if not np.isfinite(batch_features).all():
+                raise UserError(f"The features of {config.text_encoder} are NaN or infinite: its weights are broken.")
             features[row : row + len(batch_features)] = batch_features
             row += len(batch_features)
             progress.update(min(BATCH_SIZE, len(sentences) - progress.n))

@@ -6,19 +6,29 @@ frozen transformer; word vectors are in `input_pipeline.text.word_vectors`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import check_regular_file, read_limited
 
 #: A max_words that truncates no word.
 _NO_LIMIT = 10_000
+#: Of tokenizer.json. That of XLM-RoBERTa, with a quarter of a million tokens, has 17 MB.
+MAX_TOKENIZER_BYTES = 64 * 2**20
+#: How many times as long a tokenizer may make a sentence, by replacing characters and repeating it. No real one
+#: replaces a character by more than three.
+MAX_GROWTH = 64
+#: Of sentences.json, 200 bytes for each of five million sentences.
+_MAX_SENTENCES_BYTES = 2**30
 
 
 class SentenceEncoder(Protocol):
@@ -87,7 +97,8 @@ class TransformerTokenizer:
       padding_id: id of the padding token.
 
     Raises:
-      UserError: the contents can't be read, or the library `tokenizers` is not installed.
+      UserError: the contents can't be read, or would make sentences many times as long; there is no token with the
+        padding's id; or the library `tokenizers` is not installed. Encoding raises it where the library fails.
     """
 
     size = 0
@@ -99,17 +110,39 @@ class TransformerTokenizer:
             raise UserError(
                 f"This text encoder needs the library tokenizers: pip install -r requirements-text.txt ({error})"
             ) from error
-        try:
+        if not isinstance(tokenizer, str) or len(tokenizer) > MAX_TOKENIZER_BYTES:
+            raise UserError(f"The tokenizer is no text, or has more than {MAX_TOKENIZER_BYTES:,} bytes.")
+        with _library_errors("can't read this tokenizer"):
+            description = json.loads(tokenizer)
+            growth = _growth(description)
+            if growth > MAX_GROWTH:
+                raise UserError(f"This tokenizer would make a sentence up to {growth:.3g} times as long.")
             self._tokenizer = Tokenizer.from_str(tokenizer)
-            model = json.loads(tokenizer)["model"]
-        except Exception as error:  # the library raises plain Exceptions
-            raise UserError(f"The library tokenizers can't read this tokenizer: {error}") from error
-        # Sentences are truncated and padded here, to any max_words.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+            model = description["model"]
+            # Sentences are truncated and padded here, to any max_words.
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            unknown_token, unknown_id = model.get("unk_token"), model.get("unk_id")
+            self._unknown_id = unknown_id if unknown_token is None else self._tokenizer.token_to_id(unknown_token)
+        is_id = isinstance(padding_id, int) and not isinstance(padding_id, bool) and 0 <= padding_id < 2**31
+        if not is_id or self._tokenizer.id_to_token(padding_id) is None:
+            raise UserError(f"The tokenizer has no token with the padding's id, {padding_id!r:.100}.")
         self._padding_id = padding_id
-        unknown_token = model.get("unk_token")
-        self._unknown_id = model.get("unk_id") if unknown_token is None else self._tokenizer.token_to_id(unknown_token)
+
+    def check_fits(self, vocabulary: int, max_words: int) -> None:
+        """Raises UserError if a token's id is none of a vocabulary of this size, or N tokens can't hold a sentence."""
+        if self.special_tokens >= max_words:
+            raise UserError(
+                f"The tokenizer adds {self.special_tokens} special tokens to a sentence, of which {max_words} tokens "
+                "(config.max_words) are read."
+            )
+        with _library_errors("can't list the tokens"):
+            largest = max(*self._tokenizer.get_vocab(True).values(), *self._tokenizer.encode("").ids, 0)
+        if largest >= vocabulary:
+            raise UserError(
+                f"The tokenizer has a token with the id {largest}, the weights are for {vocabulary} tokens. They "
+                "belong to different models."
+            )
 
     @property
     def text(self) -> str:
@@ -124,7 +157,8 @@ class TransformerTokenizer:
     @property
     def special_tokens(self) -> int:
         """Number of special tokens that are added to each sentence, such as [CLS] and [SEP]."""
-        return self._tokenizer.num_special_tokens_to_add(False)
+        with _library_errors("can't count the special tokens"):
+            return self._tokenizer.num_special_tokens_to_add(False)
 
     def text_for(self, max_words: int) -> str:
         """Returns the contents of tokenizer.json with truncation and padding to exactly `max_words` tokens."""
@@ -146,10 +180,11 @@ class TransformerTokenizer:
 
     def tokens(self, sentence: str, max_words: int) -> list[str]:
         """See `SentenceEncoder`. A token that decodes to no text is shown by its name in the vocabulary."""
-        return [
-            self._tokenizer.decode([token.id], skip_special_tokens=False).strip() or token.name
-            for token in self._tokenize(sentence, max_words)
-        ]
+        tokens = self._tokenize(sentence, max_words)
+        with _library_errors("can't decode a token"):
+            return [
+                self._tokenizer.decode([token.id], skip_special_tokens=False).strip() or token.name for token in tokens
+            ]
 
     def unknown_words(self, sentence: str, max_words: int) -> list[str]:
         """See `SentenceEncoder`. Returns the parts of the sentence that became the unknown token."""
@@ -171,7 +206,8 @@ class TransformerTokenizer:
     def _tokenize(self, sentence: str, max_words: int) -> list[_Token]:
         """Returns at most `max_words` tokens, special tokens included."""
         sentence = sentence.encode("utf-8", "replace").decode()  # a command line may contain lone surrogates
-        encoding = self._tokenizer.encode(sentence)
+        with _library_errors("can't tokenize the sentence"):
+            encoding = self._tokenizer.encode(sentence)
         is_special = encoding.special_tokens_mask
         tokens = [
             _Token(token_id, name, "" if special else sentence[begin:end])
@@ -183,6 +219,55 @@ class TransformerTokenizer:
             return tokens
         suffix = len(list(itertools.takewhile(bool, reversed(is_special))))  # special tokens at the end
         return tokens[: max_words - suffix] + tokens[len(tokens) - suffix :]
+
+
+@contextlib.contextmanager
+def _library_errors(problem: str) -> Iterator[None]:
+    """Turns everything that the library raises into a UserError: plain Exceptions, and panics, which are none."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"The library tokenizers {problem}: {str(error) or type(error).__name__:.500}") from error
+
+
+def _growth(description: Any) -> float:
+    """How many times as long a tokenizer may make a sentence.
+
+    Args:
+      description: tokenizer.json, parsed.
+
+    Returns:
+      The product of the factors by which its parts may lengthen text.
+    """
+    post_processor = description.get("post_processor")
+    parts = [*_parts(description.get("normalizer"), "normalizers"), *_parts(description.get("decoder"), "decoders")]
+    parts += _parts(description.get("pre_tokenizer"), "pretokenizers")
+    growth = math.prod(map(_growth_of_part, parts))
+    for processor in _parts(post_processor, "processors"):
+        for template in (processor.get("single"), processor.get("pair")):
+            growth *= max(1, sum("Sequence" in piece for piece in template or ()))
+    return float(growth)
+
+
+def _parts(part: Any, name: str) -> list[dict[str, Any]]:
+    """A part of a tokenizer, or the parts of which it is a sequence, under that name, also of sequences."""
+    if not isinstance(part, dict):
+        return []
+    inner = part.get(name)
+    return [leaf for child in inner for leaf in _parts(child, name)] if isinstance(inner, list) else [part]
+
+
+def _growth_of_part(part: dict[str, Any]) -> float:
+    if part.get("type") == "Prepend":  # once for each sentence
+        return max(1, len(part.get("prepend") or ""))
+    if part.get("type") != "Replace":
+        return 1  # Unicode's normal forms lengthen text by a small factor
+    pattern, content = part["pattern"], len(part.get("content") or "")
+    if "String" in pattern:
+        return max(1, content / len(pattern["String"])) if pattern["String"] else math.inf
+    return 1 + content  # a regular expression may match nothing, between all characters
 
 
 class PrecomputedFeatures:
@@ -202,16 +287,21 @@ class PrecomputedFeatures:
     def __init__(self, folder: Path, tokenizer: TransformerTokenizer) -> None:
         self._folder = folder
         try:
-            index = json.loads((folder / "sentences.json").read_text("utf-8"))
+            check_regular_file(folder / "features.npy")
+            index = json.loads(read_limited(folder / "sentences.json", _MAX_SENTENCES_BYTES))
+            sentences, lengths = index["sentences"], index["lengths"]
             self._features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-            ends = np.cumsum(index["lengths"])
+            if not all(type(length) is int and 0 < length <= len(self._features) for length in lengths):
+                raise ValueError("a sentence without tokens")
+            ends = list(itertools.accumulate(lengths))
             self._rows = {
-                sentence: (int(end) - length, int(end))
-                for sentence, length, end in zip(index["sentences"], index["lengths"], ends, strict=True)
+                sentence: (end - length, end) for sentence, length, end in zip(sentences, lengths, ends, strict=True)
             }
-            if self._features.ndim != 2 or len(self._features) != (ends[-1] if len(ends) else 0):
+            if self._features.ndim != 2 or len(self._features) != (ends[-1] if ends else 0):
                 raise ValueError(f"features of shape {self._features.shape} for {ends[-1:]} tokens")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if self._features.dtype != np.float32:
+                raise ValueError(f"features are {self._features.dtype}, not float32")
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"The features in {folder} are incomplete ({error}). Delete the folder; it will be made again."
             ) from error

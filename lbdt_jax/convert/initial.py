@@ -13,8 +13,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint import load_checkpoint
-from lbdt_jax.convert.files import read_safetensors, read_torch
+from lbdt_jax.convert.files import first_ten, read_safetensors, read_torch
 from lbdt_jax.convert.names import COUNTER, architecture, check, from_torch, resnet
 
 #: ResNet depth -> torchvision's ImageNet weights, IMAGENET1K_V1 (https://pytorch.org/vision/stable/models/resnet.html)
@@ -24,6 +25,8 @@ DOWNLOADS = {
     50: "https://download.pytorch.org/models/resnet50-0676ba61.pth",
     101: "https://download.pytorch.org/models/resnet101-63fe2227.pth",
 }
+#: Of a config.json; that of microsoft/resnet-50 has 70 kB.
+MAX_JSON_BYTES = 8 * 2**20
 #: Arrays of the classifier, which LBDT doesn't use, as torchvision and Hugging Face name them.
 CLASSIFIER = ("fc.weight", "fc.bias", "classifier.1.weight", "classifier.1.bias")
 
@@ -73,10 +76,10 @@ def load_resnet(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix != ".safetensors":
         return _without_classifier(read_torch(path))
     settings = path.with_name("config.json")
-    if settings.is_file():
+    if settings.exists():
         try:
-            stride_in_1x1 = json.loads(settings.read_text()).get("downsample_in_bottleneck", False)
-        except (ValueError, AttributeError) as error:
+            stride_in_1x1 = json.loads(read_limited(settings, MAX_JSON_BYTES)).get("downsample_in_bottleneck", False)
+        except (ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{settings} is not the config.json of a Hugging Face repository: {error}") from error
         if stride_in_1x1:
             raise UserError(
@@ -145,5 +148,7 @@ def _check_same_model(loaded: Mapping[str, Any], variables: Mapping[str, Any], p
         if found.get(name) != expected.get(name)
     ]
     if wrong:
-        raise UserError("\n".join([f"config.initial_weights: {path} holds another model than config.model.", *wrong]))
+        raise UserError(
+            "\n".join([f"config.initial_weights: {path} holds another model than config.model.", *first_ten(wrong)])
+        )
     return jax.tree.map(np.asarray, dict(loaded))

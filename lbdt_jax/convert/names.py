@@ -16,11 +16,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from input_pipeline.batch import MODEL_FIELDS, random_batch
 from input_pipeline.errors import UserError
+from input_pipeline.text.word_vectors import MAX_SIZE
+from lbdt_jax.convert.files import first_few, first_ten
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.resnet import DEPTHS
 
 #: Torch's counter of a BatchNorm's batches, which no result depends on.
 COUNTER = ".num_batches_tracked"
+#: Of a transfer; published are 1 and 4.
+MAX_LAYERS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,10 +222,11 @@ def torch_architecture(keys: Iterable[str]) -> tuple[int, int]:
     layers = len({k.split(".")[3] for k in keys if k.startswith("transformer.stage4.layers.")})
     blocks = len({k.split(".")[1] for k in keys if k.startswith("res4_1.")})
     depth = _depth(blocks, any(k.startswith("res4_1.") and ".conv3." in k for k in keys))
-    if depth is None or not layers:
+    if depth is None or not 0 < layers <= MAX_LAYERS:
         raise UserError(
             f"This is not a state dict of LBDT: it has {blocks} blocks named res4_1.* and {layers} layers named "
-            "transformer.stage4.layers.*; expected a ResNet of depth 18, 34, 50 or 101 and at least one layer."
+            f"transformer.stage4.layers.*; expected a ResNet of depth 18, 34, 50 or 101 and 1 to {MAX_LAYERS} layers. "
+            f"Its names are such as {', '.join(repr(name)[:100] for name in sorted(keys)[:3])}."
         )
     return depth, layers
 
@@ -256,7 +261,8 @@ def check(
     missing = sorted(expected.keys() - set(optional) - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     if missing or unexpected:
-        raise UserError(f"The state dict does not fit.\n  missing: {missing}\n  unexpected: {unexpected}")
+        listed = (f"[{first_few([repr(name)[:200] for name in names])}]" for names in (missing, unexpected))
+        raise UserError("The state dict does not fit.\n  missing: {}\n  unexpected: {}".format(*listed))
     wrong = []
     for key in sorted(state):
         dtype = "int64" if key.endswith(COUNTER) else "float32"
@@ -265,7 +271,14 @@ def check(
         elif state[key].dtype != dtype:
             wrong.append(f"  {key}: expected {dtype}, found {state[key].dtype}")
     if wrong:
-        raise UserError("\n".join(["The state dict does not fit: arrays have other shapes or types.", *wrong]))
+        raise UserError(
+            "\n".join(["The state dict does not fit: arrays have other shapes or types.", *first_ten(wrong)])
+        )
+    infinite = [f"  {key}" for key in sorted(state.keys() - {*optional}) if not np.isfinite(state[key]).all()]
+    if infinite:
+        raise UserError(
+            "\n".join(["Some numbers are NaN or infinite. Did the training diverge?", *first_ten(infinite)])
+        )
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
@@ -281,6 +294,8 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
     depth, layers = torch_architecture(state)
     rows = table(depth, layers)
     *_, word_vector_size = np.shape(state.get("text_encoder.lstm.weight_ih_l0", ())) or (1,)
+    if not 1 <= word_vector_size <= MAX_SIZE:
+        raise UserError(f"text_encoder.lstm.weight_ih_l0 is for word vectors of size {word_vector_size}.")
     check(state, torch_shapes(depth, layers, word_vector_size), [row.key for row in rows if not row.path])
     return unflatten_dict({row.path: row.from_torch(state[row.key]) for row in rows if row.path})
 
@@ -306,7 +321,8 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     rows = [row for row in table(depth, layers) if row.path] if depth else []
     if {row.path for row in rows} != flat.keys():
         wrong = sorted("/".join(path) for path in {row.path for row in rows} ^ flat.keys())
-        raise UserError(f"These variables are not a complete LBDT; missing or unexpected: {wrong}")
+        listed = first_few([repr(name) for name in wrong])
+        raise UserError(f"These variables are not a complete LBDT; missing or unexpected: [{listed}]")
     word_vector_size = flat["params", "text_encoder", "input_kernel"].shape[0]
     wrong = [
         f"  {'/'.join(path)}: expected {shape}, found {flat[path].shape}"
@@ -314,7 +330,7 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
         if flat[path].shape != shape
     ]
     if wrong:
-        raise UserError("\n".join(["The published code has other widths than this model.", *wrong]))
+        raise UserError("\n".join(["The published code has other widths than this model.", *first_ten(wrong)]))
     state: dict[str, list[np.ndarray]] = {}
     for row in rows:  # packed projections are in the table's order: query, key, value
         state.setdefault(row.key, []).append(row.to_torch(np.asarray(flat[row.path])))

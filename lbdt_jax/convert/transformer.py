@@ -5,6 +5,7 @@ Nothing is downloaded, and no code in the folder is executed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import re
@@ -19,11 +20,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from input_pipeline.errors import UserError
-from input_pipeline.text.encoders import TransformerTokenizer
+from input_pipeline.files import check_regular_file
+from input_pipeline.text.encoders import MAX_TOKENIZER_BYTES, TransformerTokenizer
+from lbdt_jax.config import check_transformer
 from lbdt_jax.convert.files import read_safetensors
 from lbdt_jax.convert.names import Entry, check, dense, layer_norm
 from lbdt_jax.models.transformer import ACTIVATIONS, Transformer, TransformerConfig
 
+#: Of config.json; those of BERT have 1 kB.
+MAX_CONFIG_BYTES = 2**20
 #: model_type in config.json -> whether positions start after the padding's row of the embedding; otherwise at row 0.
 FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}
 #: Prefix of the encoder's arrays in models with a head.
@@ -64,7 +69,7 @@ def load_pretrained(source: str) -> Pretrained:
     folder = find_folder(source)
     try:
         config = read_config(folder)
-        return Pretrained(config, read_tokenizer(folder, config), from_torch(read_weights(folder), config))
+        return Pretrained(config, read_tokenizer(folder, config), from_torch(read_weights(folder, config), config))
     except UserError as error:
         raise UserError(f"config.text_encoder, {folder}: {error}") from error
 
@@ -93,44 +98,46 @@ def find_folder(source: str) -> Path:
 def read_config(folder: Path) -> TransformerConfig:
     """Reads config.json. Raises UserError if `Transformer` does not support it."""
     transformers = import_transformers()
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         raise UserError("config.json is missing.")
-    try:
+    for path in (*folder.glob("*.json"), *folder.glob("*.txt"), *folder.glob("*.model")):
+        check_regular_file(path, MAX_CONFIG_BYTES if path.name == "config.json" else MAX_TOKENIZER_BYTES)
+    with _library_errors("config.json can't be used"):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers documents no exceptions
-        raise UserError(f"config.json can't be used: {_first_line(error)}") from error
     if config.model_type not in FAMILIES:
         raise UserError(f"model_type is {config.model_type!r}; supported are {', '.join(FAMILIES)}.")
     required = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
     for name, value in required.items():
         if getattr(config, name, value) != value:
             raise UserError(f"config.json has {name} {getattr(config, name)!r}; only {value!r} is supported.")
-    if config.hidden_act not in ACTIVATIONS:
+    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACTIVATIONS:
         raise UserError(f"config.json has hidden_act {config.hidden_act!r}; supported are {', '.join(ACTIVATIONS)}.")
-    if config.hidden_size % config.num_attention_heads:
-        raise UserError(f"{config.hidden_size} channels can't be divided among {config.num_attention_heads} heads.")
-    return TransformerConfig(
-        vocabulary=config.vocab_size,
-        width=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        feed_forward_width=config.intermediate_size,
-        positions=config.max_position_embeddings,
-        first_position=config.pad_token_id + 1 if FAMILIES[config.model_type] else 0,
-        token_types=config.type_vocab_size,
-        padding_id=config.pad_token_id,
-        norm_epsilon=config.layer_norm_eps,
-        activation=config.hidden_act,
-    )
+    width, heads = config.hidden_size, config.num_attention_heads
+    if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
+        raise UserError(f"{width} channels can't be divided among {heads} heads.")
+    padding_id = config.pad_token_id
+    fields = {
+        "vocabulary": config.vocab_size,
+        "width": width,
+        "layers": config.num_hidden_layers,
+        "heads": heads,
+        "feed_forward_width": config.intermediate_size,
+        "positions": config.max_position_embeddings,
+        "first_position": padding_id + 1 if FAMILIES[config.model_type] and isinstance(padding_id, int) else 0,
+        "token_types": config.type_vocab_size,
+        "padding_id": padding_id,
+        "norm_epsilon": config.layer_norm_eps,
+        "activation": config.hidden_act,
+    }
+    check_transformer(fields, "config.json")
+    return TransformerConfig(**fields)
 
 
 def read_tokenizer(folder: Path, config: TransformerConfig) -> TransformerTokenizer:
     """Reads the tokenizer. Raises UserError if it is missing, does not fit the weights, or has no vocabulary."""
     transformers = import_transformers()
-    try:
+    with _library_errors("its tokenizer can't be read"):
         original = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers documents no exceptions
-        raise UserError(f"its tokenizer can't be read: {_first_line(error)}") from error
     if not original.is_fast:
         raise UserError("its tokenizer is not one of the library tokenizers: tokenizer.json is needed.")
     tokenizer = TransformerTokenizer(original.backend_tokenizer.to_str(), config.padding_id)
@@ -139,6 +146,7 @@ def read_tokenizer(folder: Path, config: TransformerConfig) -> TransformerTokeni
             f"the tokenizer has {tokenizer.vocabulary_size} tokens, the weights are for {config.vocabulary} "
             "(vocab_size in config.json). They belong to different models."
         )
+    tokenizer.check_fits(config.vocabulary, config.max_length)
     if not any(tokenizer.knows(word, len(word) + tokenizer.special_tokens) for word in COMMON_WORDS):
         raise UserError(
             f"{', '.join(COMMON_WORDS)} are all unknown to the tokenizer: it has lost its vocabulary. Is "
@@ -147,10 +155,10 @@ def read_tokenizer(folder: Path, config: TransformerConfig) -> TransformerTokeni
     return tokenizer
 
 
-def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Reads model.safetensors. Raises UserError if it is missing, even if there are pickles."""
+def read_weights(folder: Path, config: TransformerConfig) -> dict[str, np.ndarray]:
+    """Reads model.safetensors. Raises UserError if it is missing, even if there are pickles, or of another model."""
     path = folder / "model.safetensors"
-    if not path.is_file():
+    if not path.exists():
         reason = "model.safetensors is missing."
         if (folder / "model.safetensors.index.json").is_file():
             reason += " Weights in several files are not supported."
@@ -160,7 +168,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
                 "model.save_pretrained(folder) writes safetensors."
             )
         raise UserError(reason)
-    return read_safetensors(path)
+    return read_safetensors(path, lambda arrays: check_weights(arrays, config))
 
 
 def table(layers: int) -> Iterator[Entry]:
@@ -179,15 +187,11 @@ def table(layers: int) -> Iterator[Entry]:
         yield from layer_norm(f"{key}.output.LayerNorm", path, "feed_forward_norm")
 
 
-def from_torch(state: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, Any]:
-    """Converts a state dict of a BertModel or RobertaModel, with or without a head, to parameters of `Transformer`.
-
-    Args:
-      state: torch name -> array, float32.
-      config: of the transformer.
+def check_weights(state: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, np.ndarray]:
+    """Compares a state dict with what a transformer needs. Returns these arrays, by the names of `table`.
 
     Raises:
-      UserError: names are missing or unexpected, or arrays have another shape (all are listed).
+      UserError: as `from_torch`.
     """
     renamed = {}
     for name, array in state.items():
@@ -198,8 +202,22 @@ def from_torch(state: Mapping[str, np.ndarray], config: TransformerConfig) -> di
             renamed[name] = array
     inputs = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
     shapes = flatten_dict(jax.eval_shape(lambda: Transformer(config).init(jax.random.key(0), *inputs)))
-    rows = list(table(config.layers))
-    check(renamed, {row.key: row.torch_shape(shapes[row.path].shape) for row in rows})
+    check(renamed, {row.key: row.torch_shape(shapes[row.path].shape) for row in table(config.layers)})
+    return renamed
+
+
+def from_torch(state: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, Any]:
+    """Converts a state dict of a BertModel or RobertaModel, with or without a head, to parameters of `Transformer`.
+
+    Args:
+      state: torch name -> array, float32.
+      config: of the transformer.
+
+    Raises:
+      UserError: names are missing or unexpected, or arrays have another shape (all are listed).
+    """
+    renamed = check_weights(state, config)
+    rows = table(config.layers)
     return unflatten_dict({row.path: np.ascontiguousarray(row.from_torch(renamed[row.key])) for row in rows})["params"]
 
 
@@ -212,5 +230,15 @@ def import_transformers() -> ModuleType:
     return transformers
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextlib.contextmanager
+def _library_errors(problem: str) -> Iterator[None]:
+    """Turns everything that transformers raises into a UserError: it documents no exceptions, and panics are none."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{problem}: it needs code of its own, which is never run.") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UserError(f"{problem}: {' '.join(lines[:2]):.500}") from error

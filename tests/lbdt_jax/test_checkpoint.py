@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import subprocess
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import tensorstore
+from paths import GOLDEN
 from tiny import STEPS_PER_EPOCH, tiny_config, tiny_variables
 
 from configs import base
 from input_pipeline.text.word_vectors import WordVectors
-from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, find_checkpoint, load_checkpoint
+from lbdt_jax.checkpoint import (
+    CheckpointError,
+    CheckpointWriter,
+    find_checkpoint,
+    load_checkpoint,
+    load_unused,
+    save_weights,
+)
+from lbdt_jax.checksums import COMMAND, write_checksums
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate
 from lbdt_jax.step import TrainState, initial_state
@@ -58,6 +71,15 @@ def save(workdir: Path, *steps: int, keep: int = 5) -> None:
 def restore(workdir: Path, state: TrainState) -> TrainState:
     with CheckpointWriter(workdir / "checkpoints", 5) as writer:
         return writer.restore(state)
+
+
+def edit_metadata(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edits our json in a checkpoint, and writes its checksums anew."""
+    path = folder / "_CHECKPOINT_METADATA"
+    metadata = json.loads(path.read_text())
+    edit(metadata["custom_metadata"])
+    path.write_text(json.dumps(metadata))
+    write_checksums(folder)
 
 
 def assert_same_bytes(actual: Any, expected: Any) -> None:
@@ -140,12 +162,13 @@ def test_a_workdir_whose_name_is_a_number(saved: Path, tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "7").name == "12"
 
 
-def test_new_fields_have_their_default_values(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = base.get_config()
-    defaults.model.new_field, defaults.other_new_field = 3, "x"
-    monkeypatch.setattr(base, "get_config", defaults.copy_and_resolve_references)
-    config = load_checkpoint(workdir).config
-    assert (config.model.new_field, config.other_new_field) == (3, "x")
+def test_new_fields_have_their_default_values(workdir: Path) -> None:
+    def remove_fields(metadata: dict[str, Any]) -> None:
+        del metadata["config"]["model"]["channel_gates"], metadata["config"]["text_encoder"]
+
+    edit_metadata(workdir / "checkpoints" / "12", remove_fields)
+    config, defaults = load_checkpoint(workdir).config, base.get_config()
+    assert (config.model.channel_gates, config.text_encoder) == (True, "glove_lstm")
     assert config.model.transfer_width == 16 != defaults.model.transfer_width
 
 
@@ -225,9 +248,31 @@ def test_broken_checksums(workdir: Path, damage: Any) -> None:
         restore(workdir, state_at(0))
 
 
-def test_a_run_that_was_killed_before_it_wrote_checksums(workdir: Path) -> None:
-    (workdir / "checkpoints" / "12" / "SHA256SUMS").unlink()
+def test_without_checksums_nothing_is_read(workdir: Path) -> None:
+    folder = workdir / "checkpoints" / "12"
+    (folder / "SHA256SUMS").unlink()
+    for read in (lambda: restore(workdir, state_at(0)), lambda: load_checkpoint(workdir)):
+        with pytest.raises(
+            CheckpointError, match=f"{folder} is broken.*\nSHA256SUMS, .* is missing.* in that folder: find"
+        ):
+            read()
+    subprocess.run(COMMAND, cwd=folder, shell=True, check=True)  # as the message says
+    assert load_checkpoint(workdir).step == 12
+
+
+def test_a_save_is_no_checkpoint_before_its_checksums_are_written(workdir: Path, monkeypatch) -> None:
+    def killed(folder: Path) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr("lbdt_jax.checkpoint.write_checksums", killed)
+    with pytest.raises(
+        CheckpointError, match=f"{workdir / 'checkpoints' / '20'} could not be written: OSError: killed"
+    ):
+        save(workdir, 20)
+    assert (workdir / "checkpoints" / "20.unfinished").is_dir()
+    assert load_checkpoint(workdir).step == 12
     assert_same_bytes(restore(workdir, state_at(0)), state_at(12))
+    assert sorted(entry.name for entry in (workdir / "checkpoints").iterdir()) == ["12", "3"]
 
 
 def test_a_checkpoint_of_another_model(workdir: Path) -> None:
@@ -241,3 +286,168 @@ def test_a_checkpoint_of_another_model(workdir: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{workdir / 'checkpoints' / '12'} is broken or of another model"):
         restore(workdir, replicate(wider, make_mesh(jax.devices()[:1])))
     assert contents(workdir) == before
+
+
+# -- what is declared is checked before it is read, and what is read before it is used
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """WORKDIR with weights only; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("weights")
+    save_weights(workdir, some_variables(), tiny_config(), WORD_VECTORS, unused={"a": np.ones(3, np.float32)})
+    return workdir
+
+
+def edit_array(folder: Path, name: str, chunks: int = 0, **changes: Any) -> None:
+    """Changes what zarr declares about an array of a checkpoint, and writes the checksums anew."""
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder / 'variables'}/"}).result()
+    key = f"{name}/zarr.json"
+    declared = json.loads(store[key]) | changes
+    if chunks:
+        for part in (declared["chunk_grid"], declared["codecs"][0]):
+            part["configuration"]["chunk_shape"] = [chunks]
+    store[key] = json.dumps(declared).encode()
+    write_checksums(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": [2**33]}, r"variables: .* MB of files would take 34\.4 GB of memory"),
+        ({"shape": [2**20]}, r"does not fit its own configuration, .*bias is \(1048576,\), and should be \(1,\)"),
+        ({"chunks": 2**28}, r"shape \(1,\) is stored in chunks of shape \(268435456,\)"),
+        ({"data_type": "int32"}, "params/head/project/bias: expected float32 or float64, found int32"),
+        ({"data_type": "complex64", "fill_value": [0, 0]}, "expected float32 or float64, found complex64"),
+        ({"codecs": [{"name": "unknown"}]}, "broken"),
+    ],
+)
+def test_arrays_that_are_not_as_expected_are_not_read(
+    weights: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(weights, tmp_path / "weights") / "checkpoints" / "0"
+    edit_array(folder, "params.head.project.bias", **changes)
+    with pytest.raises(CheckpointError, match=f"(?s){folder}.*{message}"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda json: json.update(words="abc"), "list of words is broken"),
+        (lambda json: json.update(words=["a", "a", "b"]), "list of words is broken"),
+        (lambda json: json.update(words=["a"]), r"expected vectors of 1 words, found \{'vectors': \(3, 6\)\}"),
+        (lambda json: json.pop("config"), "expected a configuration"),
+        (lambda json: json.update(tokenizer="{}"), "It has a tokenizer, and no transformer that reads its tokens"),
+        (lambda json: json["config"]["model"].update(transfer_width=32), r"is \(64,\), and should be \(128,\)"),
+        (lambda json: json.update(padding=" " * (65 << 20)), "has 65.0 MB or more. The limit is 64.0 MB"),
+    ],
+)
+def test_broken_json(weights: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str) -> None:
+    folder = shutil.copytree(weights, tmp_path / "weights") / "checkpoints" / "0"
+    edit_metadata(folder, edit)
+    with pytest.raises(CheckpointError, match=f"(?s){folder}.*{message}"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    variables = jax.tree.map(np.array, some_variables())
+    variables["params"]["head"]["project"]["bias"][:] = value
+    save_weights(tmp_path, variables, tiny_config(), WORD_VECTORS, unused={"a": np.ones(3, np.int32)})
+    with pytest.raises(CheckpointError, match="params/head/project/bias has numbers that are NaN or infinite"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="unused/a: expected float32, float64 or int64, found int32"):
+        load_unused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message", "new_kind"),
+    [
+        (lambda sums: f"{sums}{'0' * 64}  ../../../etc/passwd\n", "names a file outside the folder", False),
+        (lambda sums: f"{'0' * 64}  /etc/passwd\n{sums}", "line 1, names a file outside the folder", False),
+        (lambda sums: "", "_CHECKPOINT_METADATA is not listed", False),
+        (
+            lambda sums: "".join(line for line in sums.splitlines(True) if "variables/manifest" not in line),
+            "not listed",
+            False,
+        ),
+        (lambda sums: "hello\n", "line 1, is not a checksum", False),
+        (lambda sums: sums * 4000, "The limit is 4.0 MB", False),
+        (os.mkfifo, "a named pipe", True),
+        (os.mkdir, "a folder", True),
+        (lambda path: os.symlink("/dev/zero", path), "a device", True),
+    ],
+)
+def test_untrusted_checksums(
+    weights: Path, tmp_path: Path, damage: Callable[[Any], Any], message: str, new_kind: bool
+) -> None:
+    folder = shutil.copytree(weights, tmp_path / "weights") / "checkpoints" / "0"
+    path = folder / "SHA256SUMS"
+    if new_kind:
+        path.unlink()
+        damage(path)
+    else:
+        path.write_text(damage(path.read_text()))
+    with pytest.raises(CheckpointError, match=f"(?s){folder} is broken.*{message}"):
+        load_checkpoint(folder)
+
+
+def test_files_of_a_checkpoint_are_regular_and_listed(weights: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(weights, tmp_path / "weights") / "checkpoints" / "0"
+    (folder / "variables" / ".DS_Store").touch()
+    (folder / "notes.txt").touch()
+    assert load_checkpoint(folder).step == 0
+    os.mkfifo(folder / "variables" / "pipe")
+    with pytest.raises(CheckpointError, match="pipe is a named pipe"):
+        load_checkpoint(folder)
+    (folder / "variables" / "pipe").unlink()
+    (folder / "variables" / "zarr.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"variables/zarr.json is not listed in SHA256SUMS"):
+        load_checkpoint(folder)
+    (folder / "variables" / "zarr.json").unlink()
+    linked = (folder / "variables").rename(tmp_path / "variables")
+    (folder / "variables").symlink_to(linked)
+    for name in ("circle", "another"):
+        (linked / name).symlink_to(linked)
+    assert load_checkpoint(folder).step == 0
+    (linked / "zarr.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"variables/zarr.json is not listed in SHA256SUMS"):
+        load_checkpoint(folder)
+
+
+def edit_tokenizer(metadata: dict[str, Any], **changes: Any) -> None:
+    metadata["tokenizer"] = json.dumps(json.loads(metadata["tokenizer"]) | changes)
+
+
+REPEATED = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 1000}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda json: json["config"]["model"]["transformer"].update(padding_id=-1), "padding_id is -1"),
+        (lambda json: json["config"]["model"]["transformer"].update(layers=20_000), "layers is 20000"),
+        (lambda json: json["config"]["model"].update(transformer={}), "a tokenizer, and no transformer"),
+        (lambda json: json["config"].update(max_words=1000), "max_words is 1000; its transformer reads 24 tokens"),
+        (lambda json: json["config"].update(max_words=2), "adds 2 special tokens to a sentence, of which 2 tokens"),
+        (lambda json: edit_tokenizer(json, normalizer=REPEATED), "would make a sentence up to .* times as long"),
+        (lambda json: edit_tokenizer(json, model=None), "can't read this tokenizer"),
+    ],
+)
+def test_transformers_and_their_tokenizers(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with zipfile.ZipFile(GOLDEN / "compatibility" / "transformer.zip") as archive:
+        archive.extractall(tmp_path)
+    edit_metadata(tmp_path / "checkpoints" / "0", edit)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path)
+
+
+def test_training_does_not_resume_with_other_word_vectors(saved: Path) -> None:
+    other = WordVectors(WORD_VECTORS.words, WORD_VECTORS.vectors[::-1], "random:6")
+    with CheckpointWriter(saved / "checkpoints", 5) as writer:
+        assert int(writer.restore(state_at(0), WORD_VECTORS).step) == 12
+        with pytest.raises(CheckpointError, match=f"{saved}.*other word vectors .* than those of random:6"):
+            writer.restore(state_at(0), other)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from tiny import WORD_VECTOR_SIZE, tiny_config, tiny_variables
 
+from input_pipeline.errors import UserError
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import export
 from lbdt_jax.checkpoint import Checkpoint, save_weights
@@ -98,6 +101,40 @@ def test_description_names_all_inputs_and_outputs(folder: Path) -> None:
     assert described["doors"] == {"encode": encode, "answer": segment}  # for older scripts
     with np.load(folder / "exported" / "weights.npz", allow_pickle=False) as weights:
         assert sum(array.size for array in weights.values()) == sum(x.size for x in jax.tree.leaves(tiny_variables()))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        (
+            "answer.jax",
+            lambda content: content[:-9] + b"X" + content[-8:],
+            "answer.jax was changed since .*damaged. Export",
+        ),
+        ("encode.jax", lambda content: content[:999], "encode.jax was changed since it was exported"),
+        (
+            "model.json",
+            lambda content: content[:99],
+            "model.json is broken: .* Export again: python -m lbdt_jax.export",
+        ),
+        ("model.json", lambda content: b"[" * 100_000, "model.json is broken"),
+        # An export of another version, or of one that wrote no checksums.
+        ("encode.jax", None, r"can't be read by jax .* exported by jax \S+\. .*half a year.*Export again"),
+    ],
+)
+def test_programs_that_can_not_be_read(
+    folder: Path, tmp_path: Path, file: str, damage: Callable[[bytes], bytes] | None, message: str
+) -> None:
+    assert export.load_program(folder / "exported" / file.replace("model.json", "encode.jax")).platforms
+    exported = shutil.copytree(folder / "exported", tmp_path / "exported")
+    if damage is None:
+        described = json.loads((exported / "model.json").read_text())
+        del described["sha256"]
+        (exported / "model.json").write_text(json.dumps(described))
+    content = (exported / file).read_bytes()
+    (exported / file).write_bytes(damage(content) if damage else content[:9999] + bytes(2000) + content[11999:])
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        export.load_program(exported / file.replace("model.json", "encode.jax"))
 
 
 def test_network_without_transfer_has_fewer_features(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ from lbdt_jax.parallel import make_mesh, replicate, shard_batch
 from lbdt_jax.predict import describe_model
 from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step, split_params
 from lbdt_jax.text_features import open_text_encoder, precomputed_features, with_transformer
-from lbdt_jax.train import check_and_save_config, device_fields, train
+from lbdt_jax.train import device_fields, train
+from lbdt_jax.workdir import check_and_save_config
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 

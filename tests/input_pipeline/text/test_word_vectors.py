@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import os
 import pickle
 
 import numpy as np
 import pytest
 
 from input_pipeline.errors import UserError
-from input_pipeline.text.word_vectors import PACKAGE, WordVectors, load_word_vectors
+from input_pipeline.text.word_vectors import PACKAGE, WordVectors, check_same_source, extend, load_word_vectors
 
 
 @pytest.fixture
@@ -74,6 +76,10 @@ def test_the_oddities_of_glove_840b(glove_file) -> None:
         (("the 1 2 3", "red 1 nan 3"), "line 2: a number is not finite"),
         (("the 1 2 3",), "contains none of the 1 words"),
         ((), "contains none of the 1 words"),
+        (("red 1 1e300",), "line 1: a number is not finite"),
+        (("red" + " 1" * 20_000,), "line 1: 20,000 numbers after the word; at most 10,000"),
+        (("the 1 2", "x" * (2 << 20)), "line 2, is longer than 1,048,576 bytes"),
+        ((b"PK\x03\x04",), "is an archive. Unpack it"),
     ],
 )
 def test_error_for_a_malformed_file_names_the_line(glove_file, lines, message) -> None:
@@ -103,6 +109,44 @@ def test_random_vectors_depend_only_on_the_word() -> None:
     few, many = load_word_vectors("random:300", ["red"]), load_word_vectors("random:300", ["a", "red", "z"])
     np.testing.assert_array_equal(few.vectors[0], many.vectors[1])
     assert abs(many.vectors.std() - 1) < 0.1 and not np.array_equal(many.vectors[0], many.vectors[1])
-    for bad in ("random:", "random:0", "random:x"):
+    for bad in ("random:", "random:0", "random:x", "random:9999999999", "random:" + "9" * 5000, "random:²"):
         with pytest.raises(UserError, match="random:50"):
             load_word_vectors(bad, ["red"])
+
+
+def test_only_regular_files_are_read(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a named pipe"), (tmp_path, "a folder"), ("/dev/zero", "a device")):
+        with pytest.raises(UserError, match=f"is {kind}"):
+            load_word_vectors(str(path), ["red"])
+
+
+def test_words_are_added_only_from_the_source_of_the_training(glove_file, capsys) -> None:
+    source = glove_file("the 1 2", "red 3 4", "blue 5 6")
+    trained = load_word_vectors(source, ["the", "red"])
+    assert extend(trained, source, ["blue"]).words == ("blue", "red", "the")
+    others = [
+        dataclasses.replace(trained, vectors=trained.vectors + 1),
+        dataclasses.replace(trained, words=("cat", "dog")),  # a real source would have them
+        load_word_vectors("random:3", ["red"]),
+        load_word_vectors("random:2", ["cat"]),
+    ]
+    for other in others:
+        with pytest.raises(UserError, match="was trained with other word vectors.*Use the source that it was trained"):
+            extend(other, source, ["blue"])
+    for random in ("random:2", "random:3"):
+        with pytest.raises(UserError, match=f"other word vectors, those of {source}; with those of {random} it would"):
+            extend(trained, random, ["blue"])
+        with pytest.raises(UserError, match="other word vectors"):
+            check_same_source(trained, random)
+    assert not capsys.readouterr().err.count("can't be checked")
+
+
+def test_a_converted_model_has_no_vectors_to_compare_with(glove_file, capsys) -> None:
+    converted = WordVectors((), np.zeros((0, 2), np.float32), "data/glove.840B.300d.txt")
+    source = glove_file("the 1 2")
+    assert extend(converted, source, ["the"]).words == ("the",)
+    assert "trained with the word vectors glove.840B.300d.txt" in capsys.readouterr().err
+    for other in ("random:2", "random:3", glove_file("the 1 2 3")):
+        with pytest.raises(UserError, match="other word vectors"):
+            extend(converted, other, ["the"])

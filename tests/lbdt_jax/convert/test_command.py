@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
+import datetime
 import io
 import json
 import os
 import pickle
+import re
+import resource
+import struct
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,10 +132,9 @@ def test_the_command_prints_the_model_and_the_unused_arrays(folder: Path) -> Non
     assert "880 arrays" in (folder / "back.ckpt.txt").read_text()
 
 
-def test_a_trained_model_has_no_unused_arrays(folder: Path, tmp_path: Path) -> None:
+def test_a_trained_model_has_no_unused_arrays(folder: Path, tiny_run: Path) -> None:
     assert len(load_unused(folder / "ours")) == 46 + 135
-    save_weights(tmp_path, tiny_variables(), tiny_config(), WordVectors((), np.zeros((0, 6), np.float32)), unused={})
-    assert load_unused(tmp_path) == {}
+    assert load_unused(tiny_run) == {}
 
 
 def test_from_folder_to_folder_only_the_weights_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,6 +169,159 @@ def test_all_formats_of_state_dicts_are_read(form: str, tmp_path: Path) -> None:
     assert list(actual) == list(state)
     for name, value in state.items():
         assert actual[name].dtype == value.dtype and np.array_equal(actual[name], value)
+
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.num_batches_tracked": torch.tensor(7)}
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in STATE.items()}
+
+
+def with_attribute(value: torch.Tensor) -> torch.Tensor:
+    """A parameter that hides one of its methods once it is loaded."""
+    parameter = torch.nn.Parameter(value, requires_grad=False)
+    parameter.__dict__["detach"] = 5
+    return parameter
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.tensor(1)}}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        *({name: STATE, "epoch": 3, "optimizer": OPTIMIZER} for name in ("net", "model_ema", "generator", "params")),
+        {"model": STATE, "args": argparse.Namespace(lr=0.1, layers=[1, {"a": 2}]), "when": datetime.datetime.now()},
+        {"state_dict": STATE, "best": np.float64(3), "scores": np.arange(5), "folder": Path("runs")},
+        {"model": prefixed("module._orig_mod.")},
+        prefixed("_orig_mod.module."),
+        {"state_dict": prefixed("model."), "hyper_parameters": {"lr": 1}, "optimizer_states": [OPTIMIZER]},
+        {"model": {"state_dict": {"net": STATE}}},
+        {name: torch._neg_view(-value) for name, value in STATE.items()},
+        {"state_dict": STATE, "epoch": torch.tensor(3), "best_acc1": torch.tensor(76.1)},
+        {name: with_attribute(value) for name, value in STATE.items()},
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_trainers_save_is_understood(saved: dict[str, Any], zipped: bool, tmp_path: Path, capsys) -> None:
+    torch.save(saved, tmp_path / "file.pth", _use_new_zipfile_serialization=zipped)
+    actual = read_torch(tmp_path / "file.pth")
+    assert list(actual) == list(STATE) and not capsys.readouterr().out
+    assert all(np.array_equal(actual[name], value) for name, value in STATE.items())
+
+
+def test_which_of_several_state_dicts_is_read_is_said(tmp_path: Path, capsys) -> None:
+    averages = {name: value + 1 for name, value in STATE.items()}
+    torch.save({"model_ema": {"module": averages}, "model": STATE}, tmp_path / "both.pth")
+    assert np.array_equal(read_torch(tmp_path / "both.pth")["a.weight"], STATE["a.weight"])
+    assert "read the weights under 'model'; there are also model_ema" in capsys.readouterr().out
+    torch.save({"optimizer": OPTIMIZER, "student": STATE, "teacher": averages}, tmp_path / "both.pth")
+    assert np.array_equal(read_torch(tmp_path / "both.pth")["a.weight"], STATE["a.weight"])
+    assert "read the weights under 'student'; there are also teacher" in capsys.readouterr().out
+
+
+class Config:
+    """A class of somebody's trainer."""
+
+
+def one_gigabyte(path: Path) -> None:
+    """Rewrites a file of torch.save so that it unpacks to a gigabyte."""
+    with zipfile.ZipFile(path) as source:
+        contents = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
+        for name, content in contents.items():
+            with target.open(name, "w", force_zip64=True) as file:
+                file.write(content)
+                for _ in range(1024 if name.endswith("data/0") else 0):
+                    file.write(bytes(2**20))
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"model": STATE, "config": Config()}, r"would call \w*test_command.Config, .*Nothing in it was executed"),
+        (torch.nn.Linear(2, 2), "would call torch.nn.modules.linear.Linear, .*model.state_dict"),
+        ({"optimizer": OPTIMIZER, "epoch": 1}, r"no state dict. It holds optimizer \(dict\), epoch \(int\)"),
+        ({"a": torch.zeros(2, device="meta")}, "a: torch.float32 on the device meta, without values"),
+        ({"a": torch.ones(2, dtype=torch.complex64).conj()}, "a: torch.complex64"),
+        (
+            lambda path: torch.save({"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, path),
+            "a: torch.float32, nested",
+        ),
+        ({"a": torch.eye(3).to_sparse()}, "a: torch.float32, sparse_coo"),
+        ({"a": torch.zeros(1).expand(10**6, 10**6)._neg_view()}, "arrays would take 4,000.0 GB"),
+        ({"a": torch.zeros(3).untyped_storage()}, r"no state dict. It holds a \(TypedStorage\)"),
+        ({str(i): torch.ones(1).half() for i in range(500)}, r"9: torch.float16\n  ... and 490 more\n?$"),
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git-lfs pointer.*git lfs pull"),
+        (b'{"error": "not found"}', "is a text that begins with"),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip; unpack it first"),
+        (b"\x80\x02\x8e" + (1 << 40).to_bytes(8, "little"), "is broken"),
+        (b"cos\nsystem\n(S'true'\ntR.", "would call os.system"),
+        (one_gigabyte, "would unpack to 1,07.* MB: it is refused"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-60]), "file.ckpt is broken"),
+        (lambda path: torch.jit.save(torch.jit.script(torch.nn.ReLU()), path), "is a TorchScript archive"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("a/b.ckpt", b""), "zip archive .*holds a/b.ckpt. Unpack it"),
+        (lambda path: save_file({"a": np.ones(3, np.float32)}, path), "is a .safetensors file"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "is a named pipe"),
+        (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "is a device"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch
+def test_what_can_not_be_converted_is_named(saved: Any, message: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "file.ckpt"
+    if isinstance(saved, bytes):
+        path.write_bytes(saved)
+    elif callable(saved) and not isinstance(saved, torch.nn.Module):
+        torch.save(STATE, path)
+        saved(path)
+    else:
+        torch.save(saved, path)
+    error = error_of(path, tmp_path / "ours", capsys)
+    assert re.search(message, error, re.DOTALL) and str(path) in error
+    assert len(error.splitlines()) <= 12 and "weights_only" not in error and "Traceback" not in error
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """WORKDIR with the weights of a tiny model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_weights(folder, tiny_variables(), tiny_config(), WordVectors((), np.zeros((0, 6), np.float32)), {})
+    return folder
+
+
+def test_a_target_that_can_not_be_written_is_one_line(tiny_run: Path, tmp_path: Path, capsys) -> None:
+    for target in (Path("/dev/null/new"), tmp_path / ("a" * 300)):
+        with pytest.raises(SystemExit):
+            convert(tiny_run, target)
+        error = capsys.readouterr().err
+        assert f"{target} can't be written" in error and error.count("\n") == 1
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)  # has the effect of a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        error = error_of(tiny_run, tmp_path / "new", capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert re.fullmatch(f"{tmp_path / 'new'} can't be written: .*File too large\n", error)
+
+
+def test_other_widths_are_ten_lines(tiny_run: Path, tmp_path: Path, capsys) -> None:
+    lines = error_of(tiny_run, tmp_path / "new.ckpt", capsys).splitlines()
+    assert lines[0].startswith("The published code has other widths") and len(lines) == 12
+    assert re.fullmatch(r"  \.\.\. and \d{3} more", lines[-1])
+
+
+def test_weights_that_are_not_finite_are_rejected(tmp_path: Path, capsys) -> None:
+    state = tensors(torch_state("lbdt1_r50"))
+    state["bn1_1.running_mean"][3] = torch.nan
+    state["decoder.mask_head.bias"][0] = torch.inf  # never used
+    torch.save(state, tmp_path / "nan.ckpt")
+    assert error_of(tmp_path / "nan.ckpt", tmp_path / "ours", capsys).splitlines() == [
+        f"{tmp_path / 'nan.ckpt'}: Some numbers are NaN or infinite. Did the training diverge?",
+        "  bn1_1.running_mean",
+    ]
 
 
 class Malicious:
@@ -343,6 +501,47 @@ def test_another_resnet_is_rejected_with_all_names(variables, tmp_path: Path) ->
     (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="broken.safetensors is broken"):
         load_initial_weights(variables, tmp_path / "broken.safetensors")
+
+
+def impossible(header: Any, data: bytes = b"1234", size: int | None = None) -> bytes:
+    """A .safetensors file with any header, which may lie about its own size."""
+    content = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(content) if size is None else size) + content + data
+
+
+def one_array(shape: list[Any], dtype: str = "F32", end: int = 4) -> dict[str, Any]:
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        impossible(one_array([1]), size=2**62),
+        impossible(b" " * (17 << 20) + b"{}", b""),
+        impossible(b'{"a":' * 100_000),
+        impossible([]),
+        impossible(one_array([2**63])),
+        impossible(one_array([-1])),
+        impossible(one_array([2**32, 2**32, 4])),
+        impossible(one_array([0, 2**62], end=0), b""),
+        impossible(one_array([1] * 70)),
+        impossible(one_array([1], "F99")),
+    ],
+)
+def test_impossible_headers(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="x.safetensors is broken, or not a .safetensors file"):
+        load_resnet(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, "null", "", " " * (9 << 20), os.mkfifo])
+def test_a_broken_config_of_a_resnet(content: Any, tmp_path: Path) -> None:
+    save_file({"a": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+    path = tmp_path / "config.json"
+    content(path) if callable(content) else path.write_text(content)
+    with pytest.raises(UserError, match="config.json is not the config.json of a Hugging Face repository"):
+        load_resnet(tmp_path)
 
 
 def test_the_message_for_a_missing_file_says_what_to_download(variables) -> None:
