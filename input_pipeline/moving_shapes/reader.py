@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import ClassVar
 
 from input_pipeline.errors import UserError
 from input_pipeline.readers.a2d_sentences import A2DSentences
+from input_pipeline.readers.raw_files import numbered_lines, shorten
 
 GROUPS = "text_annotations/moving_shapes_groups.csv"
 HEADER = "video_id,instance_id,group,query"
@@ -40,26 +42,28 @@ class MovingShapes(A2DSentences):
     def splits(self) -> tuple[str, ...]:
         """Those that the folder has: one that an older version wrote has no "unseen_wordings"."""
         existing = set(self.annotations.subset.values())
-        return tuple(split for split, subset in self.SUBSETS.items() if subset in existing)
+        return tuple(split for split in self.annotations.splits if self.SUBSETS[split] in existing)
 
     def group(self, video: str, instance: int, text: str) -> str:
         """The group of a sentence. Raises UserError if the file of groups lacks it."""
         if (video, instance, text) not in self.groups:
-            raise UserError(f"{self.raw / GROUPS} has no group for {video},{instance},{text}.\n{self.HOW_TO_GET}")
+            where = f"{video},{instance},{shorten(text)}"
+            raise UserError(f"{self.raw / GROUPS} has no group for {where}.\n{self.HOW_TO_GET}")
         return self.groups[video, instance, text]
 
     @functools.cached_property
     def groups(self) -> dict[tuple[str, int, str], str]:
         """(video, instance, sentence) -> group. Raises UserError if the file is missing or malformed."""
-        path = self.raw / GROUPS
+        groups: dict[tuple[str, int, str], str] = {}
         try:
-            _, *lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} can't be read ({error}).\n{self.HOW_TO_GET}") from error
-        groups = {}
-        for line_number, line in enumerate(lines, start=2):
-            fields = line.split(",", maxsplit=3)
-            if len(fields) < 4 or not fields[1].isdecimal():
-                raise UserError(f"{path}:{line_number}: expected {HEADER}.\n{self.HOW_TO_GET}")
-            groups[fields[0], int(fields[1]), fields[3]] = fields[2]
+            for where, line in numbered_lines(self.raw / GROUPS):
+                fields = [field.strip() for field in line.split(",", maxsplit=3)]
+                if fields == HEADER.split(","):
+                    continue
+                if len(fields) < 4 or not re.fullmatch(r"[0-9]{1,9}", fields[1]):
+                    raise UserError(f"{where}: expected {HEADER}.")
+                if groups.setdefault((fields[0], int(fields[1]), fields[3]), fields[2]) != fields[2]:
+                    raise UserError(f"{where}: the sentence has two groups.")
+        except UserError as error:
+            raise UserError(f"{error}\n{self.HOW_TO_GET}") from error
         return groups

@@ -20,19 +20,23 @@ from pathlib import Path
 from typing import ClassVar
 
 import av
-import h5py
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import check_regular_file
+from input_pipeline.readers.array_files import read_h5_masks as read_masks
 from input_pipeline.readers.raw_files import (
     BAD_VIDEO_NAME,
     EARLIER_FRAME_SIZE,
-    MASK_SIZE,
+    NO_TRAINING_DATA,
     NOT_IN_FRAME,
+    SkippedItems,
     check_complete,
+    find_text_error,
     is_plain_name,
     numbered_lines,
+    shorten,
 )
 from input_pipeline.types import FramePair, Sentence, Skipped
 
@@ -58,11 +62,13 @@ class Annotations:
     Attributes:
       subset: video -> its subset in videoset.csv.
       sentences: video -> its sentences.
+      splits: those to read: all but "train" if there are data for evaluation alone.
       skipped: the lines that were left out.
     """
 
     subset: dict[str, str]
     sentences: dict[str, tuple[Sentence, ...]]
+    splits: tuple[str, ...]
     skipped: tuple[Skipped, ...]
 
 
@@ -90,7 +96,7 @@ class A2DSentences:
     HOW_TO_GET: ClassVar[str] = HOW_TO_GET
 
     def splits(self) -> tuple[str, ...]:
-        return tuple(self.SUBSETS)
+        return self.annotations.splits
 
     def videos(self, split: str) -> list[str]:
         subset = self.annotations.subset
@@ -118,7 +124,7 @@ class A2DSentences:
     def annotations(self) -> Annotations:
         """The annotation files, read once. Raises UserError if something is missing or is not UTF-8 text."""
         check_complete(self.raw, (VIDEOSET, CLIPS, SENTENCES, INSTANCES), self.HOW_TO_GET)
-        skipped: list[Skipped] = []
+        skipped = SkippedItems()
         subset = _read_videoset(self.raw / VIDEOSET, tuple(self.SUBSETS.values()), skipped)
         sentences: dict[str, list[Sentence]] = {}
         for video, instance, text in _read_sentences(self.raw / SENTENCES, subset, skipped):
@@ -128,7 +134,12 @@ class A2DSentences:
         for video in subset:
             if video not in sentences and video not in expected:
                 skipped.append(Skipped(f"{self.raw / VIDEOSET}: video {video}", "video without a sentence"))
-        return Annotations(subset, {video: tuple(texts) for video, texts in sentences.items()}, tuple(skipped))
+        splits = tuple(self.SUBSETS)
+        training_videos = (video for video in sentences if subset[video] == self.SUBSETS["train"])
+        if not any((self.raw / CLIPS / f"{video}.mp4").exists() for video in training_videos):
+            skipped.append(Skipped(str(self.raw / VIDEOSET), NO_TRAINING_DATA))
+            splits = tuple(split for split in splits if split != "train")
+        return Annotations(subset, {video: tuple(texts) for video, texts in sentences.items()}, splits, tuple(skipped))
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         skipped: list[Skipped] = []
@@ -143,7 +154,11 @@ class A2DSentences:
             return
         earlier_frames = {index: find_earlier(index, self.interval, range(1, index + 1)) for index in mask_files}
         needed = {*mask_files, *(index for index, _ in earlier_frames.values())}
-        frames = decode_frames(clip, {index - 1 for index in needed})
+        try:
+            frames = decode_frames(clip, {index - 1 for index in needed})
+        except UserError as error:
+            yield Skipped(str(clip), str(error))
+            return
         for frame_index, path in sorted(mask_files.items()):
             earlier, rule = earlier_frames[frame_index]
             if frame_index - 1 not in frames or earlier - 1 not in frames:
@@ -179,15 +194,19 @@ class A2DSentences:
         return files
 
 
+#: Of the frames of a clip that are kept in memory. A2D-Sentences annotates 3 to 5 frames of a clip: 5 MB.
+MAX_CLIP_BYTES = 2**30
+
+
 def find_earlier(frame_index: int, interval: int, available: Collection[int]) -> tuple[int, str]:
-    """The index of the earlier frame, out of the available ones, and the rule that selected it.
+    """The index of the earlier frame, out of the available ones, which are in order, and the rule that selected it.
 
     Published: `interval` frames before, else 6 before, which fails if neither exists; we use the first frame then.
     """
     for index, rule in ((frame_index - interval, "interval"), (frame_index - 6, "index - 6")):
         if index in available:
             return index, rule
-    return min(available), "first frame"
+    return next(iter(available)), "first frame"
 
 
 def decode_frames(clip: Path, indices: set[int]) -> dict[int, np.ndarray]:
@@ -202,8 +221,17 @@ def decode_frames(clip: Path, indices: set[int]) -> dict[int, np.ndarray]:
 
     Returns:
       Index -> (H, W, 3) uint8 RGB, without the frames at or after the first damage.
+
+    Raises:
+      UserError: the clip is not a regular file, or the frames would take too much memory.
     """
     frames: dict[int, np.ndarray] = {}
+    try:
+        check_regular_file(clip)
+    except UserError as error:
+        raise UserError("the clip is not a regular file") from error
+    except OSError:
+        return frames
     to_rgb = VideoReformatter()  # one for all frames: creating it costs as much as converting a small frame
     try:
         # If FFmpeg may guess the format, it also follows playlists to other files.
@@ -211,70 +239,22 @@ def decode_frames(clip: Path, indices: set[int]) -> dict[int, np.ndarray]:
             codec = next((stream.codec_context for stream in container.streams.video), None)
             if codec is None:  # no video stream, or its codec is unknown
                 return frames
-            codec.options = {"err_detect": "explode"}
+            codec.options = {"err_detect": "explode", "max_pixels": str(MAX_CLIP_BYTES // 3)}
             codec.thread_count = 1  # several clips are read in parallel already
             for index, frame in enumerate(container.decode(video=0)):
                 if frame.is_corrupt:
                     break
                 if index in indices:
+                    if (len(frames) + 1) * frame.width * frame.height * 3 > MAX_CLIP_BYTES:
+                        raise UserError("the clip's annotated frames take too much memory")
                     frames[index] = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                 if index >= max(indices):
                     break
+    except UserError:
+        raise
     except (av.FFmpegError, ValueError):
         pass  # the caller reports every missing frame
     return frames
-
-
-#: More than any frame has: a broken file may claim any number.
-MAX_INSTANCES = 1000
-
-
-def read_masks(path: Path, size: tuple[int, int], instances: Collection[int | None]) -> dict[int, np.ndarray]:
-    """Reads the masks of some instances from an h5 file.
-
-    The files were written by MATLAB, so `reMask` is (n, W, H), or (W, H) if `instance` has a single id. The number of
-    ids decides which, not the number of axes, and there may be more masks than ids.
-
-    Args:
-      path: the h5 file.
-      size: (H, W) of the frame.
-      instances: ids to look for.
-
-    Returns:
-      Id -> (H, W) bool, in the order of the ids, for those that are in the file.
-
-    Raises:
-      UserError: the file is missing, can't be read, or its masks and the frame differ in size.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            instance_ids, masks = file["instance"], file["reMask"]
-            ids = _read_ids(instance_ids)
-            if masks.shape[-2:] != size[::-1]:
-                raise UserError(MASK_SIZE)
-            single = len(ids) == 1 and masks.ndim == 2
-            if not single and (masks.ndim != 3 or len(masks) < len(ids)):
-                raise UserError("the h5 file has fewer masks than instances")
-            return {
-                instance: np.asarray(masks[()] if single else masks[ids.index(instance)]).T > 0
-                for instance in sorted(set(ids).intersection(instances))
-            }
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError("h5 file missing") from error
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError("the h5 file can't be read") from error
-
-
-def _read_ids(instance: h5py.Dataset) -> list[int]:
-    """The ids of the masks in an h5 file. Raises UserError if they are not integers."""
-    if instance.size > MAX_INSTANCES or instance.dtype.kind not in "iuf":
-        raise UserError("the instances of the h5 file are not a list of numbers")
-    ids = np.ravel(instance[()]).tolist()
-    if not all(float(value).is_integer() for value in ids):
-        raise UserError("the instances of the h5 file are not whole numbers")
-    return [int(value) for value in ids]
 
 
 def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped]) -> dict[str, str]:
@@ -285,9 +265,9 @@ def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped])
         if len(fields) < 9:
             skipped.append(Skipped(where, "malformed line of videoset.csv"))
         elif not is_plain_name(fields[0]):
-            skipped.append(Skipped(f"{where}: {fields[0]!r}", BAD_VIDEO_NAME))
+            skipped.append(Skipped(f"{where}: {shorten(fields[0])}", BAD_VIDEO_NAME))
         elif fields[8] not in subsets:
-            skipped.append(Skipped(f"{where}: {fields[8]!r}", "unknown subset"))
+            skipped.append(Skipped(f"{where}: {shorten(fields[8])}", "unknown subset"))
         elif fields[0] in subset:
             skipped.append(Skipped(f"{where}: {fields[0]}", "video listed twice"))
         else:
@@ -304,12 +284,12 @@ def _read_sentences(path: Path, subset: dict[str, str], skipped: list[Skipped]) 
         if len(fields) < 3:
             skipped.append(Skipped(where, "malformed line of a2d_annotation.txt"))
         elif not is_plain_name(fields[0]):
-            skipped.append(Skipped(f"{where}: {fields[0]!r}", BAD_VIDEO_NAME))
+            skipped.append(Skipped(f"{where}: {shorten(fields[0])}", BAD_VIDEO_NAME))
         elif fields[0] not in subset:
             skipped.append(Skipped(f"{where}: {fields[0]}", "video is not in videoset.csv"))
         elif not re.fullmatch(r"[0-9]{1,9}", fields[1]):
-            skipped.append(Skipped(f"{where}: {fields[1]!r}", "the instance is not a whole number"))
-        elif not fields[2]:
-            skipped.append(Skipped(where, "empty sentence"))
+            skipped.append(Skipped(f"{where}: {shorten(fields[1])}", "the instance is not a whole number"))
+        elif text_error := find_text_error(fields[2]):
+            skipped.append(Skipped(where, text_error))
         else:
             yield fields[0], int(fields[1]), fields[2]

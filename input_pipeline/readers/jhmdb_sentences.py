@@ -20,23 +20,27 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from scipy.io import loadmat
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_limited
+from input_pipeline.readers.array_files import MAX_ARRAY_BYTES, parse_mat_array, to_mask
 from input_pipeline.readers.raw_files import (
     BAD_VIDEO_NAME,
     MASK_SIZE,
+    SkippedItems,
     check_complete,
+    find_text_error,
     is_plain_name,
     numbered_lines,
     read_frames,
+    read_json,
+    shorten,
 )
 from input_pipeline.types import FramePair, Sentence, Skipped
 
@@ -113,7 +117,7 @@ class JHMDBSentences:
     def annotations(self) -> Annotations:
         """Folders and annotation files, read once. Raises UserError if one is missing, not UTF-8 or not JSON."""
         check_complete(self.raw, (FRAMES, MASKS, SENTENCES), HOW_TO_GET)
-        skipped: list[Skipped] = []
+        skipped = SkippedItems()
         actions = find_videos(self.raw / FRAMES, skipped)
         sentences = _read_sentences(self.raw / SENTENCES, actions, skipped)
         for video in sorted(actions.keys() - sentences.keys()):
@@ -202,17 +206,22 @@ def read_masks(path: Path) -> np.ndarray:
       UserError: the file is missing, can't be read, or contains something else.
     """
     try:
-        with path.open("rb") as file:  # SciPy leaves a file open if it opened the file and fails
-            masks = loadmat(file, variable_names=["part_mask"]).get("part_mask")
+        content = read_limited(path, MAX_ARRAY_BYTES)
     except FileNotFoundError as error:
         raise UserError("puppet_mask.mat missing") from error
-    except Exception as error:  # SciPy fails in a dozen ways: zlib.error, TypeError, UnboundLocalError ...
+    except (OSError, UserError) as error:
+        raise UserError("puppet_mask.mat can't be read") from error
+    try:
+        masks = parse_mat_array(content, "part_mask")
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError("puppet_mask.mat can't be read") from error
     if masks is None:
         raise UserError("puppet_mask.mat contains no part_mask")
     if not isinstance(masks, np.ndarray) or masks.ndim not in (2, 3) or masks.dtype.kind not in "buif":
         raise UserError("part_mask is not a stack of masks")
-    return np.atleast_3d(masks) > 0
+    return to_mask(np.atleast_3d(masks))
 
 
 def select_mask(masks: np.ndarray, frame_index: int, size: tuple[int, int]) -> np.ndarray:
@@ -267,11 +276,11 @@ def _read_sentences(path: Path, actions: dict[str, str], skipped: list[Skipped])
         if not query:
             skipped.append(Skipped(where, f"malformed line of {SENTENCES}"))
         elif not is_plain_name(video):
-            skipped.append(Skipped(f"{where}: {video!r}", BAD_VIDEO_NAME))
+            skipped.append(Skipped(f"{where}: {shorten(video)}", BAD_VIDEO_NAME))
         elif video not in actions:
             skipped.append(Skipped(f"{where}: {video}", f"video is not in {FRAMES}"))
-        elif not text:
-            skipped.append(Skipped(where, "empty sentence"))
+        elif text_error := find_text_error(text):
+            skipped.append(Skipped(where, text_error))
         elif video in sentences:
             skipped.append(Skipped(f"{where}: {video}", "video listed twice"))
         else:
@@ -284,7 +293,7 @@ def _read_samples(
 ) -> dict[str, tuple[int, ...]]:
     """Video -> its frames in the list of samples, in order. Raises UserError if the file is not a JSON list."""
     try:
-        entries = json.loads(path.read_bytes().decode("utf-8-sig"))
+        entries = read_json(path)
         if not isinstance(entries, list):
             raise ValueError("not a list")
     except (OSError, ValueError, RecursionError) as error:
@@ -303,9 +312,9 @@ def _read_samples(
         if match is None or not is_frame(match[3]):
             skipped.append(Skipped(where, f"malformed entry of {SAMPLES}"))
         elif video not in sentences:
-            skipped.append(Skipped(f"{where}: {video[:200]!r}", f"video has no sentence in {SENTENCES}"))
+            skipped.append(Skipped(f"{where}: {shorten(video)}", f"video has no sentence in {SENTENCES}"))
         elif match.groups()[:2] != (actions[video], video):
-            skipped.append(Skipped(f"{where}: {frame_path[:200]!r}", "the frame's path does not belong to the video"))
+            skipped.append(Skipped(f"{where}: {shorten(frame_path)}", "the frame's path does not belong to the video"))
         elif text.split() != sentences[video].split():
             skipped.append(Skipped(f"{where}: {text[:60]!r}", f"the sentence differs from the one in {SENTENCES}"))
         elif int(match[3]) in samples.setdefault(video, set()):

@@ -27,21 +27,31 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.readers import a2d_sentences, jhmdb_sentences, refer_youtube_vos
+from input_pipeline.readers.array_files import read_h5_masks
 from input_pipeline.readers.raw_files import (
     BAD_VIDEO_NAME,
     MASK_SIZE,
+    NO_TRAINING_DATA,
     NOT_IN_FRAME,
+    SkippedItems,
+    find_text_error,
     is_plain_name,
     numbered_lines,
+    parse_object_id,
     read_frames,
+    shorten,
 )
 from input_pipeline.readers.video_folders import frame_indices, read_labels
+from input_pipeline.report import format_skipped
 from input_pipeline.types import FramePair, Sentence, Skipped
 
 
 def is_lbdt_layout(raw: Path) -> bool:
-    """Whether a folder holds a dataset in this layout, rather than as its source publishes it."""
-    return any((raw / file).is_file() for file in ("train.txt", "val.txt"))
+    """Whether a folder holds a dataset in this layout, rather than as its source publishes it, if without lists."""
+    lists = any((raw / file).exists() for file in ("train.txt", "val.txt"))
+    folders = ("images", "masks"), ("val/JPEGImages", "val/Annotations")  # of a2d and ytvos; jhmdb's are the source's
+    unlisted = any(all((raw / folder).is_dir() for folder in pair) for pair in folders)
+    return lists or (unlisted and not any((raw / part).exists() for part in ("Release", "meta_expressions")))
 
 
 class Row(NamedTuple):
@@ -111,16 +121,29 @@ class LBDTLayout:
     @functools.cached_property
     def annotations(self) -> Annotations:
         """The text files, read once. Raises UserError if frames or masks are missing or a file is not UTF-8."""
-        skipped: list[Skipped] = []
+        skipped = SkippedItems()
         rows: dict[str, dict[str, tuple[Row, ...]]] = {}
         for split, (file, separator) in self.FILES.items():
-            if not (self.raw / file).is_file():
+            path = self.raw / file
+            if not path.exists():
+                skipped.append(Skipped(str(path), f"list of samples missing: split {split} left out"))
                 continue
-            if missing := [folder for folder in self.FOLDERS[split] if not (self.raw / folder).is_dir()]:
+            missing = [folder for folder in self.FOLDERS[split] if not (self.raw / folder).is_dir()]
+            if split == "train" and len(missing) == len(self.FOLDERS[split]):
+                skipped.append(Skipped(str(path), NO_TRAINING_DATA))
+                continue
+            if missing:
                 raise UserError(f"{self.raw} has {file} but lacks {', '.join(missing)}, which its rows refer to.")
-            rows[split] = self._read_rows(self.raw / file, separator, skipped)
+            videos = self._read_rows(path, separator, skipped)
+            if not videos:
+                skipped.append(Skipped(str(path), f"list of samples without a valid row: split {split} left out"))
+            elif split == "train" and not any(self.frame_folder(split, video).is_dir() for video in videos):
+                skipped.append(Skipped(str(path), NO_TRAINING_DATA))
+            else:
+                rows[split] = videos
         if not rows:
-            raise UserError(f"{self.raw} lacks {' and '.join(file for file, _ in self.FILES.values())}.")
+            files = " and ".join(file for file, _ in self.FILES.values())
+            raise UserError(f"{self.raw} has no sample in {files}.\n{format_skipped(skipped)}")
         first, *later = rows
         for split in later:
             for video in sorted(rows[first].keys() & rows[split].keys()):
@@ -143,11 +166,11 @@ class LBDTLayout:
                 continue
             video, frame_index, height, width, object_id, text, *_ = (group.strip() for group in match.groups())
             if not is_plain_name(video):
-                skipped.append(Skipped(f"{where}: {video[:200]!r}", BAD_VIDEO_NAME))
+                skipped.append(Skipped(f"{where}: {shorten(video)}", BAD_VIDEO_NAME))
             elif (instance := self.parse_instance(object_id)) is None:
-                skipped.append(Skipped(f"{where}: {object_id[:60]!r}", "the instance is not a valid object id"))
-            elif not text:
-                skipped.append(Skipped(where, "empty sentence"))
+                skipped.append(Skipped(f"{where}: {shorten(object_id)}", "the instance is not a valid object id"))
+            elif text_error := find_text_error(text):
+                skipped.append(Skipped(where, text_error))
             else:
                 line_number = int(where.rpartition(":")[2])
                 row = Row(line_number, int(frame_index), int(height), int(width), instance, text)
@@ -162,7 +185,7 @@ class LBDTLayout:
             yield Skipped(str(folder), "the video's folder of frames is missing")
             return
         # A frame that has a row and no file is an error: no other frame may replace it as the earlier frame.
-        available = frame_indices(folder, self.SUFFIX) | {row.frame_index for row in rows}
+        available = dict.fromkeys(sorted(frame_indices(folder, self.SUFFIX) | {row.frame_index for row in rows}))
         in_order = sorted(rows, key=lambda row: row.frame_index)
         for index, group in itertools.groupby(in_order, key=lambda row: row.frame_index):
             frame_rows = tuple(group)
@@ -196,7 +219,7 @@ class LBDTLayout:
         return tuple(rows)
 
     def find_earlier(self, frame_index: int, available: Collection[int]) -> tuple[int, str]:
-        """The index of the earlier frame, out of the available ones, and the rule that selected it."""
+        """The index of the earlier frame, out of the available ones in order, and the rule that selected it."""
         raise NotImplementedError
 
     def frame_folder(self, split: str, video: str) -> Path:
@@ -247,7 +270,7 @@ class LBDTLayoutA2D(LBDTLayout):
     def read_masks(
         self, path: Path, split: str, frame_index: int, size: tuple[int, int], instances: set[int]
     ) -> dict[int, np.ndarray]:
-        return a2d_sentences.read_masks(path, size, instances)
+        return read_h5_masks(path, size, instances)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +331,7 @@ class LBDTLayoutReferYouTubeVOS(LBDTLayout):
     FULL_COUNTS: ClassVar[dict[str, int]] = {"train videos": 3471}
 
     def parse_instance(self, object_id: str) -> int | None:
-        return refer_youtube_vos.parse_object_id(object_id)
+        return parse_object_id(object_id)
 
     def name_expressions(self, rows: list[Row]) -> tuple[Row, ...]:
         """Numbers the expressions of a video, one per object and sentence, in the order of the file.

@@ -25,7 +25,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from input_pipeline.errors import UserError
-from input_pipeline.readers.raw_files import BAD_VIDEO_NAME, MASK_SIZE, check_complete, is_plain_name, numbered_lines
+from input_pipeline.readers.raw_files import (
+    BAD_VIDEO_NAME,
+    MASK_SIZE,
+    NO_TRAINING_DATA,
+    SkippedItems,
+    check_complete,
+    find_text_error,
+    is_plain_name,
+    numbered_lines,
+    parse_object_id,
+    shorten,
+)
 from input_pipeline.readers.video_folders import frame_indices, read_labels, read_video
 from input_pipeline.types import FramePair, Sentence, Skipped
 
@@ -66,11 +77,13 @@ class Annotations:
       split: video -> its split.
       sentences: video -> its sentences, grouped by object; `group` is the annotator, and `expression` is
         4 * object + annotator, both counted from 0.
+      splits: those to read: without "train" if there are data for evaluation alone.
       skipped: the lines that were left out.
     """
 
     split: dict[str, str]
     sentences: dict[str, tuple[Sentence, ...]]
+    splits: tuple[str, ...]
     skipped: tuple[Skipped, ...]
 
 
@@ -90,7 +103,7 @@ class RefDAVIS17:
     FULL_COUNTS: ClassVar[dict[str, int]] = {"train": 60, "val": 30}
 
     def splits(self) -> tuple[str, ...]:
-        return tuple(self.FULL_COUNTS)
+        return self.annotations.splits
 
     def videos(self, split: str) -> list[str]:
         annotations = self.annotations
@@ -113,18 +126,25 @@ class RefDAVIS17:
 
     @functools.cached_property
     def annotations(self) -> Annotations:
-        """Lists and text files, read once. Raises UserError if one is missing or is not text in its encoding."""
-        lists = [LISTS.format(split=split) for split in self.FULL_COUNTS]
+        """Lists and text files, read once. Raises UserError if one is missing or is not text in its encoding.
+
+        train.txt may be missing, and so may everything else about the training videos.
+        """
         files = [f"{SENTENCES}/{file}" for file in ANNOTATORS.values()]
-        check_complete(self.raw, (FRAMES, MASKS, *lists, *files), HOW_TO_GET)
-        skipped: list[Skipped] = []
+        check_complete(self.raw, (FRAMES, MASKS, LISTS.format(split="val"), *files), HOW_TO_GET)
+        skipped = SkippedItems()
         split_of = _read_lists(self.raw, skipped)
         expressions = _read_expressions(self.raw, split_of, skipped)
         sentences = _number_expressions(expressions, self.raw / SENTENCES, skipped)
         for video in split_of:
             if video not in sentences:
                 skipped.append(Skipped(f"{self.raw / SENTENCES}: video {video}", "video without a sentence"))
-        return Annotations(split_of, sentences, tuple(skipped))
+        splits = tuple(self.FULL_COUNTS)
+        training_videos = (video for video in sentences if split_of[video] == "train")
+        if not any((self.raw / FRAMES / video).is_dir() for video in training_videos):
+            skipped.append(Skipped(str(self.raw / LISTS.format(split="train")), NO_TRAINING_DATA))
+            splits = tuple(split for split in splits if split != "train")
+        return Annotations(split_of, sentences, splits, tuple(skipped))
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         """Yields every frame of a video with its sentences, and what had to be left out.
@@ -184,10 +204,13 @@ def _read_lists(raw: Path, skipped: list[Skipped]) -> dict[str, str]:
     """Video -> split, from train.txt and val.txt."""
     split_of: dict[str, str] = {}
     for split in RefDAVIS17.FULL_COUNTS:
-        for where, line in numbered_lines(raw / LISTS.format(split=split)):
+        path = raw / LISTS.format(split=split)
+        if split == "train" and not path.exists():
+            continue
+        for where, line in numbered_lines(path):
             video = line.strip()
             if not is_plain_name(video):
-                skipped.append(Skipped(f"{where}: {video!r}", BAD_VIDEO_NAME))
+                skipped.append(Skipped(f"{where}: {shorten(video)}", BAD_VIDEO_NAME))
             elif video in split_of:
                 skipped.append(Skipped(f"{where}: {video}", "video listed twice"))
             else:
@@ -201,21 +224,25 @@ def _read_expressions(
     """(video, object) -> annotator -> sentence.
 
     Raises:
-      UserError: an annotator has no expression for any video of a split; scores are means over all four.
+      UserError: an annotator has no expression for any video of a split; scores are means over all four. All four may
+        lack the training videos.
     """
     expressions: dict[tuple[str, int], dict[str, Sentence]] = {}
+    described_splits: dict[Path, set[str]] = {}
     for annotator, file in ANNOTATORS.items():
         path = raw / SENTENCES / file
         rows = list(_read_sentences(path, videos, skipped))
-        described_splits = {videos[video] for _, video, _, _ in rows}
-        for split in sorted(set(videos.values()) - described_splits):
-            raise UserError(f"{path} has no expression for a video of {split}.txt. Unpack it again.")
+        described_splits[path] = {videos[video] for _, video, _, _ in rows}
         for where, video, instance, text in rows:
             sentences = expressions.setdefault((video, instance), {})
             if annotator in sentences:
                 skipped.append(Skipped(f"{where}: {video} {instance}", "object described twice in one file"))
             else:
                 sentences[annotator] = Sentence(text, instance, annotator)
+    required = {"val"}.union(*described_splits.values()).intersection(videos.values())
+    for path, splits in described_splits.items():
+        for split in sorted(required - splits):
+            raise UserError(f"{path} has no expression for a video of {split}.txt. Unpack it again.")
     return expressions
 
 
@@ -250,12 +277,12 @@ def _read_sentences(path: Path, videos: dict[str, str], skipped: list[Skipped]) 
             continue
         video, instance, text = RENAMED.get(fields[1], fields[1]), fields[2], fields[3].strip()
         if not is_plain_name(video):
-            skipped.append(Skipped(f"{where}: {video!r}", BAD_VIDEO_NAME))
+            skipped.append(Skipped(f"{where}: {shorten(video)}", BAD_VIDEO_NAME))
         elif video not in videos:
             skipped.append(Skipped(f"{where}: {video}", "video is neither in train.txt nor in val.txt"))
-        elif not re.fullmatch(r"[1-9][0-9]{0,2}", instance) or int(instance) > 254:
-            skipped.append(Skipped(f"{where}: {instance!r}", "the object is not a number from 1 to 254"))
-        elif not text:
-            skipped.append(Skipped(where, "empty sentence"))
+        elif (object_id := parse_object_id(instance, largest=254)) is None:
+            skipped.append(Skipped(f"{where}: {shorten(instance)}", "the object is not a number from 1 to 254"))
+        elif text_error := find_text_error(text):
+            skipped.append(Skipped(where, text_error))
         else:
-            yield where, video, int(instance), text
+            yield where, video, object_id, text

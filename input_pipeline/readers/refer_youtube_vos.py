@@ -18,14 +18,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from input_pipeline.errors import UserError
-from input_pipeline.readers.raw_files import BAD_VIDEO_NAME, check_complete, is_plain_name
+from input_pipeline.readers.raw_files import (
+    BAD_VIDEO_NAME,
+    NO_TRAINING_DATA,
+    SkippedItems,
+    check_complete,
+    find_text_error,
+    is_plain_name,
+    parse_object_id,
+    read_json,
+    shorten,
+)
 from input_pipeline.readers.video_folders import frame_indices, read_video
 from input_pipeline.types import FramePair, Sentence, Skipped
 
@@ -101,16 +110,29 @@ class ReferYouTubeVOS:
     @functools.cached_property
     def annotations(self) -> Annotations:
         """The JSON files, read once. Raises UserError if something is missing or a file has another content."""
-        skipped: list[Skipped] = []
-        videos = {split: self._read_split(split, skipped) for split in self.FULL_COUNTS if (self.raw / split).is_dir()}
+        skipped = SkippedItems()
+        videos: dict[str, dict[str, Video]] = {}
+        for split in self.FULL_COUNTS:
+            path = self.raw / EXPRESSIONS.format(split=split)
+            if (self.raw / split).is_dir():
+                videos[split] = self._read_split(split, skipped)
+            elif not path.exists():
+                reason = f"split {split} left out: neither its folder nor its expressions are there"
+                skipped.append(Skipped(str(path), reason))
         for name in sorted(videos.get("train", {}).keys() & videos.get("valid", {}).keys()):
             where = f"{self.raw / EXPRESSIONS.format(split='valid')}: video {name}"
             skipped.append(Skipped(where, "video in two splits"))
             del videos["valid"][name]
-        if not videos.get("valid"):  # `skipped` says why; the training data are of use without it
-            videos.pop("valid", None)
+        if videos.get("valid") == {}:  # the training data are of use without it
+            path = self.raw / EXPRESSIONS.format(split="valid")
+            skipped.append(Skipped(str(path), "split valid left out: it has no video with sentences and frames"))
+            del videos["valid"]
+        frames = self.raw / "train" / FRAMES
+        if "train" in videos and not any((frames / video).is_dir() for video in videos["train"]):
+            skipped.append(Skipped(str(self.raw / EXPRESSIONS.format(split="train")), NO_TRAINING_DATA))
+            del videos["train"]
         if not videos:
-            reasons = "".join(f"  {item.where}: {item.reason}\n" for item in skipped[:3])
+            reasons = "".join(f"  {item.where}: {item.reason}\n" for item in skipped[:5])
             raise UserError(f"{self.raw} has no split that can be read.\n{reasons}{HOW_TO_GET}")
         return Annotations(videos, tuple(skipped))
 
@@ -127,7 +149,7 @@ class ReferYouTubeVOS:
             entries = self._without_test(entries, skipped)
         videos = {}
         for name, entry in entries.items():
-            where = f"{self.raw / expressions}: video {name!r}"
+            where = f"{self.raw / expressions}: video {shorten(name)}"
             if not is_plain_name(name):
                 skipped.append(Skipped(where, BAD_VIDEO_NAME))
                 continue
@@ -158,7 +180,7 @@ class ReferYouTubeVOS:
         entry = self.annotations.videos[split][video]
         frames, masks = self.raw / split / FRAMES / video, self.raw / split / MASKS
         # A listed frame whose file is missing is an error: no other frame may replace it as the earlier frame.
-        available = frame_indices(frames, ".jpg").union(entry.frames)
+        available = dict.fromkeys(sorted(frame_indices(frames, ".jpg").union(entry.frames)))
         yield from read_video(
             video,
             frames,
@@ -171,23 +193,18 @@ class ReferYouTubeVOS:
 
 
 def find_earlier(frame_index: int, interval: int, available: Collection[int]) -> tuple[int, str]:
-    """The index of the earlier frame, out of the available ones, and the rule that selected it.
+    """The index of the earlier frame, out of the available ones, which are in order, and the rule that selected it.
 
     Published: `interval` before, else the first frame of the video. The first frame is its own earlier frame.
     """
     earlier = frame_index - interval
-    return (earlier, "interval") if earlier in available else (min(available), "first frame")
-
-
-def parse_object_id(text: str) -> int | None:
-    """The id of an object; None if no object can have it."""
-    return int(text) if re.fullmatch(r"[1-9][0-9]{0,2}", text) and int(text) <= 255 else None
+    return (earlier, "interval") if earlier in available else (next(iter(available)), "first frame")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Video -> its entry. Raises UserError that names the file, and the position of an error in the JSON."""
     try:
-        match json.loads(path.read_bytes().decode("utf-8-sig")):
+        match read_json(path):
             case {"videos": dict(videos)}:
                 return videos
         raise ValueError('it has no "videos"')
@@ -227,15 +244,18 @@ def _parse_entry(where: str, entry: object, skipped: list[Skipped]) -> tuple[lis
                     case _:
                         expressions.append(_Expression(name, None, None))
         case {"objects": dict(objects)}:
+            known: set[object] = set()
             for object_id, content in objects.items():
                 match content:
                     case {"frames": list(names), "expressions": list(texts)}:
-                        frame_names += [name for name in names if name not in frame_names]
+                        # Names that can't be keys are lists and dictionaries, which are no names.
+                        frame_names += [name for name in names if not isinstance(name, Hashable) or name not in known]
+                        known.update(name for name in names if isinstance(name, Hashable))
                         expressions += [
                             _Expression(f"{object_id}-{index}", text, object_id) for index, text in enumerate(texts)
                         ]
                     case _:
-                        skipped.append(Skipped(f"{where}: object {object_id!r}", "malformed object"))
+                        skipped.append(Skipped(f"{where}: object {shorten(object_id)}", "malformed object"))
     return frame_names, expressions
 
 
@@ -243,7 +263,7 @@ def _parse_expression(
     where: str, expression: _Expression, truth_optional: bool, skipped: list[Skipped]
 ) -> Sentence | None:
     """The sentence of an expression; None if it has to be left out."""
-    where = f"{where}: expression {expression.name!r}"
+    where = f"{where}: expression {shorten(expression.name)}"
     name, text, object_id = expression
     error, object_error = _find_text_error(name, text), _find_object_error(object_id)
     if error or (object_error and not truth_optional):
@@ -258,9 +278,7 @@ def _find_text_error(name: str, text: object) -> str:
     """What is wrong with the name or the text of an expression; "" if nothing is."""
     if not is_plain_name(name):  # it becomes a folder of the submission
         return "the expression's name is not a plain file name"
-    if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
-        return "the expression is not text"
-    return "" if text.strip() else "empty sentence"
+    return find_text_error(text) if isinstance(text, str) else "the expression is not text"
 
 
 def _find_object_error(object_id: object) -> str:
@@ -278,7 +296,7 @@ def _parse_frame_names(where: str, names: list[object], skipped: list[Skipped]) 
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[0-9]{5}", name):
             reason = "the frame's name is not a five-digit number"
-            skipped.append(Skipped(f"{where}: frame {str(name)[:60]!r}", reason))
+            skipped.append(Skipped(f"{where}: frame {shorten(name)}", reason))
         elif int(name) in indices:
             skipped.append(Skipped(f"{where}: frame {name}", "frame listed twice"))
         else:

@@ -15,12 +15,14 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from input_pipeline.images import UNREADABLE
-from input_pipeline.readers.raw_files import MASK_SIZE, NOT_IN_FRAME, read_frame, read_frames
+from input_pipeline.files import MAX_IMAGE_BYTES, read_limited
+from input_pipeline.readers.raw_files import MASK_SIZE, MAX_IMAGE_PIXELS, NOT_IN_FRAME, read_frame, read_frames
 from input_pipeline.types import FramePair, Sentence, Skipped
 
 #: Decoded frames of a video to keep in memory: enough for the published intervals, however long the video is.
 CACHED_FRAMES = 8
+#: Of the masks of a video to keep in memory; the others are read twice. DAVIS at 480p has at most 43 MB in a video.
+MAX_LABEL_BYTES = 256 * 2**20
 #: Offset of the bit depth in a PNG file, in bytes.
 BIT_DEPTH_OFFSET = 24
 
@@ -56,15 +58,14 @@ def read_video(
         yield Skipped(str(frames), "the video's folder of frames is missing")
         return
     skipped: list[Skipped] = []
-    labels = _read_all_labels(masks, indices, skipped)
-    objects = {index: _object_ids(label) for index, label in labels.items()}
-    sentences = _check_instances(sentences, objects, str(masks), keep_all, skipped)
+    objects, labels = _read_all_labels(masks, indices, skipped)
+    sentences = _check_instances(sentences, objects, masks, keep_all, skipped)
     yield from skipped
     if not sentences:
         return
 
     cache = _FrameCache()
-    for index in indices if keep_all else labels:
+    for index in indices if keep_all else objects:
         path = frames / f"{index:05d}.jpg"
         earlier, rule = find_earlier(index)
         try:
@@ -73,6 +74,8 @@ def read_video(
             yield Skipped(str(path), str(error))
             continue
         label = labels.get(index)
+        if label is None and masks is not None and index in objects:
+            label = read_labels(masks / f"{index:05d}.png")
         if label is not None and label.shape != frame.shape[:2]:
             yield Skipped(str(path), MASK_SIZE)
             label = None
@@ -102,41 +105,60 @@ def read_labels(path: Path) -> np.ndarray:
       UserError: the file is missing, can't be read, or is of another kind.
     """
     try:
-        content = io.BytesIO(path.read_bytes())
-        Image.open(content, formats=("PNG",)).verify()  # the checksums, which Pillow ignores when it decodes
-        with Image.open(content, formats=("PNG",)) as image:
-            # At a lower bit depth, Pillow would scale gray values.
-            grayscale = image.mode == "L" and content.getvalue()[BIT_DEPTH_OFFSET] == 8
-            if image.mode != "P" and not grayscale:
-                raise UserError("the mask is neither a palette image nor 8-bit grayscale: no object ids")
-            return np.asarray(image)
+        content = read_limited(path, MAX_IMAGE_BYTES)
     except FileNotFoundError as error:
         raise UserError("mask missing") from error
-    except UserError:
-        raise
-    except UNREADABLE as error:
+    except (OSError, UserError) as error:
         raise UserError("the mask can't be read") from error
-
-
-def _read_all_labels(masks: Path | None, indices: Collection[int], skipped: list[Skipped]) -> dict[int, np.ndarray]:
-    """Frame index -> object ids, for every frame with a readable mask."""
-    labels: dict[int, np.ndarray] = {}
-    if masks is None:
-        return labels
-    if not masks.is_dir():
-        skipped.append(Skipped(str(masks), "the video's folder of masks is missing"))
-        return labels
-    for index in indices:
-        path = masks / f"{index:05d}.png"
-        try:
-            labels[index] = read_labels(path)
-        except UserError as error:
-            skipped.append(Skipped(str(path), str(error)))
+    try:
+        Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # checksums, which Pillow otherwise ignores
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise ValueError("larger than any frame")
+            # At a lower bit depth, Pillow would scale gray values.
+            grayscale = image.mode == "L" and content[BIT_DEPTH_OFFSET] == 8
+            labels = np.asarray(image) if image.mode == "P" or grayscale else None
+    except Exception as error:  # whatever Pillow raises for a damaged file, struct.error among others
+        raise UserError("the mask can't be read") from error
+    if labels is None:
+        raise UserError("the mask is neither a palette image nor 8-bit grayscale: no object ids")
     return labels
 
 
+def _read_all_labels(
+    masks: Path | None, indices: Collection[int], skipped: list[Skipped]
+) -> tuple[dict[int, set[int]], dict[int, np.ndarray]]:
+    """Reads all masks of a video.
+
+    Returns:
+      Frame index -> the ids in its mask, for every frame with a readable mask; frame index -> the mask itself, for as
+      many frames as fit into memory.
+    """
+    objects: dict[int, set[int]] = {}
+    labels: dict[int, np.ndarray] = {}
+    num_bytes = 0
+    if masks is None:
+        return objects, labels
+    if not masks.is_dir():
+        skipped.append(Skipped(str(masks), "the video's folder of masks is missing"))
+        return objects, labels
+    for index in indices:
+        path = masks / f"{index:05d}.png"
+        try:
+            label = read_labels(path)
+        except UserError as error:
+            skipped.append(Skipped(str(path), str(error)))
+            continue
+        objects[index] = _object_ids(label)
+        num_bytes += label.nbytes
+        if num_bytes <= MAX_LABEL_BYTES:
+            labels[index] = label
+    return objects, labels
+
+
 def _object_ids(labels: np.ndarray) -> set[int]:
-    return set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+    blocks = np.array_split(labels, max(1, labels.size >> 20))  # bincount takes 8 bytes for each pixel
+    return {instance for block in blocks for instance in np.flatnonzero(np.bincount(block.ravel())).tolist()}
 
 
 def _instances(sentences: tuple[Sentence, ...]) -> set[int]:
@@ -146,16 +168,20 @@ def _instances(sentences: tuple[Sentence, ...]) -> set[int]:
 def _check_instances(
     sentences: tuple[Sentence, ...],
     objects: dict[int, set[int]],
-    where: str,
+    masks: Path | None,
     keep_all: bool,
     skipped: list[Skipped],
 ) -> tuple[Sentence, ...]:
     """Reports the sentences whose object is in no mask of the video, and drops them unless `keep_all`."""
     present: set[int] = set().union(*objects.values())
     note = "the instance is in no mask of the video" + (": kept with empty masks" if keep_all else "")
-    for sentence in sentences if objects else ():
+    if not objects:
+        note = "no mask of the video can be read: the instance is left out"
+    # Without the folder of masks, or where sentences are kept without ground truth, there is one note for all.
+    listed = objects or (not keep_all and masks is not None and masks.is_dir())
+    for sentence in sentences if listed else ():
         if sentence.instance is not None and sentence.instance not in present:
-            skipped.append(Skipped(f"{where}: instance {sentence.instance} ({sentence.text[:60]})", note))
+            skipped.append(Skipped(f"{masks}: instance {sentence.instance} ({sentence.text[:60]})", note))
     return sentences if keep_all else tuple(s for s in sentences if s.instance in present)
 
 

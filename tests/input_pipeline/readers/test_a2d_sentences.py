@@ -179,6 +179,16 @@ def test_masks_and_frame_of_different_size(raw: Path) -> None:
     assert read_all(A2DSentences(raw), "runner") == ([], [Skipped(str(path), "the mask and the frame differ in size")])
 
 
+def test_mask_that_is_not_a_number(raw: Path) -> None:
+    path = raw / MASKS / "runner/00016.h5"
+    with h5py.File(path, "r+") as file:
+        values = file["reMask"][()] * np.float32("nan")
+        del file["reMask"]
+        file["reMask"] = values
+    reason = "the mask holds values that are not a number"
+    assert read_all(A2DSentences(raw), "runner") == ([], [Skipped(str(path), reason)])
+
+
 def test_fewer_masks_than_ids(raw: Path) -> None:
     path = raw / MASKS / "runner/00016.h5"
     write_h5(path, [15, 16, 17], [box(0, 0), box(1, 1)])
