@@ -1,35 +1,31 @@
-"""Records -> batches: split into groups of sentences, shuffle, batch, take this process's part, decode, resize.
+"""Records -> batches: shuffle groups of sentences, read this process's part of each batch, decode, resize.
 
-Images stay encoded until they are used, so the shuffle buffer holds JPEGs, and resuming skips batches without decoding
-them. All randomness derives from the seed and the epoch, so that training can resume from its step alone.
+The order of all samples is known before any record is read (`sample_order`): a process reads its own records, and
+resuming reads nothing of what it skips. All randomness derives from the seed and the epoch, so that training can resume
+from its step alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
 
 import numpy as np
-import tensorflow as tf
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.batch import Batch
+from input_pipeline.encoded_batches import EncodedBatch, encoded_batches, encoded_batches_without_index
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_labels, decode_mask, resize_frame, resize_target
-from input_pipeline.record_dataset import as_numpy, record_files, record_parser, split_counts
+from input_pipeline.record_dataset import open_index, parse_record, read_records, split_counts
 from input_pipeline.records import NO_INSTANCE
 from input_pipeline.report import load_report
+from input_pipeline.resized import ImageDecoder, original_images, training_images
 from input_pipeline.text.encoders import SentenceEncoder
 from input_pipeline.types import Sentence
-
-Result = TypeVar("Result")
+from input_pipeline.workers import map_in_threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,83 +125,29 @@ def training_batches(
             f"config.batch_size {config.batch_size} can't be divided among {process_count} processes, with "
             f"{sentences_per_frame} sentences for each frame."
         )
-    groups_per_batch = config.batch_size // sentences_per_frame  # over all processes
-    files = record_files(config, "train")
-    frame_pairs = split_counts(config, "train")["frame_pairs"]
-    first_epoch, first_step_in_epoch = divmod(first_step, steps)
-    groups_to_skip = np.int64(first_step_in_epoch * groups_per_batch)
-
-    def epoch_of_groups(epoch: tf.Tensor) -> tf.data.Dataset:
-        seed = tf.random.stateless_uniform((), (config.seed, epoch), minval=None, maxval=None, dtype=tf.int64)
-        dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files), seed)
-        dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=16)
-        dataset = dataset.map(record_parser(config)).apply(tf.data.experimental.assert_cardinality(frame_pairs))
-        dataset = dataset.flat_map(partial(_sentence_groups, sentences_per_frame, seed))
-        dataset = dataset.shuffle(config.shuffle_buffer, seed, reshuffle_each_iteration=False)
-        dataset = dataset.take(steps * groups_per_batch)
-        return dataset.skip(tf.where(epoch == first_epoch, groups_to_skip, np.int64(0)))
-
-    dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_groups)
-    # Each process takes a contiguous part of each batch, so that every device gets the samples that it would get if
-    # there were only one process.
-    dataset = dataset.batch(groups_per_batch // process_count).shard(process_count, process_index).prefetch(2)
-    yield from _map_in_threads(_batch_decoder(config, sentence_encoder), as_numpy(dataset, config, "train"))
+    index, own = open_index(config, "train"), (process_index, process_count)
+    if index is None:  # made by an earlier version: in its order, for which every process reads everything
+        batches, images = encoded_batches_without_index(config, steps, first_step, *own), original_images(config)
+    else:
+        source, images = training_images(config, index)
+        batches = encoded_batches(config, index.sentence_counts, source, steps, first_step, *own)
+    yield from map_in_threads(partial(_decode_batch, config, sentence_encoder, images), batches)
 
 
-def _sentence_groups(sentences_per_frame: int, seed: tf.Tensor, record: dict[str, Any]) -> tf.data.Dataset:
-    """Splits a record into groups: its frame pair with `sentences_per_frame` of its sentences and their masks.
-
-    The sentences are in random order. If their number is not a multiple of `sentences_per_frame`, the last group is
-    filled up with sentences of the first.
-    """
-    instances, sentences = record["instances"], record["sentences"]
-    count = tf.size(sentences["text"])
-    record_seed = tf.strings.to_hash_bucket_fast(record["video"], 2**31) + record["frame_index"]
-    order = tf.random.experimental.stateless_shuffle(tf.range(count), (seed, record_seed))
-    groups = -(-count // sentences_per_frame)
-    order = tf.gather(order, tf.range(groups * sentences_per_frame) % count)
-    frame_name = tf.strings.join([record["video"], "/", tf.strings.as_string(record["frame_index"]), "/"])
-
-    def make_group(indices: tf.Tensor) -> dict[str, tf.Tensor]:
-        text, instance = tf.gather(sentences["text"], indices), tf.gather(sentences["instance"], indices)
-        mask_index = tf.argmax(tf.cast(instances["id"] == instance[:, None], tf.int32), axis=1)
-        return {
-            "frame": record["frame"],
-            "earlier_frame": record["earlier_frame"],
-            "mask": tf.gather(instances["mask"], mask_index),
-            "text": text,
-            "name": tf.strings.join([frame_name, tf.strings.as_string(instance), ": ", text]),
-        }
-
-    return tf.data.Dataset.from_tensor_slices(tf.reshape(order, (groups, sentences_per_frame))).map(make_group)
-
-
-def _batch_decoder(config: ConfigDict, sentence_encoder: SentenceEncoder) -> Callable[[dict[str, np.ndarray]], Batch]:
-    """Returns the function from a batch of encoded groups to a batch. It caches config.decoded_cache resized images."""
-    size = tuple(config.image_size)
-
-    @functools.lru_cache(config.decoded_cache)
-    def decode_and_resize_frame(image: bytes) -> np.ndarray:
-        return resize_frame(decode_frame(image), size)
-
-    @functools.lru_cache(config.decoded_cache)
-    def decode_and_resize_mask(png: bytes) -> np.ndarray:
-        return resize_target(decode_mask(png), size)
-
-    def decode(encoded: dict[str, np.ndarray]) -> Batch:
-        words, word_mask = _encode_sentences(
-            sentence_encoder, (text.decode() for text in encoded["text"].flat), config.max_words
-        )
-        return {
-            "frame": np.stack([decode_and_resize_frame(image) for image in encoded["frame"]]),
-            "earlier_frame": np.stack([decode_and_resize_frame(image) for image in encoded["earlier_frame"]]),
-            "words": words,
-            "word_mask": word_mask,
-            "target": np.stack([decode_and_resize_mask(png) for png in encoded["mask"].flat]),
-            "name": np.array([name.decode() for name in encoded["name"].flat], object),
-        }
-
-    return decode
+def _decode_batch(
+    config: ConfigDict, sentence_encoder: SentenceEncoder, images: ImageDecoder, read: Callable[[], EncodedBatch]
+) -> Batch:
+    """Reads and decodes a batch."""
+    encoded = read()
+    words, word_mask = _encode_sentences(sentence_encoder, (text.decode() for text in encoded.texts), config.max_words)
+    return {
+        "frame": np.stack([images.frame(frame) for frame in encoded.frames]),
+        "earlier_frame": np.stack([images.frame(frame) for frame in encoded.earlier_frames]),
+        "words": words,
+        "word_mask": word_mask,
+        "target": np.stack([images.target(mask) for mask in encoded.masks]),
+        "name": np.array([name.decode() for name in encoded.names], object),
+    }
 
 
 # -- evaluation
@@ -223,25 +165,24 @@ def evaluation_examples(
     The processes take consecutive parts whose lengths differ by at most one. Args and errors as in `training_batches`.
     """
     frame_pairs = split_counts(config, split)["frame_pairs"]
-    dataset = tf.data.TFRecordDataset(record_files(config, split))
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(frame_pairs))
     begin, end = (-(-frame_pairs * index // process_count) for index in (process_index, process_index + 1))
-    dataset = dataset.skip(begin).take(end - begin).map(record_parser(config)).prefetch(2)
-    yield from _map_in_threads(partial(_decode_record, config, sentence_encoder), as_numpy(dataset, config, split))
+    yield from map_in_threads(
+        partial(_decode_record, config, sentence_encoder), read_records(config, split, begin, end)
+    )
 
 
-def _decode_record(config: ConfigDict, sentence_encoder: SentenceEncoder, record: dict[str, Any]) -> EvaluationExample:
+def _decode_record(config: ConfigDict, sentence_encoder: SentenceEncoder, data: bytes) -> EvaluationExample:
     """Decodes the images of a record, resizes them and encodes the sentences."""
-    size = tuple(config.image_size)
+    record, size = parse_record(data), tuple(config.image_size)
     frame, earlier_frame = decode_frame(record["frame"]), decode_frame(record["earlier_frame"])
-    instances = zip(record["instances"]["id"].tolist(), record["instances"]["mask"], strict=True)
+    instances = zip(record["instances"]["id"], record["instances"]["mask"], strict=True)
     masks = {instance: decode_mask(png) for instance, png in instances}
     targets = {instance: resize_target(mask, size) for instance, mask in masks.items()}
     sentences = _decode_sentences(record["sentences"])
     words, word_mask = _encode_sentences(sentence_encoder, (sentence.text for sentence in sentences), config.max_words)
     return EvaluationExample(
         video=record["video"].decode(),
-        frame_index=int(record["frame_index"]),
+        frame_index=record["frame_index"],
         original_frame=frame,
         original_earlier_frame=earlier_frame,
         frame=resize_frame(frame, size),
@@ -255,9 +196,9 @@ def _decode_record(config: ConfigDict, sentence_encoder: SentenceEncoder, record
     )
 
 
-def _decode_sentences(fields: dict[str, np.ndarray]) -> tuple[Sentence, ...]:
+def _decode_sentences(fields: dict[str, list]) -> tuple[Sentence, ...]:
     """Converts the field "sentences" of a record to objects."""
-    columns = [fields[name].tolist() for name in ("text", "instance", "group", "expression")]
+    columns = [fields[name] for name in ("text", "instance", "group", "expression")]
     return tuple(
         Sentence(text.decode(), None if instance == NO_INSTANCE else instance, group.decode(), expression.decode())
         for text, instance, group, expression in zip(*columns, strict=True)
@@ -273,10 +214,9 @@ def distinct_sentences(config: ConfigDict) -> list[str]:
     sentences: dict[str, None] = {}
     for split in load_report(config.data_dir, config.dataset)["splits"]:
         frame_pairs = split_counts(config, split)["frame_pairs"]
-        dataset = tf.data.TFRecordDataset(record_files(config, split)).map(record_parser(config)).prefetch(2)
-        records = as_numpy(dataset, config, split)
-        for record in tqdm(records, f"sentences of {config.dataset} {split}", frame_pairs, unit="frame pair"):
-            sentences.update(dict.fromkeys(text.decode() for text in record["sentences"]["text"].tolist()))
+        records = read_records(config, split, 0, frame_pairs)
+        for data in tqdm(records, f"sentences of {config.dataset} {split}", frame_pairs, unit="frame pair"):
+            sentences.update(dict.fromkeys(text.decode() for text in parse_record(data)["sentences"]["text"]))
     return list(sentences)
 
 
@@ -289,17 +229,3 @@ def _encode_sentences(
     """Returns `words` and `word_mask` of several sentences, see `input_pipeline.batch`."""
     words, word_mask = zip(*(sentence_encoder.encode(sentence, max_words) for sentence in sentences), strict=True)
     return np.stack(words), np.stack(word_mask)
-
-
-def _map_in_threads(function: Callable[[dict[str, Any]], Result], elements: Iterator[dict]) -> Iterator[Result]:
-    """Applies a function to each element in parallel and yields the results in order, computed a few ahead.
-
-    Uses Python threads rather than those of tf.data: Pillow releases the GIL, and TensorFlow may hang at exit while one
-    of its own threads executes Python.
-    """
-    with ThreadPoolExecutor() as threads:
-        futures = deque(threads.submit(function, element) for element in itertools.islice(elements, 8))
-        while futures:
-            result = futures.popleft().result()
-            futures.extend(threads.submit(function, element) for element in itertools.islice(elements, 1))
-            yield result

@@ -1,6 +1,7 @@
 """Makes the TFRecords of a dataset from its raw files.
 
     python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=FRAMES]
+        [--image_size=HEIGHTxWIDTH]
 
 The records go to DATA_DIR/<dataset>/; nothing under --raw is changed. If the records already exist, the command only
 prints their report. An interrupted run resumes when it is started again. Moving Shapes is generated first if --raw
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import UserError, exit_on_error
+from input_pipeline.files import expand_home
 from input_pipeline.moving_shapes.reader import MovingShapes
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
@@ -25,6 +27,7 @@ from input_pipeline.readers.ref_davis17 import RefDAVIS17
 from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
 from input_pipeline.record_writer import write_records
 from input_pipeline.report import format_report, load_report, records_dir, records_exist
+from input_pipeline.resized import parse_size, write_resized
 from input_pipeline.types import Reader
 
 #: Dataset -> its reader, called with the raw folder and, optionally, the interval.
@@ -44,7 +47,13 @@ LBDT_LAYOUT_READERS: dict[str, Callable[..., Reader]] = {
 }
 
 
-def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int | None = None) -> dict[str, Any]:
+def prepare(
+    dataset: str,
+    raw: str | Path,
+    data_dir: str | Path,
+    interval: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
     """Makes the records of a dataset unless they exist, and prints what was found and what was skipped.
 
     Args:
@@ -53,6 +62,8 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
         is generated there.
       data_dir: folder with the records of all datasets.
       interval: frames from the earlier frame to the frame; None for the published interval of the dataset.
+      image_size: (H, W) of the frames and targets to keep resized for training, see `input_pipeline.resized`; None for
+        none.
 
     Returns:
       The report, see `input_pipeline.report.load_report`.
@@ -79,29 +90,33 @@ def prepare(dataset: str, raw: str | Path, data_dir: str | Path, interval: int |
             f"The records of {dataset} exist: {folder}, from {report['raw']}. If the raw data have changed, delete "
             "that folder."
         )
-        print(format_report(report, max_examples=0))
-        return report
-    report = _make_records(dataset, raw, data_dir, interval)
-    print(f"Records in {folder}:")
-    print(format_report(report))
+        max_examples = 0
+    else:
+        _make_records(dataset, raw, data_dir, interval)
+        print(f"Records in {folder}:")
+        max_examples = 20
+    if image_size is not None:
+        write_resized(dataset, data_dir, image_size)
+    report = load_report(data_dir, dataset)
+    print(format_report(report, max_examples))
     return report
 
 
-def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) -> dict[str, Any]:
-    """Reads the raw data, in whichever layout they are, and writes the records. Returns the report."""
+def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) -> None:
+    """Reads the raw data, in whichever layout they are, and writes the records."""
     if dataset == "moving_shapes" and not raw.exists():
         from input_pipeline.moving_shapes.raw_layout import write_raw  # other datasets don't need the generator
 
         write_raw(raw)
     if dataset in LBDT_LAYOUT_READERS and is_lbdt_layout(raw):
         reader, layout = LBDT_LAYOUT_READERS[dataset](raw, interval), "prepared"
-        print(f"{raw} is read in the layout of LBDT's released code, since it contains train.txt or val.txt.")
+        print(f"{raw} is read in the layout of LBDT's released code, which has train.txt and val.txt.")
     else:
         reader, layout = READERS[dataset](raw, interval), "raw"
     print(f"{dataset} in {raw}:")
     for item, (count, full_count) in reader.inventory().items():
         print(f"  {count} {item}" + (f" of {full_count} in the full dataset" if full_count is not None else ""))
-    return write_records(dataset, reader, data_dir, layout)
+    write_records(dataset, reader, data_dir, layout)
 
 
 def main() -> None:
@@ -110,16 +125,26 @@ def main() -> None:
         prog="python -m input_pipeline.prepare", description="Makes the TFRecords of a dataset from its raw files."
     )
     parser.add_argument("--dataset", required=True, help="one of " + ", ".join(sorted(READERS)))
-    parser.add_argument("--raw", default="", help="folder of the unpacked dataset (default: DATA_DIR/raw/DATASET)")
-    parser.add_argument("--data_dir", default="data", help="records go to DATA_DIR/<dataset>/ (default: data)")
+    parser.add_argument(
+        "--raw", type=expand_home, default="", help="folder of the unpacked dataset (default: DATA_DIR/raw/DATASET)"
+    )
+    parser.add_argument(
+        "--data_dir", type=expand_home, default="data", help="records go to DATA_DIR/<dataset>/ (default: data)"
+    )
     parser.add_argument(
         "--interval", type=int, help="frames from the earlier frame to the frame (default: as published)"
+    )
+    parser.add_argument(
+        "--image_size",
+        metavar="HEIGHTxWIDTH",
+        help="also keep the training frames resized to config.image_size, which makes training batches faster",
     )
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     with exit_on_error("Interrupted. The same command continues after the last complete shard."):
-        prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval)
+        image_size = None if arguments.image_size is None else parse_size(arguments.image_size)
+        prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval, image_size)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The records of a split as a tf.data.Dataset, and errors that name the file where records are broken."""
+"""The records of a split, with errors that name the file where records are broken."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.record_index import INDEX_FILE, RecordIndex, load_index
 from input_pipeline.report import load_report, records_dir
 
 tf.config.set_visible_devices([], "GPU")  # JAX uses the GPUs
@@ -36,6 +38,68 @@ def record_files(config: ConfigDict, split: str) -> list[str]:
     return [str(path) for path in builder.info.splits[split].filepaths]
 
 
+def open_index(config: ConfigDict, split: str) -> RecordIndex | None:
+    """Returns the index of a split; None for records that an earlier version made.
+
+    Raises:
+      UserError: it can't be read, or doesn't agree with the report.
+    """
+    folder, counts = records_dir(config.data_dir, config.dataset), split_counts(config, split)
+    index = load_index(folder, split, record_files(config, split))
+    if index is not None:
+        indexed = {"frame_pairs": len(index.sentence_counts), "sentences": int(index.sentence_counts.sum())}
+        if not indexed.items() <= counts.items():
+            raise UserError(
+                f"{folder / INDEX_FILE} and report.json disagree about {split}. Delete {folder} and make the records "
+                "again."
+            )
+    return index
+
+
+def read_records(config: ConfigDict, split: str, begin: int, end: int) -> Iterator[bytes]:
+    """Yields the serialized records from `begin` to `end` in the order of the files.
+
+    Raises:
+      UserError: a file is missing or broken.
+    """
+    index = open_index(config, split)
+    if index is not None:
+        with contextlib.closing(index):
+            yield from map(index.read, range(begin, end))
+        return
+    dataset = tf.data.TFRecordDataset(record_files(config, split))
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(split_counts(config, split)["frame_pairs"]))
+    yield from as_numpy(dataset.skip(begin).take(end - begin).prefetch(2), config, split)
+
+
+def parse_record(data: bytes) -> dict[str, Any]:
+    """Returns the fields of `records.record_features` as bytes and numbers, images still encoded, and lists of them."""
+    features = tf.train.Example.FromString(data).features.feature
+
+    def texts(name: str) -> list[bytes]:
+        return list(features[name].bytes_list.value)
+
+    def numbers(name: str) -> list[int]:
+        return list(features[name].int64_list.value)
+
+    (video,), (frame,), (earlier_frame,), (labels,) = map(texts, ("video", "frame", "earlier_frame", "labels"))
+    (frame_index,) = numbers("frame_index")
+    return {
+        "video": video,
+        "frame_index": frame_index,
+        "frame": frame,
+        "earlier_frame": earlier_frame,
+        "labels": labels,
+        "instances": {"id": numbers("instances/id"), "mask": texts("instances/mask")},
+        "sentences": {
+            "text": texts("sentences/text"),
+            "instance": numbers("sentences/instance"),
+            "group": texts("sentences/group"),
+            "expression": texts("sentences/expression"),
+        },
+    }
+
+
 def record_parser(config: ConfigDict) -> Callable[[tf.Tensor], dict[str, Any]]:
     """Returns the function from a serialized record to `records.record_features`, with images still encoded."""
     features = tfds.builder_from_directory(records_dir(config.data_dir, config.dataset)).info.features
@@ -43,7 +107,7 @@ def record_parser(config: ConfigDict) -> Callable[[tf.Tensor], dict[str, Any]]:
     return partial(features.deserialize_example, decoders={"frame": encoded, "earlier_frame": encoded})
 
 
-def as_numpy(dataset: tf.data.Dataset, config: ConfigDict, split: str) -> Iterator[dict[str, Any]]:
+def as_numpy(dataset: tf.data.Dataset, config: ConfigDict, split: str) -> Iterator[Any]:
     """Iterates over a dataset made from the records of a split.
 
     Raises:

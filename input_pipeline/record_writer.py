@@ -17,7 +17,7 @@ import os
 import shutil
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
+from input_pipeline.record_index import INDEX_FILE, IndexEntry, index_entry
 from input_pipeline.records import NO_INSTANCE, Record, encode_record, record_features
 from input_pipeline.report import VERSION, ShardSummary, format_skipped, load_report, make_report, records_dir
 from input_pipeline.text.tokenizer import tokenize
@@ -62,6 +63,8 @@ def write_records(dataset: str, reader: Reader, data_dir: str | Path, layout: st
         records, or the disk is full.
     """
     splits = {split: _shuffle_videos(split, reader.videos(split)) for split in reader.splits()}
+    if not splits:
+        raise UserError(f"{reader.raw} has no split with a sentence.\n{format_skipped(reader.skipped())}")
     for split, videos in splits.items():
         if not videos:
             raise UserError(
@@ -71,7 +74,7 @@ def write_records(dataset: str, reader: Reader, data_dir: str | Path, layout: st
     if folder.exists():
         raise UserError(f"{folder} exists but does not hold complete records. Move it away.")
     unfinished = folder.with_name(f"{VERSION}.unfinished")
-    with _locked_output_dir(unfinished, _plan(dataset, reader, splits)):
+    with locked_output_dir(unfinished, _plan(dataset, reader, splits)):
         summaries = {}
         with worker_pool(initializer=_set_reader, initargs=(reader,)) as pool:
             for split, videos in splits.items():
@@ -85,6 +88,7 @@ def write_records(dataset: str, reader: Reader, data_dir: str | Path, layout: st
                     )
         report = make_report(dataset, reader, layout, summaries)
         (unfinished / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
+        write_index(unfinished, summaries)
         _write_tfds_metadata(unfinished, dataset, summaries)
         os.replace(unfinished, folder)
         for file in [folder / "plan.json", *folder.glob("*.counts.json")]:
@@ -100,13 +104,13 @@ def _shuffle_videos(split: str, videos: list[str]) -> list[str]:
 def _plan(dataset: str, reader: Reader, splits: dict[str, list[str]]) -> dict[str, Any]:
     """Everything except images that the shards depend on. A run may only resume shards written by the same plan."""
     reader.skipped()  # together with inventory(), makes the reader cache all its annotation files in vars(reader)
-    content = repr((splits, reader.inventory(), vars(reader), VIDEOS_PER_SHARD))
+    content = repr((splits, reader.inventory(), vars(reader), VIDEOS_PER_SHARD, IndexEntry._fields))
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
     return {"dataset": dataset, "raw": str(reader.raw), "interval": reader.interval, "digest": digest}
 
 
 @contextlib.contextmanager
-def _locked_output_dir(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
+def locked_output_dir(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
     """Creates and locks the folder to write to. Keeps what an interrupted run left there if it had the same plan."""
     unfinished.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(unfinished, os.O_RDONLY)
@@ -140,7 +144,7 @@ def _write_split(folder: Path, dataset: str, split: str, videos: list[str], pool
         encoded = _encode_in_parallel(pool, remaining, split, progress)
         for index in range(complete, len(shards)):
             summary = _write_shard(files[index], itertools.islice(encoded, len(shards[index])))
-            _write_json(summary, summaries[index])
+            write_json(summary, summaries[index])
     return [json.loads(path.read_text("utf-8")) for path in summaries]
 
 
@@ -154,6 +158,7 @@ def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> ShardSum
     groups: Counter[str] = Counter()
     lengths: Counter[str] = Counter()
     skipped: list[list[str]] = []
+    entries: list[IndexEntry] = []
     tokens: set[str] = set()
     try:
         with tf.io.TFRecordWriter(os.fspath(path)) as writer:
@@ -163,7 +168,9 @@ def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> ShardSum
                 for record in records:
                     # Serialized again deterministically: protobuf orders map fields differently in each process.
                     example = tf.train.Example.FromString(feature_spec.serialize_example(record))
-                    writer.write(example.SerializeToString(deterministic=True))
+                    data = example.SerializeToString(deterministic=True)
+                    writer.write(data)
+                    entries.append(index_entry(data, len(record["sentences"])))
                     counts["frame_pairs"] += 1
                     counts["instances"] += len(record["instances"])
                     counts["sentences"] += len(record["sentences"])
@@ -185,8 +192,15 @@ def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> ShardSum
         "lengths": lengths,
         "skipped": skipped,
         "tokens": sorted(tokens),
+        "index": entries,
         "bytes": path.stat().st_size,
     }
+
+
+def write_index(folder: Path, summaries: Mapping[str, list[ShardSummary]]) -> None:
+    """Writes the index of all splits, see `record_index`."""
+    index = {split: [shard["index"] for shard in shards] for split, shards in summaries.items()}
+    write_json(index, folder / INDEX_FILE)
 
 
 def _write_tfds_metadata(folder: Path, dataset: str, summaries: dict[str, list[ShardSummary]]) -> None:
@@ -215,10 +229,10 @@ def _write_tfds_metadata(folder: Path, dataset: str, summaries: dict[str, list[S
     )
 
 
-def _write_json(value: Any, path: Path) -> None:
+def write_json(value: Any, path: Path, indent: int | None = None) -> None:
     """Writes a JSON file atomically."""
     unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(value), "utf-8")
+    unfinished.write_text(json.dumps(value, indent=indent), "utf-8")
     os.replace(unfinished, path)
 
 
@@ -234,13 +248,17 @@ def _set_reader(reader: Reader) -> None:
 
 
 def _encode_video(video: str) -> EncodedVideo:
-    """Reads a video and encodes its records."""
+    """Reads a video and encodes its records. What can't be read is reported, and the other videos go on."""
     records, skipped = [], []
-    for item in _reader.read(video):
-        if isinstance(item, Skipped):
-            skipped.append(item)
-        else:
-            records.append(encode_record(item))
+    try:
+        for item in _reader.read(video):
+            if isinstance(item, Skipped):
+                skipped.append(item)
+            else:
+                records.append(encode_record(item))
+    except (UserError, OSError, MemoryError) as error:
+        reason = f"the rest of the video can't be read ({type(error).__name__})"
+        skipped.append(Skipped(f"{_reader.raw}: video {video}: {error}", reason))
     return records, skipped
 
 

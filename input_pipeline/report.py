@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.record_index import IndexEntry
 from input_pipeline.types import Reader, Skipped
 
 #: Version of the record format. Records of a new version are written next to those of an old one.
@@ -28,6 +29,7 @@ class ShardSummary(TypedDict):
       lengths: number of sentences of a frame pair, as a string -> number of frame pairs.
       skipped: [where, reason] of everything that was skipped.
       tokens: of all sentences, sorted.
+      index: an `IndexEntry` for each record.
       bytes: size of the file.
     """
 
@@ -37,6 +39,7 @@ class ShardSummary(TypedDict):
     lengths: dict[str, int]
     skipped: list[list[str]]
     tokens: list[str]
+    index: list[IndexEntry]
     bytes: int
 
 
@@ -63,7 +66,8 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
                           "groups": {group: number of sentences},
                           "sentences_per_frame_pair": {number of sentences: number of frame pairs},
                           "skipped": {reason: [where, ...]}}},
-       "tokens": [...]}                               of all sentences, sorted
+       "tokens": [...]                                of all sentences, sorted
+       "resized": {"HEIGHTxWIDTH": {"frame_pairs", "bytes"}}}    what `input_pipeline.resized` keeps; absent for none
 
     Raises:
       UserError: there are no records yet, or the report can't be read.
@@ -122,6 +126,10 @@ def format_report(report: dict[str, Any], max_examples: int = 20) -> str:
             + "; earlier frame by "
             + ", ".join(f"{rule} {count}" for rule, count in counts["earlier_frames"].items())
         )
+    for size, kept in report.get("resized", {}).items():
+        lines.append(
+            f"  resized to {size} for training: {kept['frame_pairs']} frame pairs, {kept['bytes'] / 1e9:.3g} GB"
+        )
     sources = [("annotation lines", report["skipped_lines"])]
     sources += [(split, counts["skipped"]) for split, counts in report["splits"].items()]
     if any(skipped for _, skipped in sources):
@@ -129,14 +137,22 @@ def format_report(report: dict[str, Any], max_examples: int = 20) -> str:
     for source, skipped in sources:
         for reason, locations in skipped.items():
             lines.append(f"    {source}: {len(locations)} x {reason}")
-            lines += [f"      {location}" for location in locations[:max_examples]]
+            lines += [f"      {_printable(location)}" for location in locations[:max_examples]]
     return "\n".join(lines)
 
 
 def format_skipped(skipped: Iterable[Skipped]) -> str:
     """Formats what was skipped for an error message: each reason, how often it applied, and where first."""
     reasons = group_by_reason(skipped)
-    return "\n".join(f"  {len(locations)} x {reason}, first {locations[0]}" for reason, locations in reasons.items())
+    lines = [
+        f"  {len(locations)} x {reason}, first {_printable(locations[0])}" for reason, locations in reasons.items()
+    ]
+    return "\n".join(lines)
+
+
+def _printable(location: str) -> str:
+    """A location, which may contain part of a sentence, without the control characters that terminals obey."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in location)
 
 
 def group_by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ import pytest
 from fake_datasets import HEIGHT, WIDTH, box, write_a2d, write_clip, write_h5, write_lbdt_layout
 from paths import ROOT
 
+from input_pipeline import resized
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_mask
 from input_pipeline.prepare import main, prepare
@@ -240,6 +241,38 @@ def test_error_when_the_disk_is_full(raw: Path, tmp_path: Path, monkeypatch) -> 
         prepare("a2d_sentences", raw, tmp_path / "data")
 
 
+def test_resizing_is_resumed_and_needs_an_index(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("input_pipeline.record_writer.VIDEOS_PER_SHARD", 1)
+    data, size = tmp_path / "data", (32, 32)
+    prepare("a2d_sentences", raw, data)
+    shutil.copytree(data, tmp_path / "uninterrupted")
+    prepare("a2d_sentences", raw, tmp_path / "uninterrupted", image_size=size)
+    folder = records_dir(data, "a2d_sentences")
+
+    write_json, written = resized.write_json, []
+
+    def interrupt(value: object, path: Path) -> None:
+        if written:
+            raise KeyboardInterrupt
+        write_json(value, path)
+        written.append(path)
+
+    monkeypatch.setattr(resized, "write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("a2d_sentences", raw, data, image_size=size)
+    assert not (folder / "resized_32x32").exists()
+    (first,) = (folder / "resized_32x32.unfinished").glob("*-00000-of-00002")
+    inode = first.stat().st_ino
+    monkeypatch.setattr(resized, "write_json", write_json)
+    prepare("a2d_sentences", raw, data, image_size=size)
+    assert (folder / "resized_32x32" / first.name).stat().st_ino == inode
+    assert contents(data) == contents(tmp_path / "uninterrupted")
+
+    (folder / "index.json").unlink()
+    with pytest.raises(UserError, match="were made by an earlier version. To add resized images, delete that folder"):
+        prepare("a2d_sentences", raw, data, image_size=(64, 64))
+
+
 def test_two_processes_do_not_write_the_same_records(raw: Path, tmp_path: Path) -> None:
     unfinished = records_dir(tmp_path / "data", "a2d_sentences").with_name("2.0.0.unfinished")
     unfinished.mkdir(parents=True)
@@ -275,6 +308,8 @@ def test_error_when_the_report_is_damaged(prepared: tuple[Path, Path], tmp_path:
         (["--dataset=a2d_sentences", "--raw=x", "--intervall=2"], "unrecognized arguments: --intervall=2"),
         (["--dataset=a2d_sentences", "--raw=x", "--interval=0"], "at least 1 frame"),
         (["--dataset=a2d_sentences"], "raw/a2d_sentences lacks Release/videoset.csv"),
+        (["--dataset=a2d_sentences", "--raw=x", "--image_size=320"], "give HEIGHTxWIDTH in pixels"),
+        (["--dataset=a2d_sentences", "--raw=x", "--image_size=320x100"], "multiples of 32 up to 4096"),
         (["--raw=x"], "the following arguments are required: --dataset"),
     ],
 )

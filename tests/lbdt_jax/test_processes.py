@@ -90,25 +90,25 @@ def test_two_processes_score_every_sample_once(config: Path, single: Path) -> No
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) -> None:
-    config = write_config(tmp_path, 40, checkpoint_every_steps=1000, image_size=(32, 32))
-    arguments = ("--config.evaluation_split=validation",)
-    for process in start_processes(2, config, tmp_path / "uninterrupted", *arguments, **OPTIMIZED):
+    fields = {"image_size": (32, 32), "batch_size": 2, "evaluation_split": "validation"}
+    config = write_config(tmp_path, 200, checkpoint_every_steps=1000, **fields)
+    for process in start_processes(2, config, tmp_path / "uninterrupted", devices=2, **OPTIMIZED):
         finish(process)
     workdir = tmp_path / "stopped"
-    first, second = start_processes(2, config, workdir, *arguments, **OPTIMIZED)
+    first, second = start_processes(2, config, workdir, devices=2, **OPTIMIZED)
     while len(list((workdir / "checkpoints").glob("0"))) == 0 or not logged(workdir, "loss"):
-        time.sleep(0.5)
+        time.sleep(0.1)
     second.send_signal(signal.SIGTERM)
     start_time = time.monotonic()
     for process in (first, second):
         _, errors = finish(process, status=143)
         assert "Stopped by SIGTERM after step" in errors
     assert time.monotonic() - start_time < 30
-    assert 0 < load_checkpoint(workdir).step < 40
-    for process in start_processes(2, config, workdir, *arguments, **OPTIMIZED):
+    assert 0 < load_checkpoint(workdir).step < 200
+    for process in start_processes(2, config, workdir, devices=2, **OPTIMIZED):
         finish(process)
     expected, resumed = load_checkpoint(tmp_path / "uninterrupted"), load_checkpoint(workdir)
-    assert expected.step == resumed.step == 40
+    assert expected.step == resumed.step == 200
     jax.tree.map(np.testing.assert_array_equal, expected.variables, resumed.variables)
 
 

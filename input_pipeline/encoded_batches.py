@@ -1,0 +1,156 @@
+"""A process's part of each training batch, before anything is decoded: which records, which of their sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.record_dataset import as_numpy, parse_record, record_files, record_parser, split_counts
+from input_pipeline.record_index import RecordIndex
+from input_pipeline.sample_order import epoch_order
+
+
+class EncodedBatch(NamedTuple):
+    """A process's part of a batch, images and sentences still encoded, fields as in `input_pipeline.batch`."""
+
+    frames: list[bytes]
+    earlier_frames: list[bytes]
+    masks: list[bytes]
+    texts: list[bytes]
+    names: list[bytes]
+
+
+def encoded_batches(
+    config: ConfigDict,
+    sentence_counts: np.ndarray,
+    source: RecordIndex,
+    steps: int,
+    first_step: int,
+    process_index: int,
+    process_count: int,
+) -> Iterator[Callable[[], EncodedBatch]]:
+    """Yields functions that read a process's part of each batch, to be called in any order by any thread."""
+    sentences_per_frame = config.sentences_per_frame
+    slots = config.batch_size // sentences_per_frame
+    own_slots = slice(process_index * slots // process_count, (process_index + 1) * slots // process_count)
+    first_epoch, first_step_in_epoch = divmod(first_step, steps)
+    with contextlib.closing(source):
+        for epoch in itertools.count(first_epoch):
+            order = epoch_order(sentence_counts, sentences_per_frame, slots, config.shuffle_buffer, config.seed, epoch)
+            skipped = first_step_in_epoch if epoch == first_epoch else 0
+            records, sentences = order.records[skipped:, own_slots], order.sentences[skipped:, own_slots]
+            # A record is read once and kept until all its groups have been used.
+            remaining = Counter(records.ravel().tolist())
+            kept: dict[int, _Record] = {}
+            for records_of_step, sentences_of_step in zip(records.tolist(), sentences.tolist(), strict=True):
+                groups = []
+                for record, group in zip(records_of_step, sentences_of_step, strict=True):
+                    groups.append((kept.setdefault(record, _Record(partial(source.read, record))), group))
+                    remaining[record] -= 1
+                    if not remaining[record]:
+                        del kept[record]
+                yield partial(_collect_groups, groups)
+
+
+class _Record:
+    """A record that is read when it is first used, by whichever thread that is."""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self._read = read
+        self._lock = threading.Lock()
+        self._fields: dict[str, Any] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Returns `record_dataset.parse_record` of it."""
+        with self._lock:
+            if self._fields is None:
+                self._fields = parse_record(self._read())
+            return self._fields
+
+
+def _collect_groups(groups: list[tuple[_Record, list[int]]]) -> EncodedBatch:
+    """Reads the records of some groups: each a record with indices of its sentences."""
+    batch = EncodedBatch([], [], [], [], [])
+    for record, indices in groups:
+        fields = record.fields()
+        batch.frames.append(fields["frame"])
+        batch.earlier_frames.append(fields["earlier_frame"])
+        masks = dict(zip(fields["instances"]["id"], fields["instances"]["mask"], strict=True))
+        for index in indices:
+            text, instance = (fields["sentences"][name][index] for name in ("text", "instance"))
+            name = b"%s/%d/%d: %s" % (fields["video"], fields["frame_index"], instance, text)
+            if instance not in masks:
+                raise UserError(f"{name.decode()}: there is no mask to train with.")
+            batch.masks.append(masks[instance])
+            batch.texts.append(text)
+            batch.names.append(name)
+    return batch
+
+
+def encoded_batches_without_index(
+    config: ConfigDict, steps: int, first_step: int, process_index: int, process_count: int
+) -> Iterator[Callable[[], EncodedBatch]]:
+    """The same for records without an index, in the order of the version that made them."""
+    sentences_per_frame = config.sentences_per_frame
+    groups_per_batch = config.batch_size // sentences_per_frame  # over all processes
+    files = record_files(config, "train")
+    frame_pairs = split_counts(config, "train")["frame_pairs"]
+    first_epoch, first_step_in_epoch = divmod(first_step, steps)
+    groups_to_skip = np.int64(first_step_in_epoch * groups_per_batch)
+
+    def epoch_of_groups(epoch: tf.Tensor) -> tf.data.Dataset:
+        seed = tf.random.stateless_uniform((), (config.seed, epoch), minval=None, maxval=None, dtype=tf.int64)
+        dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files), seed)
+        dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=16)
+        dataset = dataset.map(record_parser(config)).apply(tf.data.experimental.assert_cardinality(frame_pairs))
+        dataset = dataset.flat_map(partial(_sentence_groups, sentences_per_frame, seed))
+        dataset = dataset.shuffle(config.shuffle_buffer, seed, reshuffle_each_iteration=False)
+        dataset = dataset.take(steps * groups_per_batch)
+        return dataset.skip(tf.where(epoch == first_epoch, groups_to_skip, np.int64(0)))
+
+    dataset = tf.data.Dataset.counter(first_epoch).flat_map(epoch_of_groups)
+    # Each process takes a contiguous part of each batch, so that every device gets the samples that it would get if
+    # there were only one process.
+    dataset = dataset.batch(groups_per_batch // process_count).shard(process_count, process_index).prefetch(2)
+    for element in as_numpy(dataset, config, "train"):
+        fields = ("frame", "earlier_frame", "mask", "text", "name")
+        batch = EncodedBatch(*(element[name].ravel().tolist() for name in fields))
+        yield partial(EncodedBatch, *batch)
+
+
+def _sentence_groups(sentences_per_frame: int, seed: tf.Tensor, record: dict[str, Any]) -> tf.data.Dataset:
+    """Splits a record into groups: its frame pair with `sentences_per_frame` of its sentences and their masks.
+
+    The sentences are in random order. If their number is not a multiple of `sentences_per_frame`, the last group is
+    filled up with sentences of the first.
+    """
+    instances, sentences = record["instances"], record["sentences"]
+    count = tf.size(sentences["text"])
+    record_seed = tf.strings.to_hash_bucket_fast(record["video"], 2**31) + record["frame_index"]
+    order = tf.random.experimental.stateless_shuffle(tf.range(count), (seed, record_seed))
+    groups = -(-count // sentences_per_frame)
+    order = tf.gather(order, tf.range(groups * sentences_per_frame) % count)
+    frame_name = tf.strings.join([record["video"], "/", tf.strings.as_string(record["frame_index"]), "/"])
+
+    def make_group(indices: tf.Tensor) -> dict[str, tf.Tensor]:
+        text, instance = tf.gather(sentences["text"], indices), tf.gather(sentences["instance"], indices)
+        mask_index = tf.argmax(tf.cast(instances["id"] == instance[:, None], tf.int32), axis=1)
+        return {
+            "frame": record["frame"],
+            "earlier_frame": record["earlier_frame"],
+            "mask": tf.gather(instances["mask"], mask_index),
+            "text": text,
+            "name": tf.strings.join([frame_name, tf.strings.as_string(instance), ": ", text]),
+        }
+
+    return tf.data.Dataset.from_tensor_slices(tf.reshape(order, (groups, sentences_per_frame))).map(make_group)

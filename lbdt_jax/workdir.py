@@ -1,0 +1,119 @@
+"""The folder of a training run: its lock, its configuration and TensorBoard's event file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clu.metric_writers import MetricWriter, MultiWriter, SummaryWriter
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from lbdt_jax.checkpoint import CheckpointError
+from lbdt_jax.cli import lock, write_json
+from lbdt_jax.config import load_config
+from lbdt_jax.parallel import broadcast_from_first_process, is_first_process
+
+
+def check_and_save_config(config: ConfigDict, path: Path) -> None:
+    """Writes the configuration; if there is one already, first checks that it describes the same run.
+
+    Raises:
+      CheckpointError: names the fields that differ.
+    """
+    new = json.loads(config.to_json())
+    if path.exists():
+        old = load_config(path)
+        differences = [
+            f"{name}: {old_value} there, {new_value} requested"
+            for name, old_value, new_value in config_differences(old, new)
+            if not name.startswith(CHANGEABLE_FIELDS)
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{path.parent} holds a run with another configuration; choose another --workdir, or delete it.\n  "
+                + "\n  ".join(differences)
+            )
+    if is_first_process():
+        write_json(new, path)
+
+
+#: Prefixes of the fields that don't affect what is learned. They may change when a run is resumed.
+CHANGEABLE_FIELDS = (
+    "data_dir",
+    "raw",
+    "frame_rate",
+    "cpu_devices",
+    "word_vectors",
+    "log_every",
+    "picture_every",
+    "checkpoint",
+    "keep_checkpoints",
+    "evaluation",
+    "contact_sheet",
+    "published",
+)
+
+
+def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(name, old value, new value) of every field that differs; nested fields as "model.dropout"."""
+    differences = []
+    for name in sorted(old.keys() | new.keys()):
+        old_value, new_value = old.get(name), new.get(name)
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            differences += config_differences(old_value, new_value, f"{prefix}{name}.")
+        elif old_value != new_value:
+            differences.append((prefix + name, old_value, new_value))
+    return differences
+
+
+@contextlib.contextmanager
+def open_workdir(config: ConfigDict, workdir: Path, unknown_words: list[str]) -> Iterator[MetricWriter]:
+    """Locks WORKDIR, writes config.json and words_without_vector.json, and opens TensorBoard's event file.
+
+    Only the first process does; in the others, the writer does nothing. The lock ends with the process, even a killed
+    one.
+
+    Raises:
+      UserError: another run trains into WORKDIR, its config.json can't be read, or the event file can't be written.
+      CheckpointError: WORKDIR holds a run with another configuration.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = ""
+        if is_first_process():
+            workdir.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+                stack.callback(os.close, descriptor)
+                lock(descriptor, workdir)
+            except UserError as error:
+                refusal = f"{error} Or choose another --workdir."
+        if broadcast_from_first_process(bool(refusal)):  # no process waits for others that have left
+            raise UserError(refusal or "Another run trains into the same workdir.")
+        check_and_save_config(config, workdir / "config.json")
+        if not is_first_process():
+            yield MultiWriter([])
+            return
+        write_json(unknown_words, workdir / "words_without_vector.json")
+        with _event_file_errors(workdir), contextlib.closing(SummaryWriter(str(workdir))) as writer:
+            yield writer
+
+
+@contextlib.contextmanager
+def _event_file_errors(workdir: Path) -> Iterator[None]:
+    """Turns TensorFlow's errors about the event file, mostly a full disk, into a UserError."""
+    from tensorflow import errors
+
+    try:
+        yield
+    except errors.OpError as error:
+        if isinstance(error.__context__, UserError):  # the same disk ended the run, and now can't take the last events
+            raise error.__context__ from None
+        if "tfevents" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].rpartition("; ")[2]
+        raise UserError(f"{workdir}: TensorBoard's event file can't be written: {reason}.") from error
