@@ -224,7 +224,7 @@ def test_local_runs_both_processes_and_returns_the_status_of_a_failure(tmp_path:
     assert done.returncode == 2
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = subprocess.Popen(
-            # bash can't trap signals that are ignored when it starts, as SIGINT is in background jobs, SIGHUP under nohup.
+            # bash can't trap signals that are ignored when it starts: SIGINT in background jobs, SIGHUP under nohup.
             ["env", "--default-signal=INT,HUP", *command, "--wait"],
             cwd=tmp_path,
             env=environment,
