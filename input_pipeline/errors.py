@@ -51,6 +51,21 @@ def first_few(names: Collection[object], limit: int = 10) -> str:
     return listed + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
+@contextlib.contextmanager
+def library_errors(describe: Callable[[BaseException], str]) -> Iterator[None]:
+    """Turns everything that a library raises into a UserError: plain Exceptions, and panics, which are none.
+
+    Args:
+      describe: the message about an error.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(describe(error)) from error
+
+
 def fail(message: str, status: int = 2) -> NoReturn:
     """Prints a message to stderr and exits. Status 2 means that the user has something to fix."""
     if len(message) > _MAX_MESSAGE:

@@ -11,13 +11,13 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, library_errors
 from input_pipeline.files import check_regular_file, read_limited
 
 #: A max_words that truncates no word.
@@ -221,15 +221,9 @@ class TransformerTokenizer:
         return tokens[: max_words - suffix] + tokens[len(tokens) - suffix :]
 
 
-@contextlib.contextmanager
-def _library_errors(problem: str) -> Iterator[None]:
-    """Turns everything that the library raises into a UserError: plain Exceptions, and panics, which are none."""
-    try:
-        yield
-    except (UserError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise UserError(f"The library tokenizers {problem}: {str(error) or type(error).__name__:.500}") from error
+def _library_errors(problem: str) -> contextlib.AbstractContextManager[None]:
+    """`library_errors` for the library tokenizers."""
+    return library_errors(lambda error: f"The library tokenizers {problem}: {str(error) or type(error).__name__:.500}")
 
 
 def _growth(description: Any) -> float:

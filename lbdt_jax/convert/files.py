@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, first_few
 from input_pipeline.files import check_regular_file, open_regular_file
 from lbdt_jax.cli import atomic_write
 
@@ -253,11 +253,6 @@ def _describe(value: Any) -> str:
 def first_ten(lines: Sequence[str]) -> list[str]:
     """The first ten lines of a list for a message, and how many more there are."""
     return [*lines[:10], *([f"  ... and {len(lines) - 10:,} more"] if len(lines) > 10 else [])]
-
-
-def first_few(names: Sequence[object]) -> str:
-    """The first ten names of a list for a message, and how many more there are."""
-    return ", ".join(map(str, names[:10])) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def called_functions(path: Path) -> list[str]:

@@ -15,9 +15,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from input_pipeline.batch import MODEL_FIELDS, random_batch
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, first_few
 from input_pipeline.text.word_vectors import MAX_SIZE
-from lbdt_jax.convert.files import first_few, first_ten
+from lbdt_jax.convert.files import first_ten
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.resnet import DEPTHS
 
@@ -261,7 +261,7 @@ def check(
     missing = sorted(expected.keys() - set(optional) - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     if missing or unexpected:
-        listed = (f"[{first_few([repr(name)[:200] for name in names])}]" for names in (missing, unexpected))
+        listed = (f"[{first_few([*map(repr, names)])}]" for names in (missing, unexpected))
         raise UserError("The state dict does not fit.\n  missing: {}\n  unexpected: {}".format(*listed))
     wrong = []
     for key in sorted(state):
@@ -321,7 +321,7 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     rows = [row for row in table(depth, layers) if row.path] if depth else []
     if {row.path for row in rows} != flat.keys():
         wrong = sorted("/".join(path) for path in {row.path for row in rows} ^ flat.keys())
-        listed = first_few([repr(name) for name in wrong])
+        listed = first_few([*map(repr, wrong)])
         raise UserError(f"These variables are not a complete LBDT; missing or unexpected: [{listed}]")
     word_vector_size = flat["params", "text_encoder", "input_kernel"].shape[0]
     wrong = [

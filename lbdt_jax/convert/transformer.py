@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, library_errors
 from input_pipeline.files import check_regular_file
 from input_pipeline.text.encoders import MAX_TOKENIZER_BYTES, TransformerTokenizer
 from lbdt_jax.config import check_transformer
@@ -230,15 +230,13 @@ def import_transformers() -> ModuleType:
     return transformers
 
 
-@contextlib.contextmanager
-def _library_errors(problem: str) -> Iterator[None]:
-    """Turns everything that transformers raises into a UserError: it documents no exceptions, and panics are none."""
-    try:
-        yield
-    except (UserError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
+def _library_errors(problem: str) -> contextlib.AbstractContextManager[None]:
+    """`library_errors` for transformers, which documents no exceptions."""
+
+    def describe(error: BaseException) -> str:
         if "trust_remote_code" in str(error):
-            raise UserError(f"{problem}: it needs code of its own, which is never run.") from error
+            return f"{problem}: it needs code of its own, which is never run."
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise UserError(f"{problem}: {' '.join(lines[:2]):.500}") from error
+        return f"{problem}: {' '.join(lines[:2]):.500}"
+
+    return library_errors(describe)
