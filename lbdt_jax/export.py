@@ -275,7 +275,6 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=path_flag, help="a new folder")
     args = parser.parse_args()
-    args.output = args.output.expanduser()
     os.environ.pop(onednn.ENVIRONMENT_VARIABLE, None)  # the programs have to run on other machines, too
     with exit_on_error("\nStopped; nothing was exported.", lambda error: f"{args.output} can't be written: {error}"):
         write(load_checkpoint(args.checkpoint), args.output)

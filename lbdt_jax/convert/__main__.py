@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> None:
             raise flags.Error("Both --from and --to are needed.")
     except flags.Error as error:
         fail(f"{error}\n{USAGE}")
-    source, target = Path(FROM.value).expanduser(), Path(TO.value).expanduser()
+    source, target = Path(FROM.value), Path(TO.value)
     logging.set_verbosity(logging.FATAL)  # orbax also logs a traceback of every error that it raises
     return_freed_memory()
 
