@@ -64,7 +64,7 @@ def benchmark(
     """
     mesh = make_mesh()
     config = check_config(config, mesh, batch_sizes)
-    result = describe_run(config, mesh)
+    result = describe_run(config, mesh, {dtype: matrix_ceiling(mesh, dtype) for dtype in DTYPES})
     yield result
     for _ in run_jobs(result, jobs(config, mesh, batch_sizes, sentences), minutes):
         result["peak_bytes"] = peak_bytes(mesh)
@@ -109,7 +109,7 @@ def check_config(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int]) -> 
     return config
 
 
-def describe_run(config: ConfigDict, mesh: Mesh) -> Row:
+def describe_run(config: ConfigDict, mesh: Mesh, ceiling: dict[str, float]) -> Row:
     """A result without rows: date, device, software and configuration of the run, and the matrix products' TFLOP/s."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -117,7 +117,7 @@ def describe_run(config: ConfigDict, mesh: Mesh) -> Row:
         "device": describe_device(mesh),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "config": json.loads(config.to_json()),
-        "ceiling": {dtype: matrix_ceiling(mesh, dtype) for dtype in DTYPES},
+        "ceiling": ceiling,
         "rows": [],
     }
 

@@ -9,9 +9,7 @@ TPU tells how long a step takes.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import json
 import math
 import os
 import re
@@ -33,10 +31,11 @@ from lbdt_jax.benchmark.measure import (
     Job,
     check_config,
     describe_row,
+    describe_run,
     random_host_batch,
     run_jobs,
 )
-from lbdt_jax.benchmark.timing import Row, compile_program, describe_device, shard
+from lbdt_jax.benchmark.timing import Row, compile_program, shard
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import DATA_AXIS, make_mesh
@@ -130,17 +129,9 @@ def estimate_all(
     """
     mesh, chip = make_topology(topology)
     config = check_config(config, mesh, batch_sizes)
-    result: Row = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "jax": jax.__version__,
-        "topology": topology,
-        "device": describe_device(mesh),
-        "environment": {},
-        "config": json.loads(config.to_json()),
-        # Products of float32 matrices are computed from bfloat16 ones by default.
-        "ceiling": {dtype: chip.peak * mesh.size / 1e12 for dtype in DTYPES},
-        "rows": [],
-    }
+    # Products of float32 matrices are computed from bfloat16 ones by default. The settings of this CPU don't matter.
+    ceiling = dict.fromkeys(DTYPES, chip.peak * mesh.size / 1e12)
+    result = describe_run(config, mesh, ceiling) | {"topology": topology, "environment": {}}
     yield result
     yield from run_jobs(result, _jobs(config, mesh, batch_sizes, sentences, chip), minutes)
 
