@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -99,18 +100,16 @@ def train(config: ConfigDict, workdir: Path) -> None:
         bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", smoothing=0.05)
         with bar as progress, StopRequest() as stop_request, ThreadPoolExecutor(1) as copying, Background() as drawing:
             metric_log = MetricLog(writer, progress, config, learning_rate)
-            batch = next(batches)
-            copied = copying.submit(shard_batch, device_fields(batch), mesh)
+            sample_names, copied = start_copy(copying, batches, mesh)
             for step in range(first_step + 1, total_steps + 1):
                 state, metrics = train_step(state, copied.result())
                 # The devices work on this step from here on. What follows doesn't wait for them, apart from saving.
-                result = StepResult(step, metrics, batch["name"])
+                result = StepResult(step, metrics, sample_names)
                 progress.update()
                 stop, last = stop_request.should_stop(step), step == total_steps
                 save = stop or last or step % config.checkpoint_every_steps == 0
                 if not last:
-                    batch = next(batches)
-                    copied = copying.submit(shard_batch, device_fields(batch), mesh)
+                    sample_names, copied = start_copy(copying, batches, mesh)
                 metric_log.add(result)
                 if last or step % config.log_every_steps == 0:
                     metric_log.end_interval()
@@ -228,6 +227,14 @@ def make_predictor(config: ConfigDict, model: LBDT, state: TrainState) -> Batche
 
 
 # -- In the loop
+
+
+def start_copy(
+    copying: ThreadPoolExecutor, batches: Iterator[Batch], mesh: Mesh
+) -> tuple[np.ndarray, Future[dict[str, jax.Array]]]:
+    """Starts to copy the next batch to the devices. Returns the names of its samples, and the arrays to come."""
+    batch = next(batches)
+    return batch["name"], copying.submit(shard_batch, device_fields(batch), mesh)
 
 
 def device_fields(batch: Batch) -> Batch:
