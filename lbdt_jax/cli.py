@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from input_pipeline.errors import UserError
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from input_pipeline.errors import UserError, fail
 from input_pipeline.files import expand_home
 from lbdt_jax.config import describe_field
 
@@ -48,11 +51,24 @@ def exit_on_help(arguments: Sequence[str], description: str) -> None:
 
     absl does this only in app.run; argparse by itself.
     """
-    from absl import flags
-
     if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(arguments[1:]):
         print(f"{description.strip()}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
+
+
+def define_config_flag(default: str | None, description: str, usage: str) -> flags.FlagHolder[ConfigDict]:
+    """Defines --config, a file of configs/, and a flag for each of its fields.
+
+    Args:
+      default: the file without the flag.
+      description: for --help.
+      usage: how the command is called, for messages.
+    """
+    try:
+        # Reads the command line at once, for the fields of the file.
+        return config_flags.DEFINE_config_file("config", default, description, lock_config=True)
+    except flags.Error as error:
+        fail(explain_flags(error, usage))
 
 
 def explain_flags(error: Exception, usage: str) -> str:

@@ -21,14 +21,14 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import exit_on_error, fail
-from lbdt_jax.cli import exit_on_help, expand_flags, explain_flags
+from lbdt_jax.cli import define_config_flag, exit_on_help, expand_flags, explain_flags
 from lbdt_jax.config import check_config
 
 #: No space left on the disk, in the user's quota or under the process's file size limit. These errors name no file.
 NO_SPACE_LEFT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 USAGE = __doc__.splitlines()[2].strip()
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
+CONFIG = define_config_flag(None, "The experiment: a file of configs/.", USAGE)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; default: runs/<name of the config>.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and then evaluate, or evaluate only.")
 

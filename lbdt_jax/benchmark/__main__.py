@@ -21,19 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from configs import a2d
 from input_pipeline.errors import exit_on_error, fail
-from lbdt_jax.cli import atomic_write, exit_on_help, expand_flags, explain_flags, write_json
+from lbdt_jax.cli import atomic_write, define_config_flag, exit_on_help, expand_flags, explain_flags, write_json
 from lbdt_jax.config import check_config
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:5])
 #: Of a batch.
 MAX_SAMPLES = 1_000_000
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/; default: LBDT-4 as published.", lock_config=True
-)
+CONFIG = define_config_flag(None, "A file of configs/; default: LBDT-4 as published.", USAGE)
 OUTPUT = flags.DEFINE_string("output", None, "A json file for the result; an existing one is replaced.")
 BATCH_SIZES = flags.DEFINE_list("batch_sizes", "8,16", "Samples per batch, over all devices.")
 SENTENCES = flags.DEFINE_list("sentences", "1,2,4,8", "Sentences per frame, on as many frames as the first batch size.")

@@ -361,6 +361,7 @@ def test_an_invalid_configuration_raises(config, field, value, message, tmp_path
         (["--config=configs/shapes.py", "train"], "train: unexpected argument"),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         (["--config=configs/shapes.py", "--nonsense"], "nonsense"),
+        (["--config=configs/shapes.py", "--flagfile=nowhere"], "Unable to open flagfile"),
         (["--config=configs/shapes.py", "--config.batch_size=many"], "many"),
         (["--config=configs/a2d.py:lbdt7"], "lbdt7"),
         ([], "--config is missing"),
