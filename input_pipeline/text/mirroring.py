@@ -16,7 +16,8 @@ _CLOCK = re.compile(r"(?<!\w)((counter|anti)[\s-]?)?clockwise(?!\w)|o\s?['’]\s
 
 # What stands before or after "left" and "right". A word may be joined by a hyphen: "left-over".
 _GAP = r"[\s-]+"
-_DETERMINER = r"(the|its|his|her|their|my|your|our|\w+['’]s)"
+_POSSESSIVE = rf"((the|an?){_GAP})?(\w+{_GAP}){{0,2}}(?!(what|who|that|it|he|she|there)['’]s)\w+['’]s"
+_DETERMINER = rf"(the|its|his|her|their|my|your|our|{_POSSESSIVE})"
 _NOUN_PHRASE = rf"{_GAP}{_DETERMINER}({_GAP}(far|very|extreme|upper|lower))?"
 _PREPOSITION = r"(?<!\w)(on|to|towards?|from|at|in|near)"
 

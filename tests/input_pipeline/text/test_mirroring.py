@@ -79,6 +79,7 @@ def test_other_words_stay(sentence: str) -> None:
         "right now moving left",
         "Right, the man in red",
         "the man in red, right?",
+        "eating from what's left",
         "all right",
         "which one is right",
         "doing it the right way",
