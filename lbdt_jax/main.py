@@ -3,8 +3,8 @@
     python -m lbdt_jax.main --config=configs/shapes.py [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE]
 
 Modes: "train", which ends with an evaluation; "evaluate"; and "augmentations", which draws training samples before and
-after augmentation to WORKDIR/augmentations.png. To resume a run that was stopped, give the same command again: it continues from the
-newest checkpoint. With several processes (see launch/), they train and evaluate together.
+after augmentation to WORKDIR/augmentations.png. To resume a run that was stopped, give the same command again: it
+continues from the newest checkpoint. With several processes (see launch/), they train and evaluate together.
 
 Exit status: 0 on success, 2 for an error that the user must fix, 130 after Ctrl-C, 143 (128 + 15) after SIGTERM, which
 tells a scheduler that the job was interrupted by its signal and should be restarted.
@@ -60,11 +60,13 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
 def draw_augmentations(config: ConfigDict, path: Path) -> None:
     """Draws training samples before and after augmentation, and prints where."""
     from input_pipeline.prepare import prepare
+    from lbdt_jax.parallel import is_first_process, run_sequentially
     from lbdt_jax.visualization.augmentations import save_augmentations
 
-    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
-    save_augmentations(config, path)
-    print(path)
+    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    if is_first_process():
+        save_augmentations(config, path)
+        print(f"Augmented samples: {path}")
 
 
 def start_jax(config: ConfigDict, workdir: Path) -> None:

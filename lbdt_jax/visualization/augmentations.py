@@ -1,4 +1,4 @@
-"""The contact sheet of augmented training samples: whether picture, mask and sentence still agree is seen at a glance."""
+"""The contact sheet of augmented training samples, to see whether picture, mask and sentence still agree."""
 
 from __future__ import annotations
 
