@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
     config.augment_brightness = 0.0
     config.augment_contrast = 0.0
     config.augment_saturation = 0.0
-    config.augment_hue = 0.0  # largest shift in turns of the color wheel; 0.05 keeps names of colors true
+    config.augment_hue = 0.0  # largest shift in turns of the color wheel; above 0.05, names of colors become wrong
     config.sentences_per_epoch = 0  # of each frame pair, drawn anew in every epoch; 0 for all of them
 
     # -- logging and checkpoints

@@ -26,7 +26,8 @@ from lbdt_jax.visualization.sheet import (
 )
 from lbdt_jax.visualization.text import draw_text
 
-_COLUMNS = ("frame and mask", "frame difference", "augmented", "frame difference")
+#: The mask is that of the frame, also over the earlier frame, where it shows which way the object moves.
+_COLUMNS = ("earlier frame", "frame", "difference", "earlier frame, augmented", "frame, augmented", "difference")
 
 
 def save_augmentations(config: ConfigDict, path: Path) -> None:
@@ -46,7 +47,7 @@ def save_augmentations(config: ConfigDict, path: Path) -> None:
 
 
 def _draw_row(original: SampleGroup, augmented: SampleGroup, augmentation: Augmentation) -> Image.Image:
-    """A sentence before and after, a line on what was done, and four panels; as wide as the panels.
+    """A sentence before and after, a line on what was done, and six panels; as wide as the panels.
 
     Of several sentences on the frame pair, the first one that changes is shown, or else the first one.
     """
@@ -62,11 +63,12 @@ def _draw_row(original: SampleGroup, augmented: SampleGroup, augmentation: Augme
     top = draw_text(draw, (0, bottom + 4), description, 14, LABEL_COLOR, row.width) + 10
     for number, (group, size) in enumerate(zip((original, augmented), sizes, strict=True)):
         mask = group.targets[shown].astype(bool)
-        panels = (
-            draw_mask(np.ascontiguousarray(group.frame), mask, size, GROUND_TRUTH_COLOR),
-            frame_difference(group.frame, group.earlier_frame),
-        )
-        for column, panel in enumerate(panels, 2 * number):
+        panels = [
+            draw_mask(np.ascontiguousarray(frame), mask, size, GROUND_TRUTH_COLOR, filled=False)
+            for frame in (group.earlier_frame, group.frame)
+        ]
+        panels.append(frame_difference(group.frame, group.earlier_frame))
+        for column, panel in enumerate(panels, len(panels) * number):
             image = Image.fromarray(panel).resize(size, Image.Resampling.BICUBIC)
             row.paste(image, (column * (PANEL + GAP) + (PANEL - size[0]) // 2, top))
     return row.crop((0, 0, row.width, top + panel_height))

@@ -109,11 +109,13 @@ def _panels(example: Example, size: tuple[int, int]) -> list[np.ndarray]:
     ]
 
 
-def draw_mask(frame: np.ndarray, mask: np.ndarray, size: tuple[int, int], color: Color) -> np.ndarray:
+def draw_mask(
+    frame: np.ndarray, mask: np.ndarray, size: tuple[int, int], color: Color, filled: bool = True
+) -> np.ndarray:
     """A frame with a mask over it at twice the panel's size (width, height), for smooth contours; uint8 RGB."""
     double = 2 * size[0], 2 * size[1]
     enlarged = np.asarray(Image.fromarray(frame).resize(double, Image.Resampling.BICUBIC))
-    return overlay(enlarged, _resize_mask(mask, double), color)
+    return overlay(enlarged, _resize_mask(mask, double), color, filled)
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
