@@ -42,7 +42,9 @@ MODE = flags.DEFINE_enum(
 def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     """Trains if `mode` is "train", then evaluates; or only draws augmented samples."""
     if mode == "augmentations":
-        draw_augmentations(config, workdir / "augmentations.png")
+        from lbdt_jax.visualization.augmentations import save_augmentations
+
+        save_augmentations(config, workdir / "augmentations.png")
         return
     from lbdt_jax.checkpoint import find_checkpoint, load_checkpoint
     from lbdt_jax.evaluate import evaluate
@@ -55,18 +57,6 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
         train(config, workdir)
     exit_on_sigterm()  # an evaluation has nothing to save
     evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)
-
-
-def draw_augmentations(config: ConfigDict, path: Path) -> None:
-    """Draws training samples before and after augmentation, and prints where."""
-    from input_pipeline.prepare import prepare
-    from lbdt_jax.parallel import is_first_process, run_sequentially
-    from lbdt_jax.visualization.augmentations import save_augmentations
-
-    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
-    if is_first_process():
-        save_augmentations(config, path)
-        print(f"Augmented samples: {path}")
 
 
 def start_jax(config: ConfigDict, workdir: Path) -> None:

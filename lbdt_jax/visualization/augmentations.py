@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw
 from input_pipeline.augmentation import Augmentation, SampleGroup, is_augmented
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import augmented_groups
+from input_pipeline.prepare import prepare
+from lbdt_jax.parallel import is_first_process, run_sequentially
 from lbdt_jax.visualization.contact_sheet import draw_mask
 from lbdt_jax.visualization.overlays import GROUND_TRUTH_COLOR, frame_difference
 from lbdt_jax.visualization.sheet import (
@@ -31,7 +33,7 @@ _COLUMNS = ("earlier frame", "frame", "difference", "earlier frame, augmented", 
 
 
 def save_augmentations(config: ConfigDict, path: Path) -> None:
-    """Draws the first config.contact_sheet_samples frame pairs that training will get, before and after.
+    """Draws the first config.contact_sheet_samples frame pairs that training will get, before and after; says where.
 
     Raises:
       UserError: there are no records, or nothing to draw.
@@ -41,9 +43,13 @@ def save_augmentations(config: ConfigDict, path: Path) -> None:
             "Nothing is augmented, or no sample drawn: set config.augment_flip, augment_scale, augment_brightness, "
             "augment_contrast, augment_saturation or augment_hue, and config.contact_sheet_samples."
         )
+    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    if not is_first_process():
+        return
     groups = itertools.islice(augmented_groups(config), config.contact_sheet_samples)
     rows = [_draw_row(*group) for group in groups]
     save_image(stack_rows(rows, _COLUMNS, f"{config.dataset} train, augmented"), path)
+    print(f"Augmented samples: {path}")
 
 
 def _draw_row(original: SampleGroup, augmented: SampleGroup, augmentation: Augmentation) -> Image.Image:
