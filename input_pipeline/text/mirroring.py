@@ -86,9 +86,8 @@ def mirror_sentence(sentence: str) -> str | None:
     """
     if _CLOCK.search(sentence):
         return None
-    lower = sentence.lower()
-    if len(lower) != len(sentence):  # a few letters of other alphabets; positions must stay
-        lower = sentence
+    # Letter by letter, since positions must stay: a few of other alphabets become several.
+    lower = "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in sentence)
     for match in _DIRECTION.finditer(lower):
         if match[2] is None and _is_doubtful(match[1], lower[: match.start()], lower[match.end() :]):
             return None

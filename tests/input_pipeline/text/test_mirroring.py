@@ -35,6 +35,7 @@ from input_pipeline.text.mirroring import mirror_sentence, with_mirrored_tokens
         ("her left arm, on the woman's left", "her right arm, on the woman's right"),
         ("the left/right wing", "the right/left wing"),
         ("walking left and right", "walking right and left"),
+        ("THE İSTANBUL BUS ON THE LEFT", "THE İSTANBUL BUS ON THE RIGHT"),
         ("the left\nand\tright  ", "the right\nand\tleft  "),
     ],
 )
@@ -87,6 +88,7 @@ def test_other_words_stay(sentence: str) -> None:
         "a truck giving right of way",
         "standing right in front of the door",
         "RIGHT NEXT TO the lamp",
+        "the İstanbul bus RIGHT BEHIND the car",
         "turning clockwise",
         "spinning counter-clockwise to the left",
         "the hand at 3 o'clock on the right",
