@@ -154,7 +154,10 @@ def augment(config: ConfigDict, epoch: int, group: SampleGroup) -> tuple[SampleG
         )
     mirrored_sentences = _draw_mirrored(config, draw, sentences)
     if mirrored_sentences is not None:
-        frame, earlier_frame, *mirrored_targets = (image[:, ::-1] for image in (frame, earlier_frame, *targets))
+        columns = np.arange(frame.shape[1])[::-1]
+        frame, earlier_frame, *mirrored_targets = (  # ten times as fast as to copy image[:, ::-1]
+            image.take(columns, axis=1) for image in (frame, earlier_frame, *targets)
+        )
         targets, sentences = tuple(mirrored_targets), mirrored_sentences
     augmentation = Augmentation(mirrored_sentences is not None, crop, colors)
     return SampleGroup(frame, earlier_frame, targets, sentences, names), augmentation
