@@ -188,9 +188,9 @@ def _decode_groups(config: ConfigDict, images: ImageDecoder, encoded: EncodedBat
     """Decodes the frame pairs of a batch, each with its samples."""
     targets = [images.target(mask) for mask in encoded.masks]
     sentences, names = ([text.decode() for text in texts] for texts in (encoded.texts, encoded.names))
-    groups = []
+    groups, count = [], config.sentences_per_frame
     for number, (frame, earlier_frame) in enumerate(zip(encoded.frames, encoded.earlier_frames, strict=True)):
-        own = slice(number * config.sentences_per_frame, (number + 1) * config.sentences_per_frame)
+        own = slice(number * count, (number + 1) * count)
         frames = images.frame(frame), images.frame(earlier_frame)
         groups.append(SampleGroup(*frames, tuple(targets[own]), tuple(sentences[own]), tuple(names[own])))
     return groups
