@@ -64,6 +64,21 @@ def get_config() -> ConfigDict:
     config.global_batch_norm = False  # True for statistics over all devices; published: per device
     config.shuffle_buffer = 4096  # encoded samples; about 60 kB each for A2D-Sentences
     config.decoded_cache = 0  # frames, and masks, kept decoded at the model's size; for small datasets
+
+    # -- augmentation of training samples: none in the published code
+    config.augment_flip = 0.0  # probability of mirroring, with "left" and "right" swapped in the sentences
+    # Smallest and largest scale of the objects, uniform in its logarithm. Above 1, a part of the frame is cropped;
+    # below 1, the frame is surrounded by gray. Crops, and decoded_cache then keeps, frames of the original size.
+    config.augment_scale = (1.0, 1.0)
+    config.augment_min_visible = 0.25  # share of every object that a crop keeps; 0.0 lets objects disappear
+    # Largest change of each factor: 0.4 for factors from 0.6 to 1.4, as torchvision's ColorJitter.
+    config.augment_brightness = 0.0
+    config.augment_contrast = 0.0
+    config.augment_saturation = 0.0
+    config.augment_hue = 0.0  # largest shift in turns of the color wheel; above 0.05, names of colors become wrong
+    config.sentences_per_epoch = 0  # of each frame pair, drawn anew in every epoch; 0 for all of them
+
+    # -- logging and checkpoints
     config.log_every_steps = 20  # metrics, to TensorBoard and the progress bar
     config.picture_every_steps = 500  # predictions, to WORKDIR/pictures and TensorBoard
     config.checkpoint_every_steps = 500

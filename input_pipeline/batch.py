@@ -8,7 +8,8 @@
                   or (B, N)         int32    token ids, for a transformer that is part of the computation
     word_mask        (B, N)         bool     True for tokens, False for padding; at least one True per sample
     target           (B, H, W)      uint8    1 inside the object, 0 elsewhere (training only)
-    name             (B,)           object   "video/frame/instance: sentence", for messages; stays on the host
+    name             (B,)           object   "video/frame/instance: sentence", for messages; stays on the host. The
+                                             sentence of the dataset, also where augmentation has mirrored it
 
 A batch has B samples, K of them on the same frame pair (K = 1 as published): sample i belongs to frame pair i // K.
 H and W are multiples of 32. N is the number of tokens (25 as published), D the size of a word vector (300 as

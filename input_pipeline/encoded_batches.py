@@ -46,7 +46,15 @@ def encoded_batches(
     first_epoch, first_step_in_epoch = divmod(first_step, steps)
     with contextlib.closing(source):
         for epoch in itertools.count(first_epoch):
-            order = epoch_order(sentence_counts, sentences_per_frame, slots, config.shuffle_buffer, config.seed, epoch)
+            order = epoch_order(
+                sentence_counts,
+                sentences_per_frame,
+                slots,
+                config.shuffle_buffer,
+                config.seed,
+                epoch,
+                config.sentences_per_epoch,
+            )
             skipped = first_step_in_epoch if epoch == first_epoch else 0
             records, sentences = order.records[skipped:, own_slots], order.sentences[skipped:, own_slots]
             # A record is read once and kept until all its groups have been used.
@@ -113,7 +121,7 @@ def encoded_batches_without_index(
         dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files), seed)
         dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=16)
         dataset = dataset.map(record_parser(config)).apply(tf.data.experimental.assert_cardinality(frame_pairs))
-        dataset = dataset.flat_map(partial(_sentence_groups, sentences_per_frame, seed))
+        dataset = dataset.flat_map(partial(_sentence_groups, sentences_per_frame, config.sentences_per_epoch, seed))
         dataset = dataset.shuffle(config.shuffle_buffer, seed, reshuffle_each_iteration=False)
         dataset = dataset.take(steps * groups_per_batch)
         return dataset.skip(tf.where(epoch == first_epoch, groups_to_skip, np.int64(0)))
@@ -128,16 +136,20 @@ def encoded_batches_without_index(
         yield partial(EncodedBatch, *batch)
 
 
-def _sentence_groups(sentences_per_frame: int, seed: tf.Tensor, record: dict[str, Any]) -> tf.data.Dataset:
+def _sentence_groups(
+    sentences_per_frame: int, sentences_per_epoch: int, seed: tf.Tensor, record: dict[str, Any]
+) -> tf.data.Dataset:
     """Splits a record into groups: its frame pair with `sentences_per_frame` of its sentences and their masks.
 
-    The sentences are in random order. If their number is not a multiple of `sentences_per_frame`, the last group is
-    filled up with sentences of the first.
+    The sentences are in random order, of which only the first `sentences_per_epoch` are used if that is not 0. If their
+    number is not a multiple of `sentences_per_frame`, the last group is filled up with sentences of the first.
     """
     instances, sentences = record["instances"], record["sentences"]
     count = tf.size(sentences["text"])
     record_seed = tf.strings.to_hash_bucket_fast(record["video"], 2**31) + record["frame_index"]
     order = tf.random.experimental.stateless_shuffle(tf.range(count), (seed, record_seed))
+    if sentences_per_epoch:
+        count = tf.minimum(count, sentences_per_epoch)
     groups = -(-count // sentences_per_frame)
     order = tf.gather(order, tf.range(groups * sentences_per_frame) % count)
     frame_name = tf.strings.join([record["video"], "/", tf.strings.as_string(record["frame_index"]), "/"])

@@ -1,4 +1,4 @@
-"""Records -> batches: shuffle groups of sentences, read this process's part of each batch, decode, resize.
+"""Records -> batches: shuffle groups of sentences, read this process's part of each batch, decode, resize, augment.
 
 The order of all samples is known before any record is read (`sample_order`): a process reads its own records, and
 resuming reads nothing of what it skips. All randomness derives from the seed and the epoch, so that training can resume
@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from input_pipeline.augmentation import Augmentation, SampleGroup, augment, is_augmented
 from input_pipeline.batch import Batch
 from input_pipeline.encoded_batches import EncodedBatch, encoded_batches, encoded_batches_without_index
 from input_pipeline.errors import UserError
@@ -24,6 +25,7 @@ from input_pipeline.records import NO_INSTANCE
 from input_pipeline.report import load_report
 from input_pipeline.resized import ImageDecoder, original_images, training_images
 from input_pipeline.text.encoders import SentenceEncoder
+from input_pipeline.text.mirroring import mirror_sentence, with_mirrored_tokens
 from input_pipeline.types import Sentence
 from input_pipeline.workers import map_in_threads
 
@@ -82,7 +84,10 @@ def steps_per_epoch(config: ConfigDict) -> int:
     """
     sentences_per_frame = config.sentences_per_frame
     lengths = split_counts(config, "train")["sentences_per_frame_pair"]
-    groups = sum(frame_pairs * -(-int(length) // sentences_per_frame) for length, frame_pairs in lengths.items())
+    groups = sum(
+        frame_pairs * -(-min(int(length), config.sentences_per_epoch or int(length)) // sentences_per_frame)
+        for length, frame_pairs in lengths.items()
+    )
     steps = groups * sentences_per_frame // config.batch_size
     if not steps:
         raise UserError(
@@ -106,7 +111,7 @@ def training_batches(
 
     Args:
       config: uses the fields data_dir, dataset, image_size, max_words, batch_size, sentences_per_frame,
-        shuffle_buffer, decoded_cache and seed.
+        sentences_per_epoch, shuffle_buffer, decoded_cache, augment_* and seed.
       sentence_encoder: converts sentences to `words` and `word_mask`.
       first_step: number of batches to skip. What follows is bit-identical to an uninterrupted run.
       process_index: which part of each batch to yield.
@@ -118,6 +123,28 @@ def training_batches(
 
     Raises:
       UserError: there are no records, fewer samples than one batch, or a broken file of records.
+    """
+    images, batches = _open_batches(config, first_step, process_index, process_count)
+    yield from map_in_threads(partial(_decode_batch, config, sentence_encoder, images), batches)
+
+
+def augmented_groups(config: ConfigDict) -> Iterator[tuple[SampleGroup, SampleGroup, Augmentation]]:
+    """Yields the samples of the first epochs as they are and augmented, and what was done, in the order of training.
+
+    Args and errors as in `training_batches`. What is yielded as it is has the original size if `is_scaled`.
+    """
+    images, batches = _open_batches(config, 0, 0, 1)
+    for epoch, read in batches:
+        for group in _decode_groups(config, images, read()):
+            yield group, *augment(config, epoch, group)
+
+
+def _open_batches(
+    config: ConfigDict, first_step: int, process_index: int, process_count: int
+) -> tuple[ImageDecoder, Iterator[tuple[int, Callable[[], EncodedBatch]]]]:
+    """How to decode images, and the batches from `first_step` on: the epoch of each, and a function that reads it.
+
+    Args and errors as in `training_batches`.
     """
     steps, sentences_per_frame = steps_per_epoch(config), config.sentences_per_frame
     if config.batch_size % (process_count * sentences_per_frame):
@@ -131,23 +158,42 @@ def training_batches(
     else:
         source, images = training_images(config, index)
         batches = encoded_batches(config, index.sentence_counts, source, steps, first_step, *own)
-    yield from map_in_threads(partial(_decode_batch, config, sentence_encoder, images), batches)
+    return images, ((step // steps, read) for step, read in enumerate(batches, first_step))
 
 
 def _decode_batch(
-    config: ConfigDict, sentence_encoder: SentenceEncoder, images: ImageDecoder, read: Callable[[], EncodedBatch]
+    config: ConfigDict,
+    sentence_encoder: SentenceEncoder,
+    images: ImageDecoder,
+    batch: tuple[int, Callable[[], EncodedBatch]],
 ) -> Batch:
-    """Reads and decodes a batch."""
-    encoded = read()
-    words, word_mask = _encode_sentences(sentence_encoder, (text.decode() for text in encoded.texts), config.max_words)
+    """Reads, decodes and augments a batch."""
+    epoch, read = batch
+    groups = _decode_groups(config, images, read())
+    if is_augmented(config):
+        groups = [augment(config, epoch, group)[0] for group in groups]
+    sentences = (sentence for group in groups for sentence in group.sentences)
+    words, word_mask = _encode_sentences(sentence_encoder, sentences, config.max_words)
     return {
-        "frame": np.stack([images.frame(frame) for frame in encoded.frames]),
-        "earlier_frame": np.stack([images.frame(frame) for frame in encoded.earlier_frames]),
+        "frame": np.stack([group.frame for group in groups]),
+        "earlier_frame": np.stack([group.earlier_frame for group in groups]),
         "words": words,
         "word_mask": word_mask,
-        "target": np.stack([images.target(mask) for mask in encoded.masks]),
-        "name": np.array([name.decode() for name in encoded.names], object),
+        "target": np.stack([target for group in groups for target in group.targets]),
+        "name": np.array([name for group in groups for name in group.names], object),
     }
+
+
+def _decode_groups(config: ConfigDict, images: ImageDecoder, encoded: EncodedBatch) -> list[SampleGroup]:
+    """Decodes the frame pairs of a batch, each with its samples."""
+    targets = [images.target(mask) for mask in encoded.masks]
+    sentences, names = ([text.decode() for text in texts] for texts in (encoded.texts, encoded.names))
+    groups, count = [], config.sentences_per_frame
+    for number, (frame, earlier_frame) in enumerate(zip(encoded.frames, encoded.earlier_frames, strict=True)):
+        own = slice(number * count, (number + 1) * count)
+        frames = images.frame(frame), images.frame(earlier_frame)
+        groups.append(SampleGroup(*frames, tuple(targets[own]), tuple(sentences[own]), tuple(names[own])))
+    return groups
 
 
 # -- evaluation
@@ -206,7 +252,7 @@ def _decode_sentences(fields: dict[str, list]) -> tuple[Sentence, ...]:
 
 
 def distinct_sentences(config: ConfigDict) -> list[str]:
-    """Returns the distinct sentences of all splits in the order of the records.
+    """Returns the distinct sentences of all splits in the order of the records, with those that training mirrors.
 
     Raises:
       UserError: there are no records, or a file of records is broken.
@@ -216,8 +262,18 @@ def distinct_sentences(config: ConfigDict) -> list[str]:
         frame_pairs = split_counts(config, split)["frame_pairs"]
         records = read_records(config, split, 0, frame_pairs)
         for data in tqdm(records, f"sentences of {config.dataset} {split}", frame_pairs, unit="frame pair"):
-            sentences.update(dict.fromkeys(text.decode() for text in parse_record(data)["sentences"]["text"]))
+            texts = [text.decode() for text in parse_record(data)["sentences"]["text"]]
+            sentences.update(dict.fromkeys(texts))
+            if config.augment_flip and split == "train":
+                mirrored = map(mirror_sentence, texts)
+                sentences.update(dict.fromkeys(sentence for sentence in mirrored if sentence is not None))
     return list(sentences)
+
+
+def vocabulary(config: ConfigDict) -> list[str]:
+    """Returns the tokens of all sentences, sorted, with those that training mirrors. Raises UserError."""
+    tokens = load_report(config.data_dir, config.dataset)["tokens"]
+    return with_mirrored_tokens(tokens) if config.augment_flip else tokens
 
 
 # -- shared by both

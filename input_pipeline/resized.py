@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from input_pipeline.augmentation import is_scaled
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_mask, resize_frame, resize_target
 from input_pipeline.record_index import INDEX_FILE, RecordIndex, index_entry, load_index
@@ -33,7 +34,10 @@ Size = tuple[int, int]
 
 
 class ImageDecoder(NamedTuple):
-    """From the bytes of a record to a frame, (H, W, 3) uint8, and a target, (H, W) uint8, at the model's size."""
+    """From the bytes of a record to a frame, (H, W, 3) uint8, and a target, (H, W) uint8, at the model's size.
+
+    If `augmentation.is_scaled`, at the original size, and the target is bool.
+    """
 
     frame: Callable[[bytes], np.ndarray]
     target: Callable[[bytes], np.ndarray]
@@ -46,6 +50,8 @@ def original_images(config: ConfigDict) -> ImageDecoder:
     """Decodes the images of records and resizes them; keeps config.decoded_cache frames, and masks."""
     size = tuple(config.image_size)
     cached = functools.lru_cache(config.decoded_cache)
+    if is_scaled(config):  # they are resized after cropping
+        return ImageDecoder(cached(decode_frame), cached(decode_mask))
     return ImageDecoder(
         cached(lambda image: resize_frame(decode_frame(image), size)),
         cached(lambda png: resize_target(decode_mask(png), size)),
@@ -56,7 +62,7 @@ def training_images(config: ConfigDict, index: RecordIndex) -> tuple[RecordIndex
     """What to read for training: the resized images if there are any of config.image_size, else the records.
 
     Args:
-      config: uses the fields image_size and decoded_cache.
+      config: uses the fields image_size, augment_scale and decoded_cache.
       index: of the records of the split "train".
 
     Raises:
@@ -71,6 +77,9 @@ def training_images(config: ConfigDict, index: RecordIndex) -> tuple[RecordIndex
                 f"{records} keeps images resized to {others}, not to config.image_size {format_size(size)}: training "
                 "decodes and resizes the original ones."
             )
+        return index, original_images(config)
+    if is_scaled(config):
+        print(f"config.augment_scale crops the original images: training decodes these and does not read {folder}.")
         return index, original_images(config)
     resized = load_index(folder, "train", [str(folder / Path(file).name) for file in index.files])
     if resized is None or not np.array_equal(resized.sentence_counts, index.sentence_counts):

@@ -25,7 +25,13 @@ class EpochOrder(NamedTuple):
 
 
 def epoch_order(
-    sentence_counts: np.ndarray, sentences_per_frame: int, slots: int, shuffle_buffer: int, seed: int, epoch: int
+    sentence_counts: np.ndarray,
+    sentences_per_frame: int,
+    slots: int,
+    shuffle_buffer: int,
+    seed: int,
+    epoch: int,
+    sentences_per_epoch: int = 0,
 ) -> EpochOrder:
     """Shuffles the records and the sentences of each, and divides them among the slots.
 
@@ -39,6 +45,7 @@ def epoch_order(
       slots: groups in a batch.
       shuffle_buffer: the sentences of a record are spread over this many groups, counted over all slots.
       seed: of the random numbers, with `epoch`.
+      sentences_per_epoch: only so many random sentences of each record occur; 0 for all.
     """
     # RandomState, because numpy guarantees that its numbers never change.
     rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed % 2**64, epoch))))
@@ -49,11 +56,13 @@ def epoch_order(
     by_record = np.lexsort((rng.random_sample(record_of_sentence.size), record_of_sentence))
     shuffled = by_record - starts[record_of_sentence]
 
-    group_counts = -(-counts // sentences_per_frame)
+    # The first of a record's shuffled sentences, where only some occur.
+    used_counts = np.minimum(counts, sentences_per_epoch) if sentences_per_epoch else counts
+    group_counts = -(-used_counts // sentences_per_frame)
     record_of_group = np.repeat(np.arange(len(records)), group_counts)
     number_in_record = np.arange(record_of_group.size) - (np.cumsum(group_counts) - group_counts)[record_of_group]
     columns = number_in_record[:, None] * sentences_per_frame + np.arange(sentences_per_frame)
-    sentences = shuffled[starts[record_of_group, None] + columns % counts[record_of_group, None]]
+    sentences = shuffled[starts[record_of_group, None] + columns % used_counts[record_of_group, None]]
 
     steps = record_of_group.size // slots
     # Each group moves by at most `window` steps. The records are in random order already.

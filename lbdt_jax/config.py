@@ -91,6 +91,7 @@ SIDE = integer(32, 2048)
 EPOCHS = number(0, 1e5)
 LEARNING_RATE = number(1e-12, 10)
 WEIGHT = number(0, 1e6)
+SCALE = number(0.1, 10)
 PROTOCOLS = ("paper", "standard", "per_expression")
 
 
@@ -149,6 +150,17 @@ FIELDS: dict[str, Rule] = {
     "global_batch_norm": SWITCH,
     "shuffle_buffer": integer(1),
     "decoded_cache": integer(0),
+    "augment_flip": number(0, 1),
+    "augment_scale": sequence(
+        "it must be (smallest, largest) scale, both from 0.1 to 10",
+        lambda scales: len(scales) == 2 and all(map(SCALE.accepts, scales)) and scales[0] <= scales[1],
+    ),
+    "augment_min_visible": number(0, 1),
+    "augment_brightness": number(0, 1),
+    "augment_contrast": number(0, 1),
+    "augment_saturation": number(0, 1),
+    "augment_hue": number(0, 0.5),
+    "sentences_per_epoch": integer(0, 65536),
     "log_every_steps": integer(1),
     "picture_every_steps": integer(1),
     "checkpoint_every_steps": integer(1),
@@ -306,6 +318,11 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         )
     if values["bce_weight"] == values["dice_weight"] == 0:
         yield "config.bce_weight and config.dice_weight are both 0; one must be above 0, or nothing is learned."
+    if values["sentences_per_epoch"] % values["sentences_per_frame"]:
+        yield (
+            f"config.sentences_per_epoch is {values['sentences_per_epoch']}; it must be 0 or a multiple of "
+            f"config.sentences_per_frame, {values['sentences_per_frame']}."
+        )
     if "model.transformer.width" in values:
         fields = {name: values[f"model.transformer.{name}"] for name in TRANSFORMER_FIELDS}
         yield from (f"config.model.transformer: {problem}" for problem in _transformer_contradictions(fields))

@@ -1,9 +1,10 @@
 """Trains and evaluates.
 
-    python -m lbdt_jax.main --config=configs/shapes.py [--workdir=DIR] [--mode=train|evaluate] [--config.FIELD=VALUE]
+    python -m lbdt_jax.main --config=configs/shapes.py [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE]
 
-Training ends with an evaluation. To resume a run that was stopped, give the same command again: it continues from the
-newest checkpoint. With several processes (see launch/), they train and evaluate together.
+Modes: "train", which ends with an evaluation; "evaluate"; and "augmentations", which draws training samples before and
+after augmentation to WORKDIR/augmentations.png. To resume a run that was stopped, give the same command again: it
+continues from the newest checkpoint. With several processes (see launch/), they train and evaluate together.
 
 Exit status: 0 on success, 2 for an error that the user must fix, 130 after Ctrl-C, 143 (128 + 15) after SIGTERM, which
 tells a scheduler that the job was interrupted by its signal and should be restarted.
@@ -30,11 +31,21 @@ NO_SPACE_LEFT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USAGE = __doc__.splitlines()[2].strip()
 CONFIG = define_config_flag(None, "The experiment: a file of configs/.", USAGE)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; default: runs/<name of the config>.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and then evaluate, or evaluate only.")
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "augmentations"],
+    "Train and then evaluate, or evaluate only, or draw augmented training samples.",
+)
 
 
 def run(config: ConfigDict, workdir: Path, mode: str) -> None:
-    """Trains if `mode` is "train", then evaluates."""
+    """Trains if `mode` is "train", then evaluates; or only draws augmented samples."""
+    if mode == "augmentations":
+        from lbdt_jax.visualization.augmentations import save_augmentations
+
+        save_augmentations(config, workdir / "augmentations.png")
+        return
     from lbdt_jax.checkpoint import find_checkpoint, load_checkpoint
     from lbdt_jax.evaluate import evaluate
     from lbdt_jax.parallel import exit_on_sigterm

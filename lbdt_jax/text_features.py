@@ -84,7 +84,7 @@ def precomputed_features(
     on.
 
     Args:
-      config: uses the fields data_dir, dataset, max_words and model.
+      config: uses the fields data_dir, dataset, max_words, augment_flip and model.
       variables: of the model, on this process's first device or on the host.
       tokenizer: of the transformer.
 
@@ -106,6 +106,8 @@ def _features_name(config: ConfigDict, params: dict[str, Any], tokenizer: Transf
     digest = hashlib.sha256()
     settings = (config.model.transformer.to_json(), config.model.dtype, config.max_words, tokenizer.text)
     digest.update(repr(settings).encode())
+    if config.augment_flip:  # with the features of mirrored sentences
+        digest.update(b"mirrored")
     for path, array in sorted(flatten_dict(params).items()):
         digest.update(repr((path, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).data)

@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from input_pipeline.batch import MODEL_FIELDS, Batch
 from input_pipeline.errors import UserError
-from input_pipeline.pipeline import steps_per_epoch, training_batches
+from input_pipeline.pipeline import steps_per_epoch, training_batches, vocabulary
 from input_pipeline.prepare import prepare
-from input_pipeline.report import load_report
 from input_pipeline.text.encoders import SentenceEncoder
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint
 from lbdt_jax.config import INT32_MAX, check_config
@@ -148,11 +147,11 @@ def open_sentence_encoder(config: ConfigDict) -> tuple[ConfigDict, SentenceEncod
     Returns:
       What `open_text_encoder` returns, and the unknown words, most frequent first.
     """
-    vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
-    config, sentence_encoder, transformer = open_text_encoder(config, vocabulary)
-    share, unknown = sentence_encoder.coverage(vocabulary)
+    words = vocabulary(config)
+    config, sentence_encoder, transformer = open_text_encoder(config, words)
+    share, unknown = sentence_encoder.coverage(words)
     examples = " ".join(map(repr, unknown[:10])) or "none"
-    print(f"{len(vocabulary)} words, {share:.1%} of them known; unknown: {examples}")
+    print(f"{len(words)} words, {share:.1%} of them known; unknown: {examples}")
     return config, sentence_encoder, transformer, unknown
 
 

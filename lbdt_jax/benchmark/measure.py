@@ -198,12 +198,10 @@ def open_batches(config: ConfigDict) -> tuple[Iterator[Batch], dict[str, Any]]:
       ImportError: TensorFlow is not installed.
     """
     # Imported here, since everything else runs without TensorFlow.
-    from input_pipeline.pipeline import training_batches
-    from input_pipeline.report import load_report
+    from input_pipeline.pipeline import training_batches, vocabulary
     from lbdt_jax.text_features import open_text_encoder, precomputed_features, with_transformer
 
-    tokens = load_report(config.data_dir, config.dataset)["tokens"]
-    _, sentence_encoder, transformer = open_text_encoder(config, tokens)
+    _, sentence_encoder, transformer = open_text_encoder(config, vocabulary(config))
     variables = initial_variables(make_model(config), config, sentence_encoder.size)
     if transformer:
         variables = with_transformer(variables, transformer)

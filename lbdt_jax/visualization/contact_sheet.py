@@ -11,8 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lbdt_jax.visualization.overlays import GROUND_TRUTH_COLOR, PREDICTION_COLOR, frame_difference, overlay
-from lbdt_jax.visualization.sheet import BACKGROUND, GAP, LABEL_COLOR, LINE_COLOR, MARGIN, PANEL, TEXT_COLOR
+from lbdt_jax.visualization.overlays import GROUND_TRUTH_COLOR, PREDICTION_COLOR, Color, frame_difference, overlay
+from lbdt_jax.visualization.sheet import (
+    BACKGROUND,
+    GAP,
+    LABEL_COLOR,
+    LINE_COLOR,
+    PANEL,
+    TEXT_COLOR,
+    panel_size,
+    stack_rows,
+)
 from lbdt_jax.visualization.text import draw_text
 
 _COLUMNS = ("frame", "frame difference", "ground truth", "prediction")
@@ -58,19 +67,7 @@ def contact_sheet(examples: Sequence[Example], title: str) -> Image.Image:
     """
     if not examples:
         raise ValueError(f'the contact sheet "{title}" has no examples')
-    rows = [_draw_row(example) for example in examples]
-    width, header = rows[0].width + 2 * MARGIN, MARGIN + 70
-    sheet = Image.new("RGB", (width, header + sum(row.height + MARGIN for row in rows)), BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    draw_text(draw, (MARGIN, MARGIN), title, 26, TEXT_COLOR, rows[0].width)
-    for column, heading in enumerate(_COLUMNS):
-        draw_text(draw, (MARGIN + column * (PANEL + GAP), header - 26), heading, 14, LABEL_COLOR, PANEL)
-    top = header
-    for row in rows:
-        draw.line((MARGIN, top, width - MARGIN, top), LINE_COLOR)
-        sheet.paste(row, (MARGIN, top + MARGIN // 2))
-        top += row.height + MARGIN
-    return sheet
+    return stack_rows([_draw_row(example) for example in examples], _COLUMNS, title)
 
 
 def _draw_row(example: Example) -> Image.Image:
@@ -96,23 +93,29 @@ def _panel_size(example: Example) -> tuple[int, int]:
     arrays = [example.earlier_frame[..., 0], example.prediction, *([] if example.mask is None else [example.mask])]
     if any(array.shape != (height, width) for array in arrays):
         raise ValueError(f"{example.name}: earlier frame, mask and prediction must be as large as the frame")
-    scale = PANEL / max(height, width)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    return panel_size(height, width)
 
 
 def _panels(example: Example, size: tuple[int, int]) -> list[np.ndarray]:
     """The four images of a row, uint8 RGB, not yet of the panels' size."""
-    double = 2 * size[0], 2 * size[1]  # masks are drawn at twice the panel's size, for smooth contours
-    frame = np.asarray(Image.fromarray(example.frame).resize(double, Image.Resampling.BICUBIC))
-    ground_truth = np.full_like(frame, LINE_COLOR)
+    ground_truth = np.full_like(example.frame, LINE_COLOR)
     if example.mask is not None:
-        ground_truth = overlay(frame, _resize_mask(example.mask, double), GROUND_TRUTH_COLOR)
+        ground_truth = draw_mask(example.frame, example.mask, size, GROUND_TRUTH_COLOR)
     return [
         example.frame,
         frame_difference(example.frame, example.earlier_frame),
         ground_truth,
-        overlay(frame, _resize_mask(example.prediction, double), PREDICTION_COLOR),
+        draw_mask(example.frame, example.prediction, size, PREDICTION_COLOR),
     ]
+
+
+def draw_mask(
+    frame: np.ndarray, mask: np.ndarray, size: tuple[int, int], color: Color, filled: bool = True
+) -> np.ndarray:
+    """A frame with a mask over it at twice the panel's size (width, height), for smooth contours; uint8 RGB."""
+    double = 2 * size[0], 2 * size[1]
+    enlarged = np.asarray(Image.fromarray(frame).resize(double, Image.Resampling.BICUBIC))
+    return overlay(enlarged, _resize_mask(mask, double), color, filled)
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -30,7 +30,7 @@ def color_of(sentence: int) -> Color:
     return PALETTE[sentence % len(PALETTE)]
 
 
-def overlay(frame: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
+def overlay(frame: np.ndarray, mask: np.ndarray, color: Color, filled: bool = True) -> np.ndarray:
     """Draws a mask over a frame: a translucent fill, an opaque contour and a dark outline around it.
 
     The contour lies inside the mask, 1/200 of the frame's longer side wide (at least one pixel). The dark outline lies
@@ -41,6 +41,7 @@ def overlay(frame: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
       frame: (h, w, 3) uint8 RGB.
       mask: (h, w) bool.
       color: RGB, 0 to 255.
+      filled: False for the contour and its outline alone.
 
     Returns:
       (h, w, 3) uint8 RGB: a new array, equal to the frame outside mask and outline.
@@ -64,7 +65,7 @@ def overlay(frame: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
     blurred = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(width)))
     contour, outline = mask & (blurred < 0.84 * 255), ~mask & (blurred > 0.16 * 255)
     box = Image.fromarray(image[rows, columns])
-    fill_and_contour = mask * np.uint8(_FILL_OPACITY) | contour * np.uint8(_CONTOUR_OPACITY)
+    fill_and_contour = mask * np.uint8(filled * _FILL_OPACITY) | contour * np.uint8(_CONTOUR_OPACITY)
     box.paste(color, mask=Image.fromarray(fill_and_contour))
     box.paste((0, 0, 0), mask=Image.fromarray(outline * np.uint8(_OUTLINE_OPACITY)))
     image[rows, columns] = np.asarray(box)

@@ -46,6 +46,13 @@ ZERO = {
     "bce_positive_weight",
     "dice_weight",
     "decoded_cache",
+    "augment_flip",
+    "augment_min_visible",
+    "augment_brightness",
+    "augment_contrast",
+    "augment_saturation",
+    "augment_hue",
+    "sentences_per_epoch",
     "checkpoint_every_minutes",
     "contact_sheet_samples",
     "evaluation_attention_sheets",
@@ -121,6 +128,13 @@ def test_wrong_types_and_numbers_are_refused_with_field_value_and_range(name: st
         ("learning_rate_drops", [1.0, math.nan]),
         ("published", [["paper", "mean_iou"]]),
         ("published", [["paper", "mean_iou", 47.2]]),
+        ("augment_flip", 1.5),
+        ("augment_scale", [1.5, 0.5]),
+        ("augment_scale", [0.0, 1.0]),
+        ("augment_scale", [1.0]),
+        ("augment_scale", 1.0),
+        ("augment_hue", 0.6),
+        ("sentences_per_epoch", 1.5),
         ("dataset", ""),
         ("data_dir", "a\0b"),
     ],
@@ -140,6 +154,9 @@ def test_fields_must_fit_each_other() -> None:
     config.bce_weight = config.dice_weight = 0.0
     with pytest.raises(UserError, match="both 0"):
         check_config(config)
+    assert "sentences_per_epoch is 3; it must be 0 or a multiple of config.sentences_per_frame, 2" in message(
+        config_with("sentences_per_epoch", 3) | {"sentences_per_frame": 2}
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,6 +254,7 @@ def parse(*arguments: str) -> str:
         ("--config.image_size=96,64", ""),
         ("--config.learning_rate_drops=1,2.5", ""),
         ("--config.epochs=3", ""),
+        ("--config.augment_scale=1,1.5", ""),
     ],
 )
 def test_command_lines(argument: str, expected: str) -> None:

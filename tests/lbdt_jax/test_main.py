@@ -367,6 +367,7 @@ def test_an_invalid_configuration_raises(config, field, value, message, tmp_path
         ([], "--config is missing"),
         (["--config=configs/a2d.py", "--config.data_dir=nowhere"], "kgavrilyuk.github.io"),
         (["--config=configs/shapes.py", "--mode=evaluate", "--workdir=nowhere"], "No checkpoint in nowhere"),
+        (["--config=configs/shapes.py", "--mode=augmentations", "--workdir=nowhere"], "Nothing is augmented"),
     ],
 )
 def test_command_line_errors_are_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from input_pipeline.moving_shapes.scenes import make_scene
 from input_pipeline.pipeline import distinct_sentences, evaluation_examples, steps_per_epoch, training_batches
 from input_pipeline.prepare import prepare
 from input_pipeline.text.encoders import PrecomputedFeatures
+from input_pipeline.text.mirroring import mirror_sentence
 from lbdt_jax import export
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from lbdt_jax.convert.__main__ import extract_weights
@@ -203,6 +205,23 @@ def test_features_are_computed_once_and_errors_name_broken_ones(config: ConfigDi
     (broken / "features.npy").write_bytes((folder / "features.npy").read_bytes()[:-48])
     with pytest.raises(UserError, match=f"features in {broken} are incomplete .*Delete the folder"):
         PrecomputedFeatures(broken, tokenizer)
+
+
+def test_features_include_mirrored_sentences(config: ConfigDict, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    filled, tokenizer = trained_config(checkpoint, config), checkpoint.sentence_encoder
+    shutil.copytree(Path(config.data_dir) / "moving_shapes", tmp_path / "moving_shapes")
+    filled.update(data_dir=str(tmp_path), augment_flip=1.0)
+    features = precomputed_features(filled, checkpoint.variables, tokenizer)  # beside those without mirrored ones
+    mirrored = {"left", "right", "leftmost", "rightmost", "leftward", "rightward"}
+    used: set[str] = set()
+    for batch in itertools.islice(training_batches(filled, features), steps_per_epoch(filled)):
+        for name, words, mask in zip(batch["name"], batch["words"], batch["word_mask"], strict=True):
+            sentence = name.split(": ")[1]
+            expected = mirror_sentence(sentence)
+            np.testing.assert_array_equal(mask, tokenizer.encode(expected, 20)[1])
+            np.testing.assert_array_equal(words, features.encode(expected, 20)[0])
+            used |= set(expected.rstrip(".").split()) & mirrored if expected != sentence else set()
+    assert used
 
 
 @pytest.mark.slow
