@@ -31,8 +31,12 @@ def get_config() -> ConfigDict:
 
     # -- model (widths in channels)
     config.model = ConfigDict()
-    config.model.resnet_depth = 50  # 18, 34, 50 or 101, both streams [P 3.1]
-    config.model.stream_width = 64  # of the stem; res5 is 8 times (depth 18, 34) or 32 times (50, 101) as wide
+    # Of both streams: "resnet" as published, "convnext_tiny", "convnext_small" or "convnext_base".
+    config.model.encoder = "resnet"
+    config.model.resnet_depth = 50  # 18, 34, 50 or 101 [P 3.1]; without effect on ConvNeXt
+    # Of a ResNet's stem; res5 is 8 times (depth 18, 34) or 32 times (50, 101) as wide. A ConvNeXt has its published
+    # channels at 64, and they are proportional to it.
+    config.model.stream_width = 64
     config.model.transfer_layers = 4  # LBDT-1 or LBDT-4; 0 removes the language-bridged transfer [P table 3]
     config.model.transfer_width = 512  # of the transfer, the LSTM and the sentence feature [P 4.1]
     config.model.attention_heads = 8  # [R]

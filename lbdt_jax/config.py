@@ -118,6 +118,7 @@ FIELDS: dict[str, Rule] = {
     "text_encoder": NAME,
     "tokenizer": TEXT,
     "word_vectors": TEXT,
+    "model.encoder": choice("resnet", "convnext_tiny", "convnext_small", "convnext_base"),
     "model.resnet_depth": choice(18, 34, 50, 101),
     "model.stream_width": integer(1, 512),
     "model.transfer_layers": integer(0, 64),
@@ -235,6 +236,12 @@ def describe_field(name: str) -> str | None:
     if name in GROUPS:
         return "it must be set field by field, see configs/base.py"
     return FIELDS[name].description if name in FIELDS else None
+
+
+def encoder_name(model: Mapping[str, Any]) -> str:
+    """What to call the image encoder of `config.model` in messages: "ResNet-50" or "ConvNeXt tiny"."""
+    name = model.get("encoder", "resnet")  # results of benchmarks may be older than the field
+    return f"ResNet-{model['resnet_depth']}" if name == "resnet" else name.replace("convnext_", "ConvNeXt ")
 
 
 def with_defaults(config: Any, source: str) -> dict[str, Any]:

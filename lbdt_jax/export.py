@@ -85,6 +85,7 @@ from input_pipeline.text.encoders import TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import Checkpoint, load_checkpoint
 from lbdt_jax.cli import atomic_write, path_flag, write_json
+from lbdt_jax.config import encoder_name
 from lbdt_jax.cpu import onednn
 from lbdt_jax.inference.segmenter import check_fits
 from lbdt_jax.models.types import Array, FramePairFeatures
@@ -200,7 +201,7 @@ def describe_export(
     config = checkpoint.config
     described = {name: describe(program) for name, program in programs.items()}
     return {
-        "model": f"LBDT-{config.model.transfer_layers}, ResNet-{config.model.resnet_depth}",
+        "model": f"LBDT-{config.model.transfer_layers}, {encoder_name(config.model)}",
         "jax": jax.__version__,
         "platforms": PLATFORMS,
         "image_size": [*config.image_size],

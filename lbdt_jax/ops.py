@@ -29,19 +29,30 @@ def convolve(x: Array, kernel: Array, strides: Strides, padding: Any, **options:
       kernel: (h, w, C, D).
       strides: along H and W.
       padding: ((top, bottom), (left, right)), or a name that jax.lax has for one, such as "SAME".
-      **options: of `jax.lax.conv_general_dilated`; dilated and grouped convolutions are always plain.
+      **options: of `jax.lax.conv_general_dilated`; dilated and grouped convolutions are always plain, but for
+        depthwise ones at stride 1.
 
     Returns:
       (B, H', W', D).
     """
-    if any(
-        options.get(name) not in (None, 1, (1, 1))
+    changed = {
+        name
         for name in ("lhs_dilation", "rhs_dilation", "feature_group_count", "batch_group_count")
-    ):
+        if options.get(name) not in (None, 1, (1, 1))
+    }
+    depthwise = options.get("feature_group_count") == x.shape[-1] == kernel.shape[-1] and tuple(strides) == (1, 1)
+    if changed and not (depthwise and changed == {"feature_group_count"}):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
+    if changed:
+        return jax.lax.platform_dependent(
+            x,
+            kernel,
+            cpu=functools.partial(cpu.depthwise_convolve, padding=((top, bottom), (left, right))),
+            default=lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, strides, padding, **options),
+        )
     return _convolve(x, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)), options.get("precision"))
 
 

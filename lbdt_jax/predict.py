@@ -41,6 +41,7 @@ from input_pipeline.errors import UserError, exit_on_error, first_few, printable
 from input_pipeline.images import encode_mask
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.cli import at_least, atomic_write, path_flag
+from lbdt_jax.config import encoder_name
 from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmentation, Segmenter, TimedFramePair
 from lbdt_jax.inference.stopwatch import Stopwatch
@@ -341,7 +342,7 @@ def describe_model(checkpoint: Checkpoint) -> str:
     config = checkpoint.config
     text_encoder = "" if config.text_encoder == "glove_lstm" else f" and the text encoder {config.text_encoder}"
     description = (
-        f"Model: LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth}{text_encoder} of "
+        f"Model: LBDT-{config.model.transfer_layers} with {encoder_name(config.model)}{text_encoder} of "
         f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}."
     )
     if checkpoint.path.is_relative_to(lbdt_jax.DEFAULT_CHECKPOINT):

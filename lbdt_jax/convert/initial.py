@@ -1,4 +1,4 @@
-"""Initial weights for training: an ImageNet ResNet of torchvision or Hugging Face, or a complete LBDT."""
+"""Initial weights for training: an image encoder of torchvision or Hugging Face, or a complete LBDT."""
 
 from __future__ import annotations
 
@@ -16,19 +16,43 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint import load_checkpoint
 from lbdt_jax.convert.files import first_ten, read_safetensors, read_torch
-from lbdt_jax.convert.names import COUNTER, architecture, check, from_torch, resnet
+from lbdt_jax.convert.names import COUNTER, Entry, architecture, check, convnext, from_torch, resnet
 
-#: ResNet depth -> torchvision's ImageNet weights, IMAGENET1K_V1 (https://pytorch.org/vision/stable/models/resnet.html)
+#: torchvision's ImageNet weights, IMAGENET1K_V1, by the ResNet's depth or the number of res4 blocks and the channels of
+#: the ConvNeXt's res2 (https://pytorch.org/vision/stable/models.html).
 DOWNLOADS = {
     18: "https://download.pytorch.org/models/resnet18-f37072fd.pth",
     34: "https://download.pytorch.org/models/resnet34-b627a593.pth",
     50: "https://download.pytorch.org/models/resnet50-0676ba61.pth",
     101: "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    (9, 96): "https://download.pytorch.org/models/convnext_tiny-983f1562.pth",
+    (27, 96): "https://download.pytorch.org/models/convnext_small-0c510722.pth",
+    (27, 128): "https://download.pytorch.org/models/convnext_base-6075fbad.pth",
 }
 #: Of a config.json; that of microsoft/resnet-50 has 70 kB.
 MAX_JSON_BYTES = 8 * 2**20
-#: Arrays of the classifier, which LBDT doesn't use, as torchvision and Hugging Face name them.
-CLASSIFIER = ("fc.weight", "fc.bias", "classifier.1.weight", "classifier.1.bias")
+#: Arrays of the classifier and the normalization before it, which LBDT doesn't use, in torchvision's ResNet and
+#: ConvNeXt, and in Hugging Face's ResNet, ConvNeXt and DINOv3's ConvNeXt.
+CLASSIFIER = tuple(
+    f"{module}.{kind}"
+    for module in ("fc", "classifier.0", "classifier.2", "classifier.1", "classifier", "layernorm", "layer_norm")
+    for kind in ("weight", "bias")
+)
+#: Names that only torchvision's ResNets and ConvNeXts have.
+STEM_OF_RESNET, STEM_OF_CONVNEXT = "conv1.weight", "features.0.0.weight"
+#: Parts of a block in Hugging Face's two ConvNeXts -> in torchvision's.
+CONVNEXT_PARTS = {
+    "dwconv": "block.0",
+    "depthwise_conv": "block.0",
+    "layernorm": "block.2",
+    "layer_norm": "block.2",
+    "pwconv1": "block.3",
+    "pointwise_conv1": "block.3",
+    "pwconv2": "block.5",
+    "pointwise_conv2": "block.5",
+    "layer_scale_parameter": "layer_scale",
+    "gamma": "layer_scale",
+}
 
 
 def load_initial_weights(variables: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
@@ -36,71 +60,102 @@ def load_initial_weights(variables: Mapping[str, Any], path: str | Path) -> dict
 
     Args:
       variables: {"params", "batch_stats"} of a model of any size.
-      path: an ImageNet ResNet, from which both streams start (LBDT paper, section 4.1; everything else keeps its random
-        weights): torchvision's .pth, a .safetensors file, or a local folder of a Hugging Face repository such as
-        microsoft/resnet-50. Or a complete LBDT: a released .ckpt, or a folder with a checkpoint of this code.
+      path: an image encoder like the model's, from which both streams start (LBDT paper, section 4.1; everything else
+        keeps its random weights), see `load_image_encoder`. Or a complete LBDT: a released .ckpt, or a folder with a
+        checkpoint of this code.
 
     Raises:
       UserError: the file is missing, broken or of another model; all arrays that do not fit are listed.
       CheckpointError: the folder holds no valid checkpoint.
     """
     path = Path(path)
-    depth, _ = architecture(variables)
     if not path.exists():
-        raise UserError(_missing_message(path, depth))
+        raise UserError(_missing_message(path, variables))
     if path.is_dir() and not (path / "model.safetensors").is_file():
         return _check_same_model(load_checkpoint(path).variables, variables, path)
     try:
-        state = load_resnet(path) if path.is_dir() or path.suffix == ".safetensors" else read_torch(path)
-        if "conv1.weight" not in state:
-            return _check_same_model(from_torch(state), variables, path)
-        return _fill_both_streams(_without_classifier(state), variables, depth)
+        state = load_image_encoder(path) if path.is_dir() or path.suffix == ".safetensors" else read_torch(path)
+        if STEM_OF_RESNET in state or STEM_OF_CONVNEXT in state:
+            return _fill_both_streams(_without_classifier(state), variables)
+        return _check_same_model(from_torch(state), variables, path)
     except UserError as error:
         raise UserError(f"config.initial_weights, {path}: {error}") from error
 
 
-def load_resnet(path: str | Path) -> dict[str, np.ndarray]:
-    """An ImageNet ResNet without its classifier: torchvision's name -> array.
+def load_image_encoder(path: str | Path) -> dict[str, np.ndarray]:
+    """An ImageNet ResNet or ConvNeXt without its classifier: torchvision's name -> array.
 
     Args:
-      path: torchvision's .pth, or a .safetensors file or folder of a Hugging Face repository. A config.json next to
-        model.safetensors is read, too.
+      path: torchvision's .pth, or a .safetensors file or local folder of a Hugging Face repository, such as
+        microsoft/resnet-50, facebook/convnext-tiny-224 or facebook/dinov3-convnext-tiny-pretrain-lvd1689m. A
+        config.json next to model.safetensors is read, too.
 
     Raises:
-      UserError: the file is missing or broken, or of a ResNet with the stride in the first 1x1 convolution: it has the
-        same names and shapes as LBDT's, but computes something else.
+      UserError: the file is missing or broken, or of a network with the same names and shapes as ours that computes
+        something else.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if path.suffix != ".safetensors":
         return _without_classifier(read_torch(path))
-    settings = path.with_name("config.json")
-    if settings.exists():
-        try:
-            stride_in_1x1 = json.loads(read_limited(settings, MAX_JSON_BYTES)).get("downsample_in_bottleneck", False)
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise UserError(f"{settings} is not the config.json of a Hugging Face repository: {error}") from error
-        if stride_in_1x1:
-            raise UserError(
-                f"{settings}: downsample_in_bottleneck is true; LBDT's ResNets have the stride in the 3x3 convolution. "
-                "Choose a repository like microsoft/resnet-50."
-            )
+    if (settings := path.with_name("config.json")).exists():
+        _check_settings(settings)
     state = {_torchvision_name(name): value for name, value in read_safetensors(path).items()}
-    return _without_classifier(state)
+    # torchvision stores these as (C, 1, 1).
+    scales = {
+        name: value[:, None, None] for name, value in state.items() if name.endswith("layer_scale") and value.ndim == 1
+    }
+    return _without_classifier(state | scales)
 
 
-def _missing_message(path: Path, depth: int | None) -> str:
+def _check_settings(path: Path) -> None:
+    """Reads a config.json. Raises UserError if it is none, or says that the network computes something else."""
+    try:
+        settings = json.loads(read_limited(path, MAX_JSON_BYTES))
+        stride_in_1x1 = settings.get("downsample_in_bottleneck", False)
+        activation = settings.get("hidden_act", "gelu") if "convnext" in str(settings.get("model_type")) else "gelu"
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not the config.json of a Hugging Face repository: {error}") from error
+    if stride_in_1x1:
+        raise UserError(
+            f"{path}: downsample_in_bottleneck is true; LBDT's ResNets have the stride in the 3x3 convolution. "
+            "Choose a repository like microsoft/resnet-50."
+        )
+    if activation != "gelu":
+        raise UserError(
+            f"{path}: hidden_act is {activation!r:.100}; the ConvNeXts of this code have 'gelu'. Choose a repository "
+            "like facebook/convnext-tiny-224."
+        )
+
+
+def _missing_message(path: Path, variables: Mapping[str, Any]) -> str:
     """The message for a missing file or folder, with where to get it."""
-    if not path.suffix or depth is None:
+    stream = variables["params"]["spatial_stream"]
+    size = (
+        (len(_blocks(stream["res4"])), len(stream["stem_norm"]["bias"]))
+        if is_convnext(stream)
+        else architecture(variables)[0]
+    )
+    if not path.suffix or size not in DOWNLOADS:
         return (
             f"config.initial_weights: there is no {path}. Train that model first, or name the folder of another one "
             "with --config.initial_weights=DIR."
         )
+    recipe = "" if is_convnext(stream) else "For the published recipe "
     return (
-        f"config.initial_weights: there is no {path}. For the published recipe download {DOWNLOADS[depth]} and "
+        f"config.initial_weights: there is no {path}. {recipe}{'d' if recipe else 'D'}ownload {DOWNLOADS[size]} and "
         f"save it as {path}; or start from random weights with --config.initial_weights=''."
     )
+
+
+def _blocks(stage: Mapping[str, Any]) -> list[str]:
+    return [name for name in stage if name.startswith("blocks_")]
+
+
+def is_convnext(stream: Mapping[str, Any]) -> bool:
+    """Whether the parameters of a stream are those of a ConvNeXt."""
+    return "stem_norm" in stream
 
 
 def _without_classifier(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -108,33 +163,52 @@ def _without_classifier(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def _torchvision_name(name: str) -> str:
-    """Torchvision's name of an array of Hugging Face's ResNetForImageClassification or ResNetModel."""
-    name = name.removeprefix("resnet.")
+    """Torchvision's name of an array of Hugging Face's ResNet, ConvNeXt or DINOv3 ConvNeXt, with its head or not."""
+    name = re.sub(r"^(resnet|convnext|model)\.", "", name)
     name = re.sub(r"^embedder\.embedder\.convolution", "conv1", name)
     name = re.sub(r"^embedder\.embedder\.normalization", "bn1", name)
-    block = re.match(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)", name)
-    if not block:
+    name = re.sub(r"^embeddings\.patch_embeddings", "features.0.0", name)
+    name = re.sub(r"^embeddings\.layernorm", "features.0.1", name)
+    stage = re.match(
+        r"(?:encoder\.)?stages\.(\d+)\.(?:(?:downsampling_layer|downsample_layers)|layers)\.(\d+)\.(.+)", name
+    )
+    if not stage:
         return name
-    inside = block[3]
+    index, number, inside = int(stage[1]), stage[2], stage[3]
+    if ".downsampl" in name:
+        return f"features.{2 * index}.{number}.{inside}"
+    part, _, kind = inside.partition(".")
+    if part in CONVNEXT_PARTS:
+        return ".".join([f"features.{2 * index + 1}.{number}.{CONVNEXT_PARTS[part]}", *filter(None, [kind])])
     inside = inside.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
     inside = re.sub(r"^layer\.(\d)\.convolution", lambda match: f"conv{int(match[1]) + 1}", inside)
     inside = re.sub(r"^layer\.(\d)\.normalization", lambda match: f"bn{int(match[1]) + 1}", inside)
-    return f"layer{int(block[1]) + 1}.{block[2]}.{inside}"
+    return f"layer{index + 1}.{number}.{inside}"
 
 
-def _fill_both_streams(
-    state: Mapping[str, np.ndarray], variables: Mapping[str, Any], depth: int | None
-) -> dict[str, Any]:
-    """The variables with a ResNet's weights in both streams. Raises UserError if the ResNet is of another size."""
-    if depth is None:
-        raise UserError("only LBDT with a ResNet of depth 18, 34, 50 or 101 can start from a ResNet's weights.")
+def _fill_both_streams(state: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables with an encoder's weights in both streams. Raises UserError if it is of another kind or size."""
     flat = flatten_dict(dict(variables))
     for stream in ("spatial_stream", "temporal_stream"):
-        rows = list(resnet(stream, depth, "", ["layer1", "layer2", "layer3", "layer4"]))
+        rows = _stream_rows(stream, variables, STEM_OF_CONVNEXT in state)
         shapes = {row.key: row.torch_shape(flat[row.path].shape) if row.path else () for row in rows}
         check(state, shapes, [key for key in shapes if key.endswith(COUNTER)])
         flat |= {row.path: row.from_torch(state[row.key]) for row in rows if row.path}
     return unflatten_dict(flat)
+
+
+def _stream_rows(stream: str, variables: Mapping[str, Any], convnext_given: bool) -> list[Entry]:
+    """The conversion table of a stream. Raises UserError if the model's streams are of another kind."""
+    params = variables["params"][stream]
+    if convnext_given != is_convnext(params):
+        found, needed = ("ConvNeXt", "ResNet") if convnext_given else ("ResNet", "ConvNeXt")
+        raise UserError(f"this is a {found}, but config.model.encoder is a {needed}.")
+    if convnext_given:
+        return list(convnext(stream, [len(_blocks(params[stage])) for stage in ("res2", "res3", "res4", "res5")]))
+    depth, _ = architecture(variables)
+    if depth is None:
+        raise UserError("only LBDT with a ResNet of depth 18, 34, 50 or 101 can start from a ResNet's weights.")
+    return list(resnet(stream, depth, "", ["layer1", "layer2", "layer3", "layer4"]))
 
 
 def _check_same_model(loaded: Mapping[str, Any], variables: Mapping[str, Any], path: Path) -> dict[str, Any]:

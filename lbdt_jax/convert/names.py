@@ -35,7 +35,8 @@ class Entry:
       path: collection and path among the variables; () for arrays that the published code never uses: three modules
         of its decoder, and the counters of batches.
       key: the name in torch's state dict.
-      layout: "conv" (torch OIHW, flax HWIO), "dense" (torch (out, in), flax (in, out)) or "same".
+      layout: "conv" (torch OIHW, flax HWIO), "dense" (torch (out, in), flax (in, out)), "channels" (torch (C, 1, 1),
+        flax (C,)) or "same".
       third: of torch's packed attention projections, which third of the rows: 0 query, 1 key, 2 value.
     """
 
@@ -50,12 +51,16 @@ class Entry:
             value = np.split(value, 3)[self.third]
         if self.layout == "conv":
             return value.transpose(2, 3, 1, 0)
+        if self.layout == "channels":
+            return value[:, 0, 0]
         return value.T if self.layout == "dense" else value
 
     def to_torch(self, value: np.ndarray) -> np.ndarray:
         """Converts a flax array to a torch array, or to a third of a packed one."""
         if self.layout == "conv":
             return value.transpose(3, 2, 0, 1)
+        if self.layout == "channels":
+            return value[:, None, None]
         return value.T if self.layout == "dense" else value
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -63,6 +68,8 @@ class Entry:
         if self.layout == "conv":
             height, width, channels_in, channels_out = shape
             return channels_out, channels_in, height, width
+        if self.layout == "channels":
+            return *shape, 1, 1
         if self.layout == "dense":
             shape = shape[::-1]
         return shape if self.third is None else (3 * shape[0], *shape[1:])
@@ -119,6 +126,29 @@ def resnet(stream: str, depth: int, suffix: str, stages: Iterable[str]) -> Itera
                 yield from conv_norm(f"{key}.conv{conv}", f"{key}.bn{conv}", *path, f"conv{conv}")
             if block == 0 and (stage != "res2" or bottleneck):
                 yield from sequential(f"{key}.downsample", *path, "shortcut")
+
+
+def convolution(key: str, *path: str) -> Iterator[Entry]:
+    """A Conv2d with bias."""
+    yield Entry(("params", *path, "kernel"), f"{key}.weight", "conv")
+    yield Entry(("params", *path, "bias"), f"{key}.bias")
+
+
+def convnext(stream: str, lengths: Iterable[int]) -> Iterator[Entry]:
+    """One stream as a ConvNeXt with that many blocks in its stages, in torchvision's names."""
+    yield from convolution("features.0.0", stream, "stem")
+    yield from layer_norm("features.0.1", stream, "stem_norm")
+    for index, (stage, length) in enumerate(zip(("res2", "res3", "res4", "res5"), lengths, strict=True)):
+        if index:
+            yield from layer_norm(f"features.{2 * index}.0", stream, stage, "downsample_norm")
+            yield from convolution(f"features.{2 * index}.1", stream, stage, "downsample")
+        for block in range(length):
+            key, path = f"features.{2 * index + 1}.{block}", (stream, stage, f"blocks_{block}")
+            yield Entry(("params", *path, "layer_scale"), f"{key}.layer_scale", "channels")
+            yield from convolution(f"{key}.block.0", *path, "depthwise")
+            yield from layer_norm(f"{key}.block.2", *path, "norm")
+            yield from dense(f"{key}.block.3", *path, "expand")
+            yield from dense(f"{key}.block.5", *path, "project")
 
 
 def bridge(key: str, *path: str) -> Iterator[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -211,3 +212,54 @@ def correlate(
 def largest_divisor(size: int, limit: int) -> int:
     """The largest divisor of `size` up to `limit`, at least 1."""
     return max(divisor for divisor in range(1, size + 1) if size % divisor == 0 and divisor <= max(1, limit))
+
+
+def depthwise_convolve(x: Array, kernel: Array, padding: Padding) -> Array:
+    """A convolution at stride 1 of each channel by itself, as a sum of shifted products.
+
+    XLA:CPU compiles it to one loop, which takes a tenth of the time of its grouped convolution.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (h, w, 1, C).
+      padding: ((top, bottom), (left, right)).
+
+    Returns:
+      (B, H', W', C).
+    """
+    return _depthwise(x, kernel, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: Array, kernel: Array, padding: Padding) -> Array:
+    (height, width, *_), (rows, columns) = kernel.shape, output_size(x, kernel, (1, 1), padding)
+    padded = _pad(x, padding)
+    offsets = itertools.product(range(height), range(width))
+    return sum(padded[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i, j in offsets)
+
+
+def _pad(x: Array, padding: Padding) -> Array:
+    """Pads with zeros along H and W; crops where the padding is negative."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(*sides, 0) for sides in ((0, 0), *padding, (0, 0))])
+
+
+def _depthwise_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(x, kernel, padding), (x, kernel)
+
+
+def _depthwise_backward(padding: Padding, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    height, width, *_ = kernel.shape
+    padded = _pad(x, padding)
+
+    def element_gradient(index: Array) -> Array:
+        """The gradient of one element of the kernel, for all channels."""
+        start = (0, index // width, index % width, 0)
+        return jnp.sum(jax.lax.dynamic_slice(padded, start, grad.shape) * grad, axis=(0, 1, 2))
+
+    # A loop: unrolled, it takes longer to compile and no less to run.
+    kernel_grad = jax.lax.map(element_gradient, jnp.arange(height * width)).reshape(kernel.shape)
+    return _depthwise(grad, jnp.flip(kernel, (0, 1)), transposed_padding(kernel, padding)), kernel_grad
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)

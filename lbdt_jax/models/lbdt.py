@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from lbdt_jax.models.decoder import BilateralChannelActivation, Decoder, Head
 from lbdt_jax.models.duplex_transfer import DuplexTransfer
-from lbdt_jax.models.resnet import ResNet, output_channels
+from lbdt_jax.models.image_encoder import make_encoder, output_channels
 from lbdt_jax.models.text_encoder import LSTMTextEncoder, TransformerTextEncoder
 from lbdt_jax.models.transformer import TransformerConfig
 from lbdt_jax.models.types import Array, FramePairFeatures
@@ -33,6 +33,7 @@ class LBDT(nn.Module):
       The others: see `config.model` in configs/base.py.
     """
 
+    encoder: str = "resnet"
     resnet_depth: int = 50
     stream_width: int = 64
     transfer_layers: int = 4
@@ -48,8 +49,9 @@ class LBDT(nn.Module):
 
     def setup(self) -> None:
         shared: dict[str, Any] = {"norm_axis_name": self.norm_axis_name, "dtype": self.dtype}
-        self.spatial_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
-        self.temporal_stream = ResNet(self.resnet_depth, self.stream_width, self.rematerialise, **shared)
+        encoder = (self.encoder, self.resnet_depth, self.stream_width)
+        self.spatial_stream = make_encoder(*encoder, self.rematerialise, **shared)
+        self.temporal_stream = make_encoder(*encoder, self.rematerialise, **shared)
         self.text_encoder: LSTMTextEncoder | TransformerTextEncoder = (
             TransformerTextEncoder(self.transfer_width, self.transformer, self.dropout, self.dtype)
             if self.transformer
@@ -57,7 +59,7 @@ class LBDT(nn.Module):
         )
         if self.transfer_layers:
             transfer = (self.transfer_layers, self.transfer_width, self.attention_heads, self.dropout)
-            *_, res4, res5 = output_channels(self.resnet_depth, self.stream_width)
+            *_, res4, res5 = output_channels(*encoder)
             self.duplex_transfer4 = DuplexTransfer(*transfer, res4, self.rematerialise, **shared)
             self.duplex_transfer5 = DuplexTransfer(*transfer, res5, self.rematerialise, **shared)
         self.spatial_decoder = Decoder(self.decoder_width, **shared)

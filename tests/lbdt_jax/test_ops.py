@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,23 @@ def test_stem_on_accelerators_and_its_gradients(float64: None) -> None:
     # Odd sizes have no blocks of 2x2 pixels.
     odd = ops.plain_convolve(x[:, 1:], kernel, (2, 2), ((3, 3), (3, 3)), None)
     np.testing.assert_allclose(odd, strided(x[:, 1:], kernel), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", [((3, 3), (3, 3)), ((0, 0), (7, 1))])
+def test_depthwise_convolution_and_its_gradients(padding: Any, float64: None) -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = jnp.asarray(rng.standard_normal((2, 9, 8, 5))), jnp.asarray(rng.standard_normal((7, 7, 1, 5)))
+    options: dict[str, Any] = {"feature_group_count": 5}
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=DIMENSION_NUMBERS, **options)
+
+    y, vjp = jax.vjp(plain, x, kernel)
+    ours, our_vjp = jax.vjp(lambda x, kernel: ops.convolve(x, kernel, (1, 1), padding, **options), x, kernel)
+    grad = jnp.asarray(rng.standard_normal(y.shape))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), (ours, our_vjp(grad)), (y, vjp(grad))
+    )
 
 
 def test_per_head_matmul() -> None:

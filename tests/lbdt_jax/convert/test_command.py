@@ -37,7 +37,7 @@ from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_unused, save_weights
 from lbdt_jax.convert.__main__ import main
 from lbdt_jax.convert.files import read_torch
-from lbdt_jax.convert.initial import CLASSIFIER, load_initial_weights, load_resnet
+from lbdt_jax.convert.initial import CLASSIFIER, load_image_encoder, load_initial_weights
 from lbdt_jax.convert.names import from_torch, resnet, shapes
 from lbdt_jax.parallel import make_mesh, replicate
 from lbdt_jax.step import make_model
@@ -473,7 +473,7 @@ def test_imagenet_weights_fill_both_streams(depth: int, tmp_path: Path) -> None:
     repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False)
     for path in (repository, repository / "model.safetensors"):
         assert_both_streams_hold(load_initial_weights(constant_variables(depth), path), state, depth)
-    assert load_resnet(repository).keys() == state.keys() - set(CLASSIFIER)
+    assert load_image_encoder(repository).keys() == state.keys() - set(CLASSIFIER)
 
 
 def test_names_are_those_of_microsoft_resnet_50() -> None:
@@ -532,7 +532,7 @@ def one_array(shape: list[Any], dtype: str = "F32", end: int = 4) -> dict[str, A
 def test_impossible_headers(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="x.safetensors is broken, or not a .safetensors file"):
-        load_resnet(tmp_path / "x.safetensors")
+        load_image_encoder(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("content", ["[]", "[" * 100_000, "null", "", " " * (9 << 20), os.mkfifo])
@@ -541,7 +541,7 @@ def test_a_broken_config_of_a_resnet(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     content(path) if callable(content) else path.write_text(content)
     with pytest.raises(UserError, match="config.json is not the config.json of a Hugging Face repository"):
-        load_resnet(tmp_path)
+        load_image_encoder(tmp_path)
 
 
 def test_the_message_for_a_missing_file_says_what_to_download(variables) -> None:
