@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 2  # the newest ones; those with a validation score before those without
 
     # -- training: validation on the way, and the best checkpoint
-    # At most one of these two is above 0; the last step is validated, too. configs/a2d.py: every epoch, as published [R].
+    # At most one of these two is above 0; the last step is validated, too. Published: every epoch [R], as in a2d.py.
     config.validation_every_epochs = 0.0
     config.validation_every_steps = 0
     config.validation_split = ""  # "" for config.evaluation_split

@@ -21,7 +21,8 @@ from input_pipeline.pipeline import steps_per_epoch, training_batches
 from input_pipeline.prepare import prepare
 from input_pipeline.report import load_report
 from input_pipeline.text.encoders import SentenceEncoder
-from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
+from lbdt_jax.checkpoint_folder import has_checkpoint
 from lbdt_jax.config import INT32_MAX, check_config
 from lbdt_jax.convert.initial import load_initial_weights
 from lbdt_jax.evaluate import check_evaluation_data, with_precomputed_features
