@@ -26,6 +26,7 @@ def finished_steps(folder: Path) -> list[int]:
 
 
 def is_step(name: str) -> bool:
+    """Whether a name is that of a finished checkpoint's folder: a number without leading zeros."""
     return re.fullmatch(r"0|[1-9]\d{0,8}", name, re.ASCII) is not None  # below 2**31
 
 

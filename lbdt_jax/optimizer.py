@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from lbdt_jax.models.types import Array
 
 
-def count_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+def training_steps(config: ConfigDict, steps_per_epoch: int) -> int:
     """The number of steps of the whole training."""
     return round(config.epochs * steps_per_epoch)
 
@@ -26,7 +26,7 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
     1608.03983, equation 5 without restarts).
     """
     if config.learning_rate_schedule == "cosine":
-        falling_steps = max(1, count_steps(config, steps_per_epoch) - config.warmup_steps)
+        falling_steps = max(1, training_steps(config, steps_per_epoch) - config.warmup_steps)
         cosine = optax.cosine_decay_schedule(config.learning_rate, falling_steps)
 
         def rate_without_warmup(step: Array) -> Array:
