@@ -30,6 +30,9 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config = base.get_config()
     config.model.transfer_layers = LAYERS[model]
     config.published = tuple(("paper", *row) for row in zip(MEASURES, PUBLISHED[model], strict=True))
+    # Validated on "test" after every epoch, and the checkpoints of the last six epochs kept [R]
+    config.validation_every_epochs = 1.0
+    config.keep_checkpoints = 6
     # ImageNet weights (IMAGENET1K_V1): https://download.pytorch.org/models/resnet50-0676ba61.pth [R]
     config.initial_weights = "data/resnet50.pth"
     return config

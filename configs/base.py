@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     config.focal_gamma = 2.0  # how little pixels weigh that are right already, in the focal loss (arXiv 1708.02002)
 
     # -- evaluation
-    config.checkpoint = ""  # folder to evaluate; "" for the newest checkpoint in WORKDIR
+    config.checkpoint = ""  # to evaluate: its folder, DIR/best, or DIR or "" for the newest one in DIR or in WORKDIR
     config.evaluation_split = "test"
     config.evaluation_frames = 8  # frame pairs encoded at once on each device
     config.evaluation_sentences = 16  # sentences segmented at once on each device
