@@ -76,6 +76,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     )
     split, folder = config.evaluation_split, workdir / "evaluation"
     name = f"{config.dataset}-{split}"
+    folder.mkdir(parents=True, exist_ok=True)
     selector = SampleSelector(config.contact_sheet_samples, config.seed, jax.process_index())
     with tqdm(desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress:
         scorer, scores = score_split(predictor, config, split, sentence_encoder, folder / name, progress, selector.add)
@@ -127,7 +128,6 @@ def score_split(
     """
     scorer_class, examples, samples = share_of_this_process(config, split, sentence_encoder)
     progress.reset(samples)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with scorer_class(path, load_report(config.data_dir, config.dataset)["layout"]) as scorer:
         for example, logits in predictor.segment(examples, model_inputs):
             for index, (prediction, iou) in enumerate(scorer.add(example, logits)):

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 256 * 2**20
 #: Frame pairs among which `check_validation_data` looks for one with ground truth.
 FIRST_FRAME_PAIRS = 100
-#: Measures in the plot; those that a dataset has.
-PLOTTED = ("mean_iou", "overall_iou", "mean_precision", "coco_map", "j_and_f")
+#: Measures in the plot, those that a dataset has; and the panel of the groups of sentences.
+PLOTTED, GROUPS = ("mean_iou", "overall_iou", "mean_precision", "coco_map", "j_and_f"), "standard: mean_iou, by group"
 
 #: An element of validation.json.
 Entry = dict[str, Any]
@@ -269,22 +269,20 @@ def plot(history: Sequence[Entry], best_step: int | None, path: Path) -> None:
     for entry in history:
         rows = [(p, m, value) for p, m, value in _flat_scores(entry["scores"]) if m in PLOTTED]
         for group, scores in entry["scores"]["groups"].items():
-            rows += [("mean IoU of groups", group, v) for p, m, v in _flat_scores(scores) if (p, m) == GROUP_MEASURE]
+            rows += [(GROUPS, group, value) for p, m, value in _flat_scores(scores) if f"{p}: {m}" in GROUPS]
         for panel, name, value in rows:
             epochs, values = curves.setdefault(panel, {}).setdefault(name, ([], []))
             epochs.append(entry["epoch"])
             values.append(value)
     best_epoch = next((entry["epoch"] for entry in history if entry["step"] == best_step), None)
     figure = Figure(figsize=(5.5 * len(curves), 4.5), layout="constrained")
-    figure.suptitle(f"Validation on {history[-1]['split']}, {history[-1]['weights']} weights", x=0.02, ha="left")
+    figure.suptitle(
+        f"Validation on split {history[-1]['split']!r}, {history[-1]['weights']} weights", x=0.02, ha="left"
+    )
     for axes, (panel, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         _plot_panel(axes, panel, lines, best_epoch)
     with atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=100)
-
-
-#: Protocol and measure of the groups in the plot.
-GROUP_MEASURE = ("standard", "mean_iou")
 
 
 def _plot_panel(
