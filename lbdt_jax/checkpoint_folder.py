@@ -63,10 +63,9 @@ def read_best(folder: Path) -> int | None:
 
 def find_checkpoint(path: Path) -> Path:
     """The folder of the checkpoint at `path` (see `load_checkpoint`). Raises CheckpointError if there is none."""
+    path = resolve_best(path)
     if is_step(path.name) and path.is_dir() and not (path / "checkpoints").is_dir():
         return path.absolute()
-    if path.name == BEST and not path.exists():
-        return _find_best(path.parent)
     for folder in (path / "checkpoints", path):
         steps = finished_steps(folder)
         if steps:
@@ -74,8 +73,15 @@ def find_checkpoint(path: Path) -> Path:
     raise CheckpointError(f"No checkpoint in {path}. Train first, or pass a folder that holds one.")
 
 
-def _find_best(path: Path) -> Path:
-    """The folder of the best checkpoint in WORKDIR or WORKDIR/checkpoints."""
+def resolve_best(path: Path) -> Path:
+    """The folder of the best checkpoint for WORKDIR/best and WORKDIR/checkpoints/best; any other path as it is.
+
+    Raises:
+      CheckpointError: there is no best checkpoint.
+    """
+    if path.name != BEST or path.exists():
+        return path
+    path = path.parent
     for folder in (path / "checkpoints", path):
         step = read_best(folder)
         if step is None:
