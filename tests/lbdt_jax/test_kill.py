@@ -10,6 +10,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from runs import OPTIMIZED, finish, logged, start, write_config
 
 from lbdt_jax.checkpoint import load_checkpoint
+from lbdt_jax.validation import load_history
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +83,55 @@ def test_killed_at_twenty_random_times(config: Path, uninterrupted: Path) -> Non
         assert expected.step == resumed.step == STEPS
         jax.tree.map(np.testing.assert_array_equal, expected.variables, resumed.variables)
         assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(STEPS - 10), str(STEPS)}
+
+
+def kill_in_validation(number: int, *command: Any) -> None:
+    """Starts the command and kills it in the given one of its validations, counted from 1."""
+    process = start(*command, **OPTIMIZED)
+    assert process.stderr is not None
+    output = ""
+    while output.count("validate moving_shapes validation: 0") < number:
+        output += (character := process.stderr.read(1))
+        assert character, output[-3000:]
+    process.kill()
+    finish(process, status=-signal.SIGKILL)
+
+
+def test_killed_in_validations(config: Path, uninterrupted: Path) -> None:
+    workdir = config.parent / "killed_in_validations"
+    command = config, workdir, "--config.validation_every_steps=40", "--config.keep_checkpoints=1"
+    for number, step, validated in ((1, 40, []), (1, 40, []), (2, 80, [40])):
+        kill_in_validation(number, *command)
+        assert newest_step(workdir) <= step  # it was being saved, or was saved already
+        assert [entry["step"] for entry in load_history(workdir / "validation.json")] == validated
+    finish(start(*command, **OPTIMIZED))
+    jax.tree.map(
+        np.testing.assert_array_equal, load_checkpoint(uninterrupted).variables, load_checkpoint(workdir).variables
+    )
+    history = load_history(workdir / "validation.json")
+    scores = {entry["step"]: entry["scores"]["paper"]["mean_iou"] for entry in history}
+    assert list(scores) == [40, 80, 120] == [*logged(workdir, "validation/paper/mean_iou")]
+    best = load_checkpoint(workdir / "best").step
+    assert best == max(scores, key=lambda step: (scores[step], -step))
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(best), "120", "best.json"}
+
+
+def test_sigterm_in_a_validation_ends_with_143(config: Path, uninterrupted: Path) -> None:
+    workdir = config.parent / "stopped_in_validation"
+    command = config, workdir, "--config.validation_every_steps=40"
+    process = start(*command, **OPTIMIZED)
+    assert process.stderr is not None
+    output = ""
+    while "validate moving_shapes validation: 0" not in output:
+        output += process.stderr.read(1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = finish(process, status=143)
+    assert "Stopped by SIGTERM in the validation after step 40, which is saved" in errors
+    finish(start(*command, **OPTIMIZED))
+    assert [entry["step"] for entry in load_history(workdir / "validation.json")] == [40, 80, 120]
+    jax.tree.map(
+        np.testing.assert_array_equal, load_checkpoint(uninterrupted).variables, load_checkpoint(workdir).variables
+    )
 
 
 def test_sigterm_saves_and_ends_with_143(config: Path, uninterrupted: Path) -> None:
