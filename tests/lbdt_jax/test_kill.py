@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import random
 import shutil
 import signal
@@ -114,6 +115,11 @@ def test_killed_in_validations(config: Path, uninterrupted: Path) -> None:
     best = load_checkpoint(workdir / "best").step
     assert best == max(scores, key=lambda step: (scores[step], -step))
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(best), "120", "best.json"}
+    finish(start(*command, "--mode=evaluate", f"--config.checkpoint={workdir}/best", **OPTIMIZED))
+    evaluated = json.loads((workdir / "evaluation" / "moving_shapes-validation.json").read_text())
+    assert evaluated["checkpoint_step"] == best
+    (entry,) = (entry for entry in history if entry["step"] == best)
+    assert {name: evaluated[name] for name in ("samples", "paper", "standard", "groups")} == entry["scores"]
 
 
 def test_sigterm_in_a_validation_ends_with_143(config: Path, uninterrupted: Path) -> None:
