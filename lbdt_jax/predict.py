@@ -340,9 +340,10 @@ def describe_model(checkpoint: Checkpoint) -> str:
     """One line about a model, and for the one in the package another line on what it can segment."""
     config = checkpoint.config
     text_encoder = "" if config.text_encoder == "glove_lstm" else f" and the text encoder {config.text_encoder}"
+    average = "; moving average of the weights" if checkpoint.weights == "ema" else ""
     description = (
         f"Model: LBDT-{config.model.transfer_layers} with ResNet-{config.model.resnet_depth}{text_encoder} of "
-        f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}."
+        f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}{average}."
     )
     if checkpoint.path.is_relative_to(lbdt_jax.DEFAULT_CHECKPOINT):
         description += (

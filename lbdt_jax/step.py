@@ -202,7 +202,7 @@ def make_train_step(
         grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), DATA_AXIS)
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state, params)
         params, step = optax.apply_updates(params, updates), state.step + 1
-        ema = update_ema(state.ema, params, batch_stats, step, config.ema_decay) if config.ema_decay else {}
+        ema = update_ema(state.ema, params, batch_stats, step, config.ema_decay) if state.ema else {}
         metrics["gradient_norm"] = optax.tree.norm(grads)  # before they are clipped
         return TrainState(step, merge_params(params, frozen), batch_stats, optimizer_state, ema), metrics
 
