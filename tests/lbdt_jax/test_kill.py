@@ -86,25 +86,27 @@ def test_killed_at_twenty_random_times(config: Path, uninterrupted: Path) -> Non
         assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(STEPS - 10), str(STEPS)}
 
 
-def kill_in_validation(number: int, *command: Any) -> None:
-    """Starts the command and kills it in the given one of its validations, counted from 1."""
+def end_in_validation(signal_number: signal.Signals, number: int, *command: Any) -> str:
+    """Starts the command, and sends it a signal in the given one of its validations, counted from 1. Returns stderr."""
     process = start(*command, **OPTIMIZED)
     assert process.stderr is not None
     output = ""
     while output.count("validate moving_shapes validation: 0") < number:
         output += (character := process.stderr.read(1))
         assert character, output[-3000:]
-    process.kill()
-    finish(process, status=-signal.SIGKILL)
+    process.send_signal(signal_number)
+    return finish(process, status=143 if signal_number == signal.SIGTERM else -signal_number)[1]
 
 
-def test_killed_in_validations(config: Path, uninterrupted: Path) -> None:
-    workdir = config.parent / "killed_in_validations"
+def test_a_run_that_ends_in_validations(config: Path, uninterrupted: Path) -> None:
+    workdir = config.parent / "validated"
     command = config, workdir, "--config.validation_every_steps=40", "--config.keep_checkpoints=1"
-    for number, step, validated in ((1, 40, []), (1, 40, []), (2, 80, [40])):
-        kill_in_validation(number, *command)
-        assert newest_step(workdir) <= step  # it was being saved, or was saved already
-        assert [entry["step"] for entry in load_history(workdir / "validation.json")] == validated
+    end_in_validation(signal.SIGKILL, 1, *command)
+    assert newest_step(workdir) <= 40  # it was being saved, or was saved already
+    assert not load_history(workdir / "validation.json")
+    errors = end_in_validation(signal.SIGTERM, 2, *command)
+    assert "Stopped by SIGTERM in the validation after step 80, which is saved" in errors
+    assert [entry["step"] for entry in load_history(workdir / "validation.json")] == [40]
     finish(start(*command, **OPTIMIZED))
     jax.tree.map(
         np.testing.assert_array_equal, load_checkpoint(uninterrupted).variables, load_checkpoint(workdir).variables
@@ -120,24 +122,6 @@ def test_killed_in_validations(config: Path, uninterrupted: Path) -> None:
     assert evaluated["checkpoint_step"] == best
     (entry,) = (entry for entry in history if entry["step"] == best)
     assert {name: evaluated[name] for name in ("samples", "paper", "standard", "groups")} == entry["scores"]
-
-
-def test_sigterm_in_a_validation_ends_with_143(config: Path, uninterrupted: Path) -> None:
-    workdir = config.parent / "stopped_in_validation"
-    command = config, workdir, "--config.validation_every_steps=40"
-    process = start(*command, **OPTIMIZED)
-    assert process.stderr is not None
-    output = ""
-    while "validate moving_shapes validation: 0" not in output:
-        output += process.stderr.read(1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = finish(process, status=143)
-    assert "Stopped by SIGTERM in the validation after step 40, which is saved" in errors
-    finish(start(*command, **OPTIMIZED))
-    assert [entry["step"] for entry in load_history(workdir / "validation.json")] == [40, 80, 120]
-    jax.tree.map(
-        np.testing.assert_array_equal, load_checkpoint(uninterrupted).variables, load_checkpoint(workdir).variables
-    )
 
 
 def test_sigterm_saves_and_ends_with_143(config: Path, uninterrupted: Path) -> None:
