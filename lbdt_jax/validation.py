@@ -183,7 +183,7 @@ class Validation:
     def print_cost(self) -> None:
         """Prints how much time the validations took."""
         if self._seconds:
-            tqdm.write(f"{len(self._seconds)} validations took {sum(self._seconds):.0f} s.")
+            tqdm.write(f"Validations: {len(self._seconds)}, which took {sum(self._seconds):.0f} s in all.")
 
     def _record(self, step: int, seconds: float, scores: dict[str, Any]) -> None:
         """Writes the scores to TensorBoard, validation.json and validation.png, and prints some of them."""
@@ -239,13 +239,14 @@ def load_history(path: Path) -> list[Entry]:
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
-    numbers = [entry.get(name) for name in ("step", "epoch", "seconds")]
+    numbers, scores = [entry.get(name) for name in ("step", "epoch", "seconds")], entry.get("scores")
+    groups = scores.get("groups") if isinstance(scores, dict) else None
     return (
-        all(isinstance(value, (int, float)) and np.isfinite(value) for value in numbers)
+        all(isinstance(value, (int, float)) and 0 <= value < 2**31 for value in numbers)
         and isinstance(entry["step"], int)
         and all(isinstance(entry.get(name), str) for name in ("split", "weights"))
-        and isinstance(entry.get("scores"), dict)
-        and isinstance(entry["scores"].get("groups"), dict)
+        and isinstance(groups, dict)
+        and all(isinstance(group, dict) for group in groups.values())
     )
 
 
@@ -274,6 +275,8 @@ def plot(history: Sequence[Entry], best_step: int | None, path: Path) -> None:
             epochs, values = curves.setdefault(panel, {}).setdefault(name, ([], []))
             epochs.append(entry["epoch"])
             values.append(value)
+    if not curves:
+        return
     best_epoch = next((entry["epoch"] for entry in history if entry["step"] == best_step), None)
     figure = Figure(figsize=(5.5 * len(curves), 4.5), layout="constrained")
     figure.suptitle(

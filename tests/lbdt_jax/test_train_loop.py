@@ -143,7 +143,7 @@ def test_curves_and_the_best_checkpoint(
     assert (tmp_path / "validation.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "Validation after step 10: paper/mean_iou 0.6000, standard/mean_iou 0.3000, standard/j_and_f 0.25" in printed
-    assert "; best: step 6, 0.7000; " in printed and "2 validations took 0 s" in printed
+    assert "; best: step 6, 0.7000; " in printed and "Validations: 2, which took 0 s in all." in printed
 
     train_module.train(config, tmp_path)  # there is nothing left to do
     config.best_measure = "standard/j_and_f"
@@ -156,8 +156,19 @@ def test_curves_and_the_best_checkpoint(
     assert steps_on_disk(tmp_path) == {"10", "best.json"}
     assert [e["split"] for e in json.loads((tmp_path / "validation.json").read_text())] == ["test"] * 4 + ["validation"]
 
-    (tmp_path / "validation.json").write_text('[{"step": "../.."}]')
-    with pytest.raises(UserError, match="validation.json is broken: it is no list of validations. Move it away"):
+    whole = json.loads((tmp_path / "validation.json").read_text())[0]
+    changes = (
+        {"step": "../.."},
+        {"seconds": float("nan")},
+        {"epoch": 10**400},
+        {"split": 5},
+        {"scores": {"groups": [1]}},
+    )
+    for broken in (5, [5], *([whole | change] for change in changes)):
+        (tmp_path / "validation.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="validation.json is broken: it is no list of validations. Move it away"):
+            validation_module.load_history(tmp_path / "validation.json")
+    with pytest.raises(UserError, match="validation.json is broken"):
         train_module.train(config, tmp_path)
     (tmp_path / "checkpoints" / "best.json").write_text('{"step": "../10"}')
     for read in (lambda: find_checkpoint(tmp_path / "best"), lambda: train_module.train(config, tmp_path)):
