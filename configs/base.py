@@ -87,10 +87,32 @@ def get_config() -> ConfigDict:
     config.picture_every_steps = 500  # predictions, to WORKDIR/pictures and TensorBoard
     config.checkpoint_every_steps = 500
     config.checkpoint_every_minutes = 10.0  # additionally, checked whenever metrics are logged; 0.0 to turn off
-    config.keep_checkpoints = 2  # the newest ones
+    config.keep_checkpoints = 2  # the newest ones; those with a validation score before those without
+
+    # -- training: validation on the way, and the best checkpoint
+    # At most one of these two is above 0; the last step is validated, too. Published: every epoch [R], as in a2d.py.
+    config.validation_every_epochs = 0.0
+    config.validation_every_steps = 0
+    config.validation_split = ""  # "" for config.evaluation_split
+    # The checkpoint that is best by this measure, PROTOCOL/MEASURE as in the json of an evaluation, is kept beside the
+    # newest ones; "" for none.
+    config.best_measure = "paper/mean_iou"
+
+    # -- training: options beyond the published recipe, off by default
+    # Of the exponential moving average of the weights, such as 0.999 (MDETR, arXiv 2104.12763); 0.0 for none.
+    config.ema_decay = 0.0
+    # Which weights are validated, evaluated, predicted with and exported: "trained", "ema" for their average, or "" for
+    # the average where there is one.
+    config.evaluated_weights = ""
+    config.clip_gradient_norm = 0.0  # largest norm of all gradients together (ReferFormer: 0.1); 0.0 for no limit
+    # "drops", or "cosine" for a half cosine that ends at 0 (arXiv 1608.03983) and does not use learning_rate_drops.
+    config.learning_rate_schedule = "drops"
+    config.focal_weight = 0.0  # of the focal loss (MTTR: 2, beside 5 for dice and 0 for the cross-entropy)
+    config.focal_alpha = 0.25  # weight of object pixels in the focal loss; others weigh 1 - alpha (arXiv 1708.02002)
+    config.focal_gamma = 2.0  # how little pixels weigh that are right already, in the focal loss (arXiv 1708.02002)
 
     # -- evaluation
-    config.checkpoint = ""  # folder to evaluate; "" for the newest checkpoint in WORKDIR
+    config.checkpoint = ""  # to evaluate: its folder, DIR/best, or DIR or "" for the newest one in DIR or in WORKDIR
     config.evaluation_split = "test"
     config.evaluation_frames = 8  # frame pairs encoded at once on each device
     config.evaluation_sentences = 16  # sentences segmented at once on each device

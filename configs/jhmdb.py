@@ -30,5 +30,7 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config.dataset = "jhmdb_sentences"
     config.frame_interval = 5
     config.evaluation_split = "test"
+    config.validation_every_epochs = 0.0  # there is no training
+    config.keep_checkpoints = 2
     config.published = tuple(("paper", *row) for row in zip(a2d.MEASURES, PUBLISHED[model], strict=True))
     return config

@@ -30,6 +30,8 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config.frame_rate = 24.0
     config.initial_weights = f"runs/refer_youtube_vos{'' if model == 'lbdt4' else f'-{model}'}"
     config.evaluation_split = "val"
+    config.validation_every_epochs = 0.0  # two short epochs
+    config.keep_checkpoints = 2
     config.published = tuple(("standard", *row) for row in PUBLISHED) if model == "lbdt4" else ()
     config.epochs = 2.0
     config.learning_rate = 1e-5

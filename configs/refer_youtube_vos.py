@@ -25,6 +25,8 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config.dataset = "refer_youtube_vos"
     config.frame_interval = 5  # only every fifth frame has a file [R]
     config.evaluation_split = "valid"
+    config.validation_every_epochs = 0.0  # the masks of "valid" are not public
+    config.keep_checkpoints = 2
     config.published = tuple(("paper", *row) for row in PUBLISHED) if model == "lbdt4" else ()
     config.shuffle_buffer = 1024  # a sample takes about 300 kB
     return config

@@ -31,8 +31,8 @@ def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") ->
     """Loads a trained or converted model.
 
     Args:
-      checkpoint: a checkpoint's folder, or WORKDIR for the newest one in it. The default is a small model of colored
-        shapes, which knows nothing else. A leading ~ is the home folder, here and in word_vectors.
+      checkpoint: a checkpoint's folder, WORKDIR for the newest one in it, WORKDIR/best for the best. The default is a
+        small model of colored shapes, which knows nothing else. A leading ~ is the home folder, as in word_vectors.
       word_vectors: where to look up words that the checkpoint has no vectors of: a GloVe text file or a package's name.
         "" tries the word vectors of the training, and does without if they are not there. A model with a transformer as
         text encoder uses none.

@@ -2,6 +2,8 @@
 
 A folder WORKDIR/checkpoints/<step> holds the model's variables, the optimizer's state, the configuration and what
 encodes sentences: the dataset's words with their vectors, or a transformer's tokenizer. Prediction needs nothing else.
+With config.ema_decay it also holds the moving average of the variables. checkpoints/best.json names the step of the
+best checkpoint.
 orbax writes arrays and json, no pickles. Since it doesn't notice corrupted bytes, the files are compared with their
 checksums before they are read. A folder has a bare step as its name only once all its files and their checksums are
 written. What a checkpoint declares is compared with what is expected before memory is taken for it.
@@ -20,7 +22,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
@@ -46,7 +49,16 @@ from lbdt_jax.checkpoint_checks import (
     misfit_message,
     shapes,
 )
+from lbdt_jax.checkpoint_folder import (
+    BEST_FILE,
+    find_checkpoint,
+    finished_steps,
+    read_best,
+    remove_unfinished,
+    steps_to_keep,
+)
 from lbdt_jax.checksums import find_corruption, write_checksums
+from lbdt_jax.cli import write_json
 from lbdt_jax.config import with_defaults
 from lbdt_jax.parallel import is_first_process, put_on_devices
 from lbdt_jax.step import TrainState
@@ -63,6 +75,7 @@ class Checkpoint:
 
     Attributes:
       variables: {"params", "batch_stats"}, float32, on the first device.
+      weights: "ema" if they are the moving average, "trained" if they are as the optimizer left them.
       config: the configuration of the training run.
       sentence_encoder: the word vectors of the dataset's words, or the transformer's tokenizer.
       step: number of training steps taken.
@@ -74,27 +87,33 @@ class Checkpoint:
     sentence_encoder: SentenceEncoder
     step: int
     path: Path
+    weights: str = "trained"
 
 
 # -- Training: save, restore
 
 
 class CheckpointWriter:
-    """Writes checkpoints in the background during training and keeps the newest ones; a context manager.
+    """Writes checkpoints in the background during training; a context manager.
 
-    All processes of a run make the same calls; the first one writes.
+    The newest ones are kept, see `steps_to_keep`, and the best one that `mark_validated` has named, in this run or
+    before. All processes of a run make the same calls; the first one writes.
 
     Args:
       folder: WORKDIR/checkpoints; created if missing.
-      keep: how many checkpoints to keep.
+      keep: how many checkpoints to keep beside the best one.
+
+    Raises:
+      CheckpointError: checkpoints/best.json is broken.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder.absolute(), keep
+        self._best, self._validated = read_best(self._folder), frozenset[int]()
         if is_first_process():
             self._folder.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished(self._folder)
-        self._newest = max(_steps(self._folder), default=None)
+            remove_unfinished(self._folder)
+        self._newest = max(finished_steps(self._folder), default=None)
         self._executor = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -128,6 +147,7 @@ class CheckpointWriter:
                 {
                     "variables": state.variables,
                     "optimizer_state": state.optimizer_state,
+                    **({"ema": state.ema} if state.ema else {}),
                     **put_on_devices(_text_arrays(sentence_encoder), state.step.sharding),
                 },
                 custom_metadata=_metadata(config, sentence_encoder),
@@ -140,7 +160,7 @@ class CheckpointWriter:
                 if is_first_process():
                     write_checksums(unfinished)
                     unfinished.rename(folder)
-                    self._delete_oldest()
+                    self._delete_others()
                 # The other processes will look for this folder, too.
                 asyncio.run(ocp.multihost.sync_global_processes("lbdt_jax_checkpoint", operation_id=str(step)))
 
@@ -150,6 +170,28 @@ class CheckpointWriter:
         """Raises the CheckpointError of a save that has failed; doesn't wait for a save in progress."""
         if self._pending is not None and self._pending.done():
             self._wait()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the finished checkpoints. Waits for the save in progress."""
+        self._wait()
+        return finished_steps(self._folder)
+
+    def mark_validated(self, steps: Collection[int], best: dict[str, Any] | None) -> None:
+        """Says which checkpoints have a score, and which is the best; deletes those that are no longer to be kept.
+
+        Args:
+          steps: the steps of the checkpoints with a score.
+          best: for best.json: {"step", "measure", "score"}; None for no best checkpoint.
+        """
+        self._wait()
+        self._validated, self._best = frozenset(steps), best["step"] if best else None
+        if is_first_process():
+            if best:
+                write_json(best, self._folder / BEST_FILE)
+            else:
+                (self._folder / BEST_FILE).unlink(missing_ok=True)
+            self._delete_others()
 
     def restore(self, state: TrainState, sentence_encoder: SentenceEncoder | None = None) -> TrainState:
         """The newest saved state, sharded like `state`; `state` itself if there is none.
@@ -177,6 +219,8 @@ class CheckpointWriter:
             except UserError as error:
                 raise CheckpointError(f"{folder}: {error}") from error
         template = {"variables": state.variables, "optimizer_state": state.optimizer_state}
+        if state.ema:
+            template["ema"] = state.ema
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
         restored = _load(folder, stored, abstract)
         return TrainState(
@@ -184,11 +228,13 @@ class CheckpointWriter:
             restored["variables"]["params"],
             restored["variables"]["batch_stats"],
             restored["optimizer_state"],
+            restored.get("ema", {}),
         )
 
-    def _delete_oldest(self) -> None:
-        """Deletes all but the newest checkpoints. One whose deletion was interrupted is none any longer."""
-        for step in sorted(_steps(self._folder))[: -self._keep]:
+    def _delete_others(self) -> None:
+        """Deletes what is not to be kept. A checkpoint whose deletion was interrupted is none any longer."""
+        steps = finished_steps(self._folder)
+        for step in sorted({*steps} - steps_to_keep(steps, self._keep, self._validated) - {self._best}):
             deleted = (self._folder / str(step)).rename(self._folder / f"{step}.deleted")
             shutil.rmtree(deleted, ignore_errors=True)  # what is left is deleted when the run resumes
 
@@ -208,24 +254,6 @@ def _as_checkpoint_error(folder: Path) -> Iterator[None]:
             f"The checkpoint {folder} could not be written: {_root_cause(error)}\n"
             "Earlier checkpoints are intact. Once there is space, the same command resumes from the newest of them."
         ) from error
-
-
-def _steps(folder: Path) -> list[int]:
-    """The steps of the finished checkpoints in a folder: only their folders have bare steps as names."""
-    if not folder.is_dir():
-        return []
-    return [int(entry.name) for entry in folder.iterdir() if _is_step(entry.name) and entry.is_dir()]
-
-
-def _is_step(name: str) -> bool:
-    return re.fullmatch(r"0|[1-9]\d{0,8}", name, re.ASCII) is not None  # below 2**31
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Deletes what is left of saves and deletions that were interrupted, also those of earlier versions."""
-    for entry in folder.iterdir():
-        if re.fullmatch(r"\d+\.(unfinished|deleted|orbax-checkpoint-tmp).*", entry.name):
-            shutil.rmtree(entry, ignore_errors=True)
 
 
 def hide_abandoned_writes() -> None:
@@ -314,20 +342,22 @@ def load_unused(path: str | Path) -> dict[str, np.ndarray]:
 # -- Evaluation and prediction: load
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, weights: str = "") -> Checkpoint:
     """Loads what evaluation and prediction need onto the first device.
 
     Args:
-      path: a checkpoint's folder; or WORKDIR or WORKDIR/checkpoints for its newest checkpoint.
+      path: a checkpoint's folder; WORKDIR or WORKDIR/checkpoints for the newest checkpoint; WORKDIR/best for the best.
+      weights: "trained", or "ema" for their moving average. "" for what the checkpoint's config.evaluated_weights says,
+        by default the average if there is one.
 
     Raises:
-      CheckpointError: there is no checkpoint, or it is broken.
+      CheckpointError: there is no checkpoint, it is broken, or it has no moving average.
     """
     folder = find_checkpoint(Path(path))
     _verify_checksums(folder, ignore="optimizer_state")
     metadata, stored = _read_metadata(folder)
-    variables = {"variables": stored.get("variables", {})}
-    if not by_name(variables):
+    variables = {name: stored[name] for name in ("variables", "ema") if stored.get(name)}
+    if not by_name(variables.get("variables", {})):
         raise CheckpointError(broken_message(folder, "It holds no weights, or the json that describes them is broken."))
     check_declared(folder, variables)
     try:
@@ -352,32 +382,29 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise
     except UserError as error:
         raise CheckpointError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
-    for name, shape in shapes(variables["variables"]).items():
-        if expected.get(name) != shape:
-            raise CheckpointError(misfit_message(folder, name, shape, expected.get(name)))
-    loaded = _load(folder, stored, _on_first_device(variables))["variables"]
+    for part in variables.values():
+        for name, shape in shapes(part).items():
+            if expected.get(name) != shape:
+                raise CheckpointError(misfit_message(folder, name, shape, expected.get(name)))
+    weights = _choose_weights(folder, weights, config, "ema" in variables)
+    if weights == "trained":
+        variables.pop("ema", None)
+    loaded = _load(folder, stored, _on_first_device(variables))
     check_finite(folder, loaded)
-    return Checkpoint(loaded, config, sentence_encoder, int(folder.name), folder)
+    # The average has no frozen transformer.
+    chosen = unflatten_dict(flatten_dict(loaded["variables"]) | flatten_dict(loaded.get("ema", {})))
+    return Checkpoint(chosen, config, sentence_encoder, int(folder.name), folder, weights)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The folder of the checkpoint at `path` (see `load_checkpoint`). Raises CheckpointError if there is none."""
-    if _is_step(path.name) and path.is_dir() and not (path / "checkpoints").is_dir():
-        return path.absolute()
-    for folder in (path / "checkpoints", path):
-        steps = _steps(folder)
-        if steps:
-            return (folder / str(max(steps))).absolute()
-    raise CheckpointError(f"No checkpoint in {path}. Train first, or pass a folder that holds one.")
-
-
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether WORKDIR holds a checkpoint from which training resumes."""
-    try:
-        find_checkpoint(workdir / "checkpoints")
-    except CheckpointError:
-        return False
-    return True
+def _choose_weights(folder: Path, requested: str, config: ConfigDict, has_ema: bool) -> str:
+    """ "trained" or "ema", see `load_checkpoint`. Raises CheckpointError if there is no average to choose."""
+    if requested == "ema" and not has_ema:
+        raise CheckpointError(
+            f"{folder} holds no moving average of the weights: it was trained without config.ema_decay. Leave "
+            "config.evaluated_weights empty."
+        )
+    # Where only weights were kept, they are those that the configuration asked for.
+    return (requested or config.evaluated_weights or "ema") if has_ema else "trained"
 
 
 # -- The content of a checkpoint

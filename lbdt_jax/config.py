@@ -92,7 +92,14 @@ EPOCHS = number(0, 1e5)
 LEARNING_RATE = number(1e-12, 10)
 WEIGHT = number(0, 1e6)
 SCALE = number(0.1, 10)
+FRACTION = Rule("it must be a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
 PROTOCOLS = ("paper", "standard", "per_expression")
+#: Values of config.evaluated_weights.
+WEIGHTS = ("", "trained", "ema")
+
+
+def _is_measure(value: Any) -> bool:
+    return _is_text(value) and (not value or value.partition("/")[0] in PROTOCOLS and bool(value.partition("/")[2]))
 
 
 def _is_published_score(row: Any) -> bool:
@@ -124,7 +131,7 @@ FIELDS: dict[str, Rule] = {
     "model.transfer_layers": integer(0, 64),
     "model.transfer_width": integer(4, 8192),
     "model.attention_heads": integer(1, 1024),
-    "model.dropout": Rule("it must be a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1),
+    "model.dropout": FRACTION,
     "model.decoder_width": integer(1, 4096),
     "model.channel_gates": SWITCH,
     "model.rematerialise": SWITCH,
@@ -167,6 +174,24 @@ FIELDS: dict[str, Rule] = {
     "checkpoint_every_steps": integer(1),
     "checkpoint_every_minutes": number(0, 1e6),
     "keep_checkpoints": integer(1),
+    # validation on the way, and options beyond the published recipe
+    "validation_every_epochs": EPOCHS,
+    "validation_every_steps": integer(0),
+    "validation_split": TEXT,
+    "best_measure": Rule(
+        f'it must be "", or PROTOCOL/MEASURE as in paper/mean_iou, with a protocol of {", ".join(PROTOCOLS)}',
+        _is_measure,
+    ),
+    "ema_decay": FRACTION,
+    "evaluated_weights": Rule(
+        'it must be "trained", "ema", or "" for the average where there is one',
+        lambda value: isinstance(value, str) and value in WEIGHTS,
+    ),
+    "clip_gradient_norm": WEIGHT,
+    "learning_rate_schedule": choice("drops", "cosine"),
+    "focal_weight": WEIGHT,
+    "focal_alpha": number(0, 1),
+    "focal_gamma": number(0, 100),
     "checkpoint": TEXT,
     "evaluation_split": NAME,
     "evaluation_frames": integer(1, 65536),
@@ -323,8 +348,16 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"config.model.transfer_width is {width}; it must be a multiple of 4 and of config.model.attention_heads, "
             f"{heads}."
         )
-    if values["bce_weight"] == values["dice_weight"] == 0:
-        yield "config.bce_weight and config.dice_weight are both 0; one must be above 0, or nothing is learned."
+    if values["bce_weight"] == values["dice_weight"] == values["focal_weight"] == 0:
+        yield (
+            "config.bce_weight and config.dice_weight are both 0, and so is config.focal_weight; one must be above 0, "
+            "or nothing is learned."
+        )
+    if values["validation_every_epochs"] and values["validation_every_steps"]:
+        yield (
+            f"config.validation_every_epochs is {values['validation_every_epochs']} and config.validation_every_steps "
+            f"{values['validation_every_steps']}; set one of them to 0."
+        )
     if values["sentences_per_epoch"] % values["sentences_per_frame"]:
         yield (
             f"config.sentences_per_epoch is {values['sentences_per_epoch']}; it must be 0 or a multiple of "

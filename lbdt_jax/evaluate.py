@@ -6,7 +6,7 @@ import copy
 import heapq
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +60,8 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       The content of the json: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups",
       "without_truth", "notes"}, scores as fractions. "groups" has the samples and scores of each group of sentences
       (Moving Shapes: tiers); "without_truth" counts predictions without public ground truth, which have no scores;
-      "notes" counts, by reason, what is missing or changed in the records. See `lbdt_jax.scoring` for what datasets
-      add. Empty in processes other than the first.
+      "notes" counts, by reason, what is missing or changed in the records; "weights" is "ema" where the moving average
+      of the weights was scored. See `lbdt_jax.scoring` for what datasets add. Empty in processes other than the first.
 
     Raises:
       UserError: a field of the configuration is wrong; the dataset is missing, has no such split or words without
@@ -74,34 +74,70 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
     predictor = BatchedPredictor(
         make_model(config), checkpoint.variables, config.evaluation_frames, config.evaluation_sentences
     )
-    scorer_class, examples, samples = share_of_this_process(config, sentence_encoder)
     split, folder = config.evaluation_split, workdir / "evaluation"
     name = f"{config.dataset}-{split}"
     folder.mkdir(parents=True, exist_ok=True)
     selector = SampleSelector(config.contact_sheet_samples, config.seed, jax.process_index())
-    report = load_report(config.data_dir, config.dataset)
-    with (
-        scorer_class(folder / name, report["layout"]) as scorer,
-        tqdm(total=samples, desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress,
-    ):
-        for example, logits in predictor.segment(examples, model_inputs):
-            for index, (prediction, iou) in enumerate(scorer.add(example, logits)):
-                selector.add(Sample(example, index, prediction, iou))
-                progress.update()
-        states, selectors = zip(*all_gather_object((scorer.state(), selector)), strict=True)
-        if jax.process_index():
-            return {}
-        scorer.merge(states)
-        scores = scorer.compute()
+    with tqdm(desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress:
+        scorer, scores = score_split(predictor, config, split, sentence_encoder, folder / name, progress, selector.add)
+    selectors = all_gather_object(selector)
+    if jax.process_index():
+        return {}
 
     result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **scores}
     result["without_truth"] = scorer.unscored
+    if checkpoint.weights != "trained":
+        result["weights"] = checkpoint.weights
+    report = load_report(config.data_dir, config.dataset)
     notes = [*report["skipped_lines"].items(), *report["splits"][split]["skipped"].items()]
     result["notes"] = {reason: len(locations) for reason, locations in notes}
     write_json(result, folder / f"{name}.json")
     save_contact_sheets(config, checkpoint, sentence_encoder, selector.merge(selectors), folder / name)
     print_result(config, result, scorer, folder / name)
     return result
+
+
+def score_split(
+    predictor: BatchedPredictor,
+    config: ConfigDict,
+    split: str,
+    sentence_encoder: SentenceEncoder,
+    path: Path,
+    progress: tqdm,
+    on_sample: Callable[[Sample], None],
+) -> tuple[Scorer, dict[str, Any]]:
+    """Segments and scores every sample of a split; for evaluation and for validation while training.
+
+    All processes of a run call this and share the samples. If the benchmark's own scorer needs files, the first process
+    handles all samples.
+
+    Args:
+      predictor: the model.
+      config: the dataset, and the preprocessing of the model.
+      split: of config.dataset.
+      sentence_encoder: encodes the sentences as the model expects.
+      path: of the files for the benchmark's own scorer, without suffix.
+      progress: counts the samples of this process.
+      on_sample: called with every sample of this process.
+
+    Returns:
+      The scorer, and its scores, see `Scorer.compute`: of all samples in the first process, empty in the others.
+
+    Raises:
+      UserError: there is no such split, its records are broken, or the model's output is not finite.
+    """
+    scorer_class, examples, samples = share_of_this_process(config, split, sentence_encoder)
+    progress.reset(samples)
+    with scorer_class(path, load_report(config.data_dir, config.dataset)["layout"]) as scorer:
+        for example, logits in predictor.segment(examples, model_inputs):
+            for index, (prediction, iou) in enumerate(scorer.add(example, logits)):
+                on_sample(Sample(example, index, prediction, iou))
+                progress.update()
+        states = all_gather_object(scorer.state())
+        if jax.process_index():
+            return scorer, {}
+        scorer.merge(states)
+        return scorer, scorer.compute()
 
 
 # -- Before the loop
@@ -169,10 +205,10 @@ def with_precomputed_features(
 
 
 def share_of_this_process(
-    config: ConfigDict, sentence_encoder: SentenceEncoder
+    config: ConfigDict, split: str, sentence_encoder: SentenceEncoder
 ) -> tuple[type[Scorer], Iterator[EvaluationExample], int]:
     """The scorer of this process, its examples, and the number of their samples (approximate for several processes)."""
-    split, process_index, process_count = config.evaluation_split, jax.process_index(), jax.process_count()
+    process_index, process_count = jax.process_index(), jax.process_count()
     scorer_class = SCORERS.get(config.dataset, Scorer)
     if scorer_class is Scorer:
         examples = evaluation_examples(config, split, sentence_encoder, process_index, process_count)

@@ -272,7 +272,10 @@ def main() -> None:
         prog="python -m lbdt_jax.export", description="Exports programs that run without lbdt_jax.", allow_abbrev=False
     )
     parser.add_argument(
-        "--checkpoint", required=True, type=path_flag, help="a checkpoint's folder, or WORKDIR for its newest one"
+        "--checkpoint",
+        required=True,
+        type=path_flag,
+        help="a checkpoint's folder, WORKDIR for its newest one or WORKDIR/best for its best one",
     )
     parser.add_argument("--output", required=True, type=path_flag, help="a new folder")
     args = parser.parse_args()

@@ -2,9 +2,10 @@
 
     python -m lbdt_jax.main --config=configs/shapes.py [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE]
 
-Modes: "train", which ends with an evaluation; "evaluate"; and "augmentations", which draws training samples before and
-after augmentation to WORKDIR/augmentations.png. To resume a run that was stopped, give the same command again: it
-continues from the newest checkpoint. With several processes (see launch/), they train and evaluate together.
+Modes: "train", which ends with an evaluation of the newest checkpoint; "evaluate"; and "augmentations", which draws
+training samples before and after augmentation to WORKDIR/augmentations.png. --config.checkpoint=WORKDIR/best evaluates
+the best checkpoint of a training that was validated on the way. To resume a run that was stopped, give the same command
+again: it continues from the newest checkpoint. With several processes (see launch/), they train and evaluate together.
 
 Exit status: 0 on success, 2 for an error that the user must fix, 130 after Ctrl-C, 143 (128 + 15) after SIGTERM, which
 tells a scheduler that the job was interrupted by its signal and should be restarted.
@@ -46,17 +47,22 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
 
         save_augmentations(config, workdir / "augmentations.png")
         return
-    from lbdt_jax.checkpoint import find_checkpoint, load_checkpoint
+    from lbdt_jax.checkpoint import load_checkpoint
+    from lbdt_jax.checkpoint_folder import BEST, find_checkpoint
     from lbdt_jax.evaluate import evaluate
     from lbdt_jax.parallel import exit_on_sigterm
     from lbdt_jax.train import train
 
     if mode == "train":
-        if config.checkpoint:
-            find_checkpoint(Path(config.checkpoint))  # evaluated after training
+        validates = config.validation_every_epochs or config.validation_every_steps
+        own_best = (
+            validates and config.best_measure and Path(config.checkpoint).absolute() == (workdir / BEST).absolute()
+        )
+        if config.checkpoint and not own_best:  # it is evaluated after training
+            find_checkpoint(Path(config.checkpoint))
         train(config, workdir)
     exit_on_sigterm()  # an evaluation has nothing to save
-    evaluate(load_checkpoint(config.checkpoint or workdir), config, workdir)
+    evaluate(load_checkpoint(config.checkpoint or workdir, config.evaluated_weights), config, workdir)
 
 
 def start_jax(config: ConfigDict, workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""AdamW with the published schedule (section 4.1 of the paper; details from the released code)."""
+"""AdamW with the published schedule (section 4.1 of the paper; details from the released code), and options."""
 
 from __future__ import annotations
 
@@ -12,16 +12,35 @@ from ml_collections import ConfigDict
 from lbdt_jax.models.types import Array
 
 
+def training_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+    """The number of steps of the whole training."""
+    return round(config.epochs * steps_per_epoch)
+
+
 def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Learning rate as a function of the step, which counts from 0.
 
-    It rises linearly over the first config.warmup_steps, and halves at each of config.learning_rate_drops (epochs).
+    It rises linearly over the first config.warmup_steps. With config.learning_rate_schedule "drops" it halves at each
+    of config.learning_rate_drops (epochs), as published. With "cosine" it falls after the warm-up to 0 at the end of
+    the training: learning_rate * (1 + cos(pi t)) / 2, where t goes from 0 to 1 (Loshchilov and Hutter, arXiv
+    1608.03983, equation 5 without restarts).
     """
-    steps = (round(epoch * steps_per_epoch) for epoch in config.learning_rate_drops)
-    drops = jnp.asarray([min(step, jnp.iinfo(jnp.int32).max) for step in steps], jnp.int32)
+    if config.learning_rate_schedule == "cosine":
+        falling_steps = max(1, training_steps(config, steps_per_epoch) - config.warmup_steps)
+        cosine = optax.cosine_decay_schedule(config.learning_rate, falling_steps)
+
+        def rate_without_warmup(step: Array) -> Array:
+            return jnp.asarray(cosine(jnp.maximum(step - config.warmup_steps, 0)))
+
+    else:
+        steps = (round(epoch * steps_per_epoch) for epoch in config.learning_rate_drops)
+        drops = jnp.asarray([min(step, jnp.iinfo(jnp.int32).max) for step in steps], jnp.int32)
+
+        def rate_without_warmup(step: Array) -> Array:
+            return config.learning_rate * 0.5 ** jnp.sum(step >= drops)
 
     def schedule(step: Array) -> Array:
-        rate = config.learning_rate * 0.5 ** jnp.sum(step >= drops)
+        rate = rate_without_warmup(step)
         return rate * jnp.minimum(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else rate
 
     return schedule
@@ -30,7 +49,9 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """AdamW with PyTorch's defaults; weight decay applies to all parameters, norms and biases included, as published.
 
-    A fine-tuned transformer follows the same schedule, scaled to the peak config.text_encoder_learning_rate.
+    A fine-tuned transformer follows the same schedule, scaled to the peak config.text_encoder_learning_rate. With
+    config.clip_gradient_norm, gradients of a larger norm are first scaled down to it, all by the same factor (Pascanu
+    et al., arXiv 1211.5063).
 
     optax adds the weight decay to the update before scaling by the learning rate, PyTorch shrinks the parameter first:
     the result is the same.
@@ -38,11 +59,14 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
     adamw = optax.adamw(
         learning_rate_schedule(config, steps_per_epoch), b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
     )
-    if not (config.model.transformer and config.text_encoder_learning_rate):
-        return adamw
-    # The whole update of AdamW, weight decay included, is proportional to the learning rate.
-    ratio = config.text_encoder_learning_rate / config.learning_rate
-    return optax.chain(adamw, optax.masked(optax.scale(ratio), _in_transformer))
+    parts = [adamw]
+    if config.clip_gradient_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_gradient_norm))
+    if config.model.transformer and config.text_encoder_learning_rate:
+        # The whole update of AdamW, weight decay included, is proportional to the learning rate.
+        ratio = config.text_encoder_learning_rate / config.learning_rate
+        parts.append(optax.masked(optax.scale(ratio), _in_transformer))
+    return optax.chain(*parts) if len(parts) > 1 else adamw
 
 
 def _in_transformer(params: Any) -> Any:

@@ -144,6 +144,11 @@ class StopRequest:
     def _handle(self, signal_number: int, frame: FrameType | None) -> None:
         self._received = True
 
+    @property
+    def received(self) -> bool:
+        """Whether SIGTERM has arrived. With several processes always False: they can only stop after a step."""
+        return self._received
+
     def should_stop(self, step: int) -> bool:
         """Whether to stop after this step, the same in all processes. Must be called after every step."""
         return self._received if self._single_process else multihost_utils.reached_preemption_sync_point(step)

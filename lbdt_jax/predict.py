@@ -341,9 +341,10 @@ def describe_model(checkpoint: Checkpoint) -> str:
     """One line about a model, and for the one in the package another line on what it can segment."""
     config = checkpoint.config
     text_encoder = "" if config.text_encoder == "glove_lstm" else f" and the text encoder {config.text_encoder}"
+    average = "; moving average of the weights" if checkpoint.weights == "ema" else ""
     description = (
         f"Model: LBDT-{config.model.transfer_layers} with {encoder_name(config.model)}{text_encoder} of "
-        f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}."
+        f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}{average}."
     )
     if checkpoint.path.is_relative_to(lbdt_jax.DEFAULT_CHECKPOINT):
         description += (
@@ -362,7 +363,8 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         default=lbdt_jax.DEFAULT_CHECKPOINT,
-        help="a checkpoint's folder, or WORKDIR for its newest one (default: a small model of colored shapes)",
+        help="a checkpoint's folder, WORKDIR for its newest one or WORKDIR/best for its best one (default: a small "
+        "model of colored shapes)",
     )
     add("--video", required=True, type=path_flag, help="a clip, or a folder of images")
     add("--text", required=True, type=sentence, action="append", help="a sentence; may be given several times")

@@ -42,12 +42,15 @@ class TrainState:
       params: float32 parameters.
       batch_stats: running mean and variance of every BatchNorm, float32.
       optimizer_state: AdamW's moments of the trainable parameters.
+      ema: with config.ema_decay, the moving average of {"params", "batch_stats"}, float32; a frozen transformer, which
+        does not change, is not part of it. Else empty.
     """
 
     step: Array
     params: Variables
     batch_stats: Variables
     optimizer_state: optax.OptState
+    ema: Variables = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -91,12 +94,35 @@ def initial_variables(model: LBDT, config: ConfigDict, word_vector_size: int) ->
 
 
 def initial_state(
-    variables: dict[str, Any], optimizer: optax.GradientTransformation, frozen: bool = False
+    variables: dict[str, Any], optimizer: optax.GradientTransformation, frozen: bool = False, ema: bool = False
 ) -> TrainState:
-    """The state before the first step; `frozen` as for `split_params`."""
-    params = variables["params"]
+    """The state before the first step; `frozen` as for `split_params`, `ema` for a state with a moving average."""
+    params, batch_stats = variables["params"], variables["batch_stats"]
     trained, _ = split_params(params, frozen)
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(trained))
+    # A copy, since the training step donates all arrays of a state.
+    averaged = jax.tree.map(jnp.array, {"params": trained, "batch_stats": batch_stats}) if ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(trained), averaged)
+
+
+def update_ema(ema: Variables, params: Variables, batch_stats: Variables, step: Array, decay: float) -> Variables:
+    """Moves `TrainState.ema` towards the trainable parameters and the statistics after a step, which counts from 1.
+
+    Running means and variances of the BatchNorms are averaged like parameters (as in MDETR and timm). The decay is
+    min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage: a short training, too, forgets
+    its random start.
+    """
+    decay_now = jnp.minimum(decay, ((1 + step) / (10 + step)).astype(jnp.float32))
+    new = {"params": params, "batch_stats": batch_stats}
+    averaged: Variables = optax.incremental_update(new, ema, 1 - decay_now)
+    return averaged
+
+
+def evaluated_variables(state: TrainState, config: ConfigDict) -> dict[str, Any]:
+    """The variables that are validated and drawn, see config.evaluated_weights."""
+    if not state.ema or config.evaluated_weights == "trained":
+        return state.variables
+    _, frozen = split_params(state.params, is_frozen(config))
+    return {**state.ema, "params": merge_params(state.ema["params"], frozen)}
 
 
 def split_params(params: Variables, frozen: bool) -> tuple[Variables, Variables]:
@@ -145,11 +171,15 @@ def compute_metrics(logits: Array, target: Array, config: ConfigDict) -> Metrics
     bce = losses.binary_cross_entropy(logits, target, config.bce_positive_weight)
     dice = losses.dice(logits, target)
     loss = config.bce_weight * bce + config.dice_weight * dice
+    optional = {}
+    if config.focal_weight:
+        optional["focal"] = losses.focal(logits, target, config.focal_alpha, config.focal_gamma)
+        loss += config.focal_weight * optional["focal"]
     prediction = (logits > 0).astype(logits.dtype)
     intersection = jnp.sum(prediction * target, axis=(1, 2))
     union = jnp.sum(jnp.maximum(prediction, target), axis=(1, 2))
     iou = jnp.mean((intersection + 1e-6) / (union + 1e-6))
-    return {"loss": loss, "bce": bce, "dice": dice, "iou": iou}
+    return {"loss": loss, "bce": bce, "dice": dice, "iou": iou, **optional}
 
 
 def make_train_step(
@@ -171,9 +201,10 @@ def make_train_step(
         grads, (batch_stats, metrics) = grad_function(params, state.batch_stats, batch, key, model, config, frozen)
         grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), DATA_AXIS)
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state, params)
-        params = merge_params(optax.apply_updates(params, updates), frozen)
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, batch_stats, optimizer_state), metrics
+        params, step = optax.apply_updates(params, updates), state.step + 1
+        ema = update_ema(state.ema, params, batch_stats, step, config.ema_decay) if state.ema else {}
+        metrics["gradient_norm"] = optax.tree.norm(grads)  # before they are clipped
+        return TrainState(step, merge_params(params, frozen), batch_stats, optimizer_state, ema), metrics
 
     replicated, per_device = PartitionSpec(), PartitionSpec(DATA_AXIS)
     # check_vma=True would insert a second sum over devices and make the averaged gradients N times too large.

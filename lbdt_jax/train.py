@@ -1,4 +1,4 @@
-"""Training. `train` is the whole procedure with its loop; the functions below it are its chapters, in order."""
+"""Training. `train` is the whole procedure, `take_steps` its loop; the functions below are their chapters, in order."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -20,13 +21,14 @@ from input_pipeline.errors import UserError
 from input_pipeline.pipeline import steps_per_epoch, training_batches, vocabulary
 from input_pipeline.prepare import prepare
 from input_pipeline.text.encoders import SentenceEncoder
-from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, has_checkpoint
+from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
+from lbdt_jax.checkpoint_folder import has_checkpoint
 from lbdt_jax.config import INT32_MAX, check_config
 from lbdt_jax.convert.initial import load_initial_weights
 from lbdt_jax.evaluate import check_evaluation_data, with_precomputed_features
 from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.models.lbdt import LBDT
-from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
+from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer, training_steps
 from lbdt_jax.parallel import (
     Stopped,
     StopRequest,
@@ -49,15 +51,19 @@ from lbdt_jax.step import (
 )
 from lbdt_jax.text_features import open_text_encoder, with_transformer
 from lbdt_jax.training_log import Background, MetricLog, StepResult, log_predictions
-from lbdt_jax.workdir import open_workdir
+from lbdt_jax.validation import Validation, check_validation_data
+from lbdt_jax.validation import period as validation_period
+from lbdt_jax.workdir import MetricWriter, open_workdir
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains a model, from the newest checkpoint in WORKDIR or else from the start.
 
     Writes config.json, words_without_vector.json (the dataset's unknown words, most frequent first), checkpoints/,
-    TensorBoard event files and pictures/ (contact sheets of predictions) to WORKDIR. A new run first saves its initial
-    state as step 0. All processes of a run call this; they share WORKDIR, and the first one writes.
+    TensorBoard event files, pictures/ (contact sheets of predictions) and the files of `lbdt_jax.validation` to
+    WORKDIR. A new run first saves its initial state as step 0. A state is saved before it is validated; if the command
+    ends in between, that validation comes first when it resumes. All processes of a run call this; they share WORKDIR,
+    and the first one writes.
 
     Raises:
       UserError: a field of the configuration is wrong; data, text encoder, word vectors or config.initial_weights are
@@ -66,79 +72,160 @@ def train(config: ConfigDict, workdir: Path) -> None:
       NotFinite: training diverged; earlier checkpoints are kept.
       Stopped: SIGTERM arrived; the current step was finished and saved.
     """
-    check_config(config)
-    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
-    epoch_steps = steps_per_epoch(config)
-    total_steps = count_steps(config, epoch_steps)
-    config, sentence_encoder, transformer, unknown_words = open_sentence_encoder(config)
-    check_evaluation_data(config, sentence_encoder)
-
-    mesh = make_mesh()
-    check_batch_size(config, mesh)
-    model, optimizer = make_model(config), make_optimizer(config, epoch_steps)
-    learning_rate = learning_rate_schedule(config, epoch_steps)
-    variables = starting_variables(config, workdir, model, sentence_encoder.size, transformer)
-    state = replicate(initial_state(variables, optimizer, is_frozen(config)), mesh)
-    print_summary(config, mesh, state, total_steps)
-
+    run, state = set_up(config, workdir)
+    config = run.config
     with (
-        open_workdir(config, workdir, unknown_words) as writer,
+        open_workdir(config, workdir, run.unknown_words) as writer,
         CheckpointWriter(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+        Background() as drawing,
     ):
-        state = resume(checkpoints, state, sentence_encoder, workdir)
-        checkpoints.save(state, config, sentence_encoder)
-        saved = time.monotonic()
-        first_step = int(state.step)
-        if first_step >= total_steps:
-            return
+        state = resume(checkpoints, state, run.sentence_encoder, workdir)
+        checkpoints.save(state, config, run.sentence_encoder)
+        text_input = with_precomputed_features(config, to_local(state.variables), run.sentence_encoder)
+        predictor = make_predictor(config, run.model, state)
+        validation = Validation(
+            config,
+            workdir,
+            (run.epoch_steps, run.total_steps),
+            predictor,
+            text_input,
+            checkpoints,
+            writer,
+            drawing,
+            first_step=int(state.step),
+        )
+        if validation.is_missing(int(state.step)):  # the command was stopped in it
+            validation.run(state)
+        if int(state.step) < run.total_steps:
+            take_steps(run, state, Services(workdir, writer, checkpoints, drawing, text_input, predictor, validation))
+        validation.print_cost()
 
-        text_input = with_precomputed_features(config, to_local(state.variables), sentence_encoder)
-        batches = training_batches(config, text_input, first_step, jax.process_index(), jax.process_count())
-        train_step, batches = compile_train_step(make_train_step(model, optimizer, config, mesh), state, batches, mesh)
-        predictor = make_predictor(config, model, state)
-        bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", smoothing=0.05)
-        with bar as progress, StopRequest() as stop_request, ThreadPoolExecutor(1) as copying, Background() as drawing:
-            metric_log = MetricLog(writer, progress, config, learning_rate)
-            sample_names, copied = start_copy(copying, batches, mesh)
-            for step in range(first_step + 1, total_steps + 1):
-                state, metrics = train_step(state, copied.result())
-                # The devices work on this step from here on. What follows doesn't wait for them, apart from saving.
-                result = StepResult(step, metrics, sample_names)
-                progress.update()
-                stop, last = stop_request.should_stop(step), step == total_steps
-                save = stop or last or step % config.checkpoint_every_steps == 0
-                if not last:
-                    sample_names, copied = start_copy(copying, batches, mesh)
-                metric_log.add(result)
-                if last or step % config.log_every_steps == 0:
-                    metric_log.end_interval()
-                    checkpoints.raise_if_failed()
-                    save |= is_checkpoint_due(config, saved)
-                if config.contact_sheet_samples and step % config.picture_every_steps == 0:
-                    metric_log.check()  # what is not finite can't be drawn
-                    if is_first_process():
-                        log_predictions(writer, config, workdir, step, predictor, state, text_input, drawing)
-                if save:
-                    metric_log.check()  # no checkpoint holds a state that is not finite
-                    checkpoints.save(state, config, sentence_encoder)
-                    saved = time.monotonic()
-                if stop and not last:
-                    raise Stopped(f"Stopped by SIGTERM after step {step}, which is saved. The same command resumes.")
-            metric_log.write()
+
+class Services(NamedTuple):
+    """What the loop uses beside the training step: where it reads from and writes to."""
+
+    workdir: Path
+    writer: MetricWriter
+    checkpoints: CheckpointWriter
+    drawing: Background
+    text_input: SentenceEncoder
+    predictor: BatchedPredictor
+    validation: Validation
+
+
+def take_steps(run: Run, state: TrainState, services: Services) -> None:
+    """The loop: takes all steps after `state`, and logs, draws, saves and validates on the way. See `train`."""
+    config, first_step, total_steps, saved = run.config, int(state.step), run.total_steps, time.monotonic()
+    workdir, writer, checkpoints, drawing, text_input, predictor, validation = services
+    batches = training_batches(config, text_input, first_step, jax.process_index(), jax.process_count())
+    train_step, batches = compile_train_step(
+        make_train_step(run.model, run.optimizer, config, run.mesh), state, batches, run.mesh
+    )
+    bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", smoothing=0.05)
+    with bar as progress, StopRequest() as stop_request, ThreadPoolExecutor(1) as copying:
+        metric_log = MetricLog(writer, progress, config, run.learning_rate)
+        sample_names, copied = start_copy(copying, batches, run.mesh)
+        for step in range(first_step + 1, total_steps + 1):
+            state, metrics = train_step(state, copied.result())
+            # The devices work on this step from here on. What follows waits for them only to save or to validate.
+            result = StepResult(step, metrics, sample_names)
+            progress.update()
+            stop, last, validate = stop_request.should_stop(step), step == total_steps, validation.is_due(step)
+            save = stop or last or validate or step % config.checkpoint_every_steps == 0
+            if not last:
+                sample_names, copied = start_copy(copying, batches, run.mesh)
+            metric_log.add(result)
+            if last or step % config.log_every_steps == 0:
+                metric_log.end_interval()
+                checkpoints.raise_if_failed()
+                save |= is_checkpoint_due(config, saved)
+            if config.contact_sheet_samples and step % config.picture_every_steps == 0:
+                metric_log.check()  # what is not finite can't be drawn
+                if is_first_process():
+                    log_predictions(writer, config, workdir, step, predictor, state, text_input, drawing)
+            if save:
+                metric_log.check()  # no checkpoint holds a state that is not finite
+                checkpoints.save(state, config, run.sentence_encoder)
+                saved = time.monotonic()
+            if stop and not last:
+                raise Stopped(f"Stopped by SIGTERM after step {step}, which is saved. The same command resumes.")
+            if validate:
+                metric_log.exclude(validation.run(state, lambda: stop_request.received))
+        metric_log.write()
 
 
 # -- Before the loop
 
 
+class Run(NamedTuple):
+    """What stays as it is during a training.
+
+    Attributes:
+      config: with the sizes of the transformer, if there is one.
+      epoch_steps: the number of steps in an epoch.
+      total_steps: the number of steps in the whole training.
+      mesh: all devices.
+      model: the network.
+      optimizer: what `make_optimizer` returns.
+      learning_rate: as a function of the step, which counts from 0.
+      sentence_encoder: word vectors or tokenizer.
+      unknown_words: of the dataset, most frequent first.
+    """
+
+    config: ConfigDict
+    epoch_steps: int
+    total_steps: int
+    mesh: Mesh
+    model: LBDT
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    sentence_encoder: SentenceEncoder
+    unknown_words: list[str]
+
+
+def set_up(config: ConfigDict, workdir: Path) -> tuple[Run, TrainState]:
+    """Checks configuration, data and devices, and prepares the records. Returns the initial state, too."""
+    check_config(config)
+    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    epoch_steps = steps_per_epoch(config)
+    steps = count_steps(config, epoch_steps)
+    check_options(config, steps)
+    config, sentence_encoder, transformer, unknown_words = open_sentence_encoder(config)
+    check_evaluation_data(config, sentence_encoder)
+    if validation_period(config, epoch_steps):
+        check_validation_data(config, sentence_encoder)
+    mesh = make_mesh()
+    check_batch_size(config, mesh)
+    model, optimizer = make_model(config), make_optimizer(config, epoch_steps)
+    learning_rate = learning_rate_schedule(config, epoch_steps)
+    variables = starting_variables(config, workdir, model, sentence_encoder.size, transformer)
+    state = initial_state(variables, optimizer, is_frozen(config), ema=bool(config.ema_decay))
+    state = replicate(state, mesh)
+    print_summary(config, mesh, state, steps)
+    run = Run(config, epoch_steps, steps, mesh, model, optimizer, learning_rate, sentence_encoder, unknown_words)
+    return run, state
+
+
 def count_steps(config: ConfigDict, epoch_steps: int) -> int:
     """The number of steps of the whole training. Raises UserError if there is none, or more than can be counted."""
-    steps = round(config.epochs * epoch_steps)
+    steps = training_steps(config, epoch_steps)
     if not 1 <= steps <= INT32_MAX:
         raise UserError(
             f"config.epochs is {config.epochs}, which makes {steps} steps of {epoch_steps} per epoch; it must make "
             f"1 to {INT32_MAX}."
         )
     return steps
+
+
+def check_options(config: ConfigDict, steps: int) -> None:
+    """Raises UserError if options contradict each other, or the number of steps of the whole training."""
+    if config.learning_rate_schedule == "cosine" and config.warmup_steps >= steps:
+        raise UserError(
+            f"config.warmup_steps is {config.warmup_steps}; with config.learning_rate_schedule 'cosine' it must be "
+            f"below the {steps} steps of the whole training."
+        )
+    if config.evaluated_weights == "ema" and not config.ema_decay:
+        raise UserError("config.evaluated_weights is 'ema', and config.ema_decay is 0.0: there would be no average.")
 
 
 def open_sentence_encoder(config: ConfigDict) -> tuple[ConfigDict, SentenceEncoder, dict[str, Any] | None, list[str]]:

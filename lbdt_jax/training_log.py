@@ -19,7 +19,7 @@ from input_pipeline.text.encoders import SentenceEncoder
 from lbdt_jax.evaluate import contact_sheet_rows
 from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.parallel import to_local
-from lbdt_jax.step import Metrics, NotFinite, TrainState
+from lbdt_jax.step import Metrics, NotFinite, TrainState, evaluated_variables
 from lbdt_jax.visualization.contact_sheet import Example, contact_sheet
 from lbdt_jax.visualization.sheet import save_image
 from lbdt_jax.workdir import MetricWriter
@@ -92,6 +92,10 @@ class MetricLog:
         )
         self._ended = []
 
+    def exclude(self, seconds: float) -> None:
+        """Leaves out the last `seconds`, in which no step was taken, of the interval whose speed is written next."""
+        self._written += seconds
+
     def check(self) -> None:
         """Waits for all steps, and writes the interval if it has ended. Raises NotFinite."""
         self.write()
@@ -129,7 +133,7 @@ def log_predictions(
     drawing: Background,
 ) -> None:
     """Predicts the first frames of the evaluation split, and draws them in the background."""
-    predictor.use(to_local(state.variables))
+    predictor.use(to_local(evaluated_variables(state, config)))
     examples = evaluation_examples(config, config.evaluation_split, text_input)
     rows = contact_sheet_rows(predictor, itertools.islice(examples, config.contact_sheet_samples))
     drawing.submit(draw_predictions, writer, config, workdir, step, rows)

@@ -53,9 +53,11 @@ CHANGEABLE_FIELDS = (
     "picture_every",
     "checkpoint",
     "keep_checkpoints",
-    "evaluation",
+    "evaluat",
     "contact_sheet",
     "published",
+    "validation",
+    "best_measure",
 )
 
 

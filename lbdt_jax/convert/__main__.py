@@ -4,7 +4,8 @@
     python -m lbdt_jax.convert --from=WORKDIR --to=DIR
 
 A folder holds a checkpoint of this code; a file, for --to one that ends with .ckpt, .pth or .pt, is PyTorch's. From
-folder to folder, the newest checkpoint is written without the optimizer's state, a third of its size. Nothing is
+folder to folder, the newest checkpoint is written without the optimizer's state, a third of its size; from WORKDIR/best
+the best one. Where there is a moving average of the weights, it is converted (see config.evaluated_weights). Nothing is
 overwritten. All conversions are bit for bit: arrays that the published code never uses are kept in the checkpoint and
 written back.
 """
@@ -146,6 +147,9 @@ def main(arguments: list[str]) -> None:
     # Conversion needs no accelerator, and should not occupy one.
     jax.config.update("jax_platforms", "cpu")
     with exit_on_error("\nStopped; nothing was converted.", lambda error: f"{target} can't be written: {error}"):
+        from lbdt_jax.checkpoint_folder import resolve_best
+
+        source = resolve_best(source)
         if not source.exists():
             raise UserError(f"--from: there is no {source}.")
         to_torch = source.is_dir() and target.suffix in SUFFIXES

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint import load_checkpoint
+from lbdt_jax.checkpoint_folder import resolve_best
 from lbdt_jax.convert.files import first_ten, read_safetensors, read_torch
 from lbdt_jax.convert.names import COUNTER, Entry, architecture, check, convnext, from_torch, resnet
 
@@ -68,7 +69,7 @@ def load_initial_weights(variables: Mapping[str, Any], path: str | Path) -> dict
       UserError: the file is missing, broken or of another model; all arrays that do not fit are listed.
       CheckpointError: the folder holds no valid checkpoint.
     """
-    path = Path(path)
+    path = resolve_best(Path(path))
     if not path.exists():
         raise UserError(_missing_message(path, variables))
     if path.is_dir() and not (path / "model.safetensors").is_file():

@@ -93,7 +93,8 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         default=lbdt_jax.DEFAULT_CHECKPOINT,
-        help="a checkpoint's folder, or WORKDIR for its newest one (default: a small one that knows colored shapes)",
+        help="a checkpoint's folder, WORKDIR for its newest one or WORKDIR/best for its best one (default: a small one "
+        "that knows colored shapes)",
     )
     add("--word_vectors", default="", help="where to look up words that are not in the checkpoint")
     add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
@@ -29,6 +31,7 @@ from lbdt_jax.checkpoint import (
     load_unused,
     save_weights,
 )
+from lbdt_jax.checkpoint_folder import steps_to_keep
 from lbdt_jax.checksums import COMMAND, write_checksums
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate
@@ -129,6 +132,83 @@ def test_restores_onto_the_devices_of_the_given_state(saved: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 1, 2, 4, 10, keep=2)
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["10", "4"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "validated", "kept"),
+    [
+        (1, (), {9}),
+        (2, (), {8, 9}),
+        (3, (2, 4, 6), {4, 6, 9}),  # those with a score before those without, the newest in any case
+        (3, (2, 4, 9), {2, 4, 9}),
+        (3, (5,), {5, 8, 9}),
+        (20, (2,), {*range(10)}),
+    ],
+)
+def test_which_checkpoints_are_kept(keep: int, validated: tuple[int, ...], kept: set[int]) -> None:
+    assert steps_to_keep(range(10), keep, validated) == kept
+
+
+def test_the_best_checkpoint_is_never_deleted_and_found_by_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(CheckpointError, match="No best checkpoint in"):
+        find_checkpoint(tmp_path / "best")
+    with CheckpointWriter(folder, keep=1) as writer:
+        writer.save(state_at(1), tiny_config(), WORD_VECTORS)
+        writer.mark_validated([1], {"step": 1, "measure": "paper/mean_iou", "score": 0.5})
+        writer.save(state_at(2), tiny_config(), WORD_VECTORS)
+    save(tmp_path, 3, keep=1)  # by a run that does not validate
+    assert sorted(entry.name for entry in folder.iterdir()) == ["1", "3", "best.json"]
+    assert find_checkpoint(tmp_path / "best") == find_checkpoint(folder / "best") == (folder / "1").absolute()
+    assert find_checkpoint(tmp_path).name == "3"
+    (folder / "1").rename(folder / "elsewhere")
+    with pytest.raises(CheckpointError, match="best.json names the checkpoint 1, which is not there"):
+        find_checkpoint(tmp_path / "best")
+    shutil.copytree(tmp_path, tmp_path / "best")  # a folder of that name is a folder
+    assert find_checkpoint(tmp_path / "best").name == "3"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"5",
+        b"[1]",
+        b'{"step": true}',
+        b'{"step": "1"}',
+        b'{"step": -1}',
+        b'{"step": 1e9}',
+        b"[" * 4000,
+        b" " * 5000,
+    ],
+)
+def test_a_broken_best_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "best.json").write_bytes(content)
+    for read in (lambda: find_checkpoint(tmp_path / "best"), lambda: CheckpointWriter(tmp_path, 1)):
+        with pytest.raises(CheckpointError, match="best.json is broken.*Delete it"):
+            read()
+
+
+def test_the_moving_average_is_a_part_of_its_own(tmp_path: Path, saved: Path) -> None:
+    config = tiny_config()
+    config.ema_decay = 0.9
+    average = jax.tree.map(lambda x: x + 1, state_on_host(5).variables)
+    state = replicate(dataclasses.replace(state_on_host(5), ema=average), make_mesh(jax.devices()[:1]))
+    with CheckpointWriter(tmp_path / "checkpoints", 1) as writer:
+        writer.save(state, config, WORD_VECTORS)
+    assert_same_bytes(restore(tmp_path, jax.tree.map(jnp.zeros_like, state)), state)
+    for weights, loaded, expected in (("", "ema", average), ("trained", "trained", state.variables)):
+        checkpoint = load_checkpoint(tmp_path, weights)
+        assert checkpoint.weights == loaded
+        assert_same_bytes(checkpoint.variables, expected)
+
+    edit_metadata(tmp_path / "checkpoints" / "5", lambda json: json["config"].update(evaluated_weights="trained"))
+    assert load_checkpoint(tmp_path).weights == "trained" and load_checkpoint(tmp_path, "ema").weights == "ema"
+    assert load_checkpoint(saved).weights == "trained"
+    with pytest.raises(CheckpointError, match="holds no moving average of the weights: it was trained without"):
+        load_checkpoint(saved, "ema")
+    with pytest.raises(CheckpointError, match="ema/.*: expected float32, .* found nothing"):
+        restore(saved, state)
 
 
 def test_a_step_is_saved_once(workdir: Path) -> None:

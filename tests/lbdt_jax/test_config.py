@@ -56,6 +56,13 @@ ZERO = {
     "checkpoint_every_minutes",
     "contact_sheet_samples",
     "evaluation_attention_sheets",
+    "validation_every_epochs",
+    "validation_every_steps",
+    "ema_decay",
+    "clip_gradient_norm",
+    "focal_weight",
+    "focal_alpha",
+    "focal_gamma",
 }
 
 
@@ -137,6 +144,13 @@ def test_wrong_types_and_numbers_are_refused_with_field_value_and_range(name: st
         ("sentences_per_epoch", 1.5),
         ("dataset", ""),
         ("data_dir", "a\0b"),
+        ("ema_decay", 1.0),
+        ("focal_alpha", 1.5),
+        ("learning_rate_schedule", "linear"),
+        ("evaluated_weights", "best"),
+        ("best_measure", "mean_iou"),
+        ("best_measure", "paper/"),
+        ("best_measure", "../mean_iou"),
     ],
 )
 def test_wrong_values_are_refused(name: str, value: Any) -> None:
@@ -153,6 +167,11 @@ def test_fields_must_fit_each_other() -> None:
     config = tiny_config()
     config.bce_weight = config.dice_weight = 0.0
     with pytest.raises(UserError, match="both 0"):
+        check_config(config)
+    config.focal_weight = 1.0
+    check_config(config)
+    config.update(validation_every_epochs=1.0, validation_every_steps=10)
+    with pytest.raises(UserError, match="validation_every_epochs is 1.0 and config.validation_every_steps 10; set one"):
         check_config(config)
     assert "sentences_per_epoch is 3; it must be 0 or a multiple of config.sentences_per_frame, 2" in message(
         config_with("sentences_per_epoch", 3) | {"sentences_per_frame": 2}
@@ -189,7 +208,7 @@ def test_sizes_of_a_transformer(field: str, value: Any, expected: str) -> None:
         (config_with("model", 5), "config.model is 5"),
         (config_with("model.transformer", [1]), r"config.model.transformer is \[1\]"),
         (config_with("model.transformer", {"layers": 2}), "missing: config.model.transformer.vocabulary, "),
-        (config_with("ema_decay", 0.5), "does not know the field 'ema_decay'. A newer version may have written"),
+        (config_with("sam_radius", 0.5), "does not know the field 'sam_radius'. A newer version may have written"),
         (config_with("model.moe", 2), "does not know the field 'model.moe'. A newer version"),
     ],
 )

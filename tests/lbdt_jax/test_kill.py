@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import random
 import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 from runs import OPTIMIZED, finish, logged, start, write_config
 
 from lbdt_jax.checkpoint import load_checkpoint
+from lbdt_jax.validation import load_history
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +84,44 @@ def test_killed_at_twenty_random_times(config: Path, uninterrupted: Path) -> Non
         assert expected.step == resumed.step == STEPS
         jax.tree.map(np.testing.assert_array_equal, expected.variables, resumed.variables)
         assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(STEPS - 10), str(STEPS)}
+
+
+def end_in_validation(signal_number: signal.Signals, number: int, *command: Any) -> str:
+    """Starts the command, and sends it a signal in the given one of its validations, counted from 1. Returns stderr."""
+    process = start(*command, **OPTIMIZED)
+    assert process.stderr is not None
+    output = ""
+    while output.count("validate moving_shapes validation: 0") < number:
+        output += (character := process.stderr.read(1))
+        assert character, output[-3000:]
+    process.send_signal(signal_number)
+    return finish(process, status=143 if signal_number == signal.SIGTERM else -signal_number)[1]
+
+
+def test_a_run_that_ends_in_validations(config: Path, uninterrupted: Path) -> None:
+    workdir = config.parent / "validated"
+    command = config, workdir, "--config.validation_every_steps=40", "--config.keep_checkpoints=1"
+    end_in_validation(signal.SIGKILL, 1, *command)
+    assert newest_step(workdir) <= 40  # it was being saved, or was saved already
+    assert not load_history(workdir / "validation.json")
+    errors = end_in_validation(signal.SIGTERM, 2, *command)
+    assert "Stopped by SIGTERM in the validation after step 80, which is saved" in errors
+    assert [entry["step"] for entry in load_history(workdir / "validation.json")] == [40]
+    finish(start(*command, **OPTIMIZED))
+    jax.tree.map(
+        np.testing.assert_array_equal, load_checkpoint(uninterrupted).variables, load_checkpoint(workdir).variables
+    )
+    history = load_history(workdir / "validation.json")
+    scores = {entry["step"]: entry["scores"]["paper"]["mean_iou"] for entry in history}
+    assert list(scores) == [40, 80, 120] == [*logged(workdir, "validation/paper/mean_iou")]
+    best = load_checkpoint(workdir / "best").step
+    assert best == max(scores, key=lambda step: (scores[step], -step))
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(best), "120", "best.json"}
+    finish(start(*command, "--mode=evaluate", f"--config.checkpoint={workdir}/best", **OPTIMIZED))
+    evaluated = json.loads((workdir / "evaluation" / "moving_shapes-validation.json").read_text())
+    assert evaluated["checkpoint_step"] == best
+    (entry,) = (entry for entry in history if entry["step"] == best)
+    assert {name: evaluated[name] for name in ("samples", "paper", "standard", "groups")} == entry["scores"]
 
 
 def test_sigterm_saves_and_ends_with_143(config: Path, uninterrupted: Path) -> None:

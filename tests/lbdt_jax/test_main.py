@@ -36,13 +36,17 @@ from input_pipeline.moving_shapes.raw_layout import write_raw
 from input_pipeline.pipeline import steps_per_epoch
 from input_pipeline.prepare import prepare
 from input_pipeline.readers.ref_davis17 import ANNOTATORS
+from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import train as train_module
+from lbdt_jax import validation as validation_module
 from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
+from lbdt_jax.checkpoint_folder import find_checkpoint
 from lbdt_jax.evaluate import evaluate
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.parallel import Stopped
 from lbdt_jax.step import NotFinite, TrainState
 from lbdt_jax.train import train
+from lbdt_jax.validation import check_validation_data
 from lbdt_jax.workdir import check_and_save_config, open_workdir
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -144,6 +148,55 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config: ConfigDict, workdir: 
     at_two = load_checkpoint(workdir / "checkpoints" / "2")
     changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), expected.variables["params"], at_two.variables["params"])
     assert all(jax.tree.leaves(changed))
+
+
+def test_a_run_that_ends_in_a_validation_resumes_to_the_bits_of_one_without(
+    config: ConfigDict, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.copy_and_resolve_references()
+    config.update(validation_every_steps=2, validation_split="validation", picture_every_steps=1000)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(validation_module, "score_split", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(config, tmp_path)
+    assert load_checkpoint(tmp_path).step == 2 and not (tmp_path / "validation.json").exists()
+    train(config, tmp_path)
+    expected, resumed = load_checkpoint(workdir), load_checkpoint(tmp_path)
+    assert expected.step == resumed.step == 4
+    jax.tree.map(np.testing.assert_array_equal, expected.variables, resumed.variables)
+    history = json.loads((tmp_path / "validation.json").read_text())
+    assert [entry["step"] for entry in history] == [2, 4]
+    scores = {entry["step"]: entry["scores"]["paper"]["mean_iou"] for entry in history}
+    assert find_checkpoint(tmp_path / "best").name == str(max(scores, key=lambda step: scores[step]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"validation_split": "valid"}, "no split 'valid'"),
+        (
+            {"best_measure": "paper/j_and_f"},
+            "paper/j_and_f.; split .test. of moving_shapes has paper/f1",
+        ),
+    ],
+)
+def test_what_a_validation_needs_is_checked_before_training(
+    config: ConfigDict, tmp_path: Path, fields: dict[str, str], message: str
+) -> None:
+    config = config.copy_and_resolve_references()
+    config.update(validation_every_steps=2, **fields)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_validation_needs_ground_truth(config: ConfigDict, tmp_path: Path) -> None:
+    raw = write_refer_youtube_vos(tmp_path / "rvos")
+    shutil.rmtree(raw / "valid/Annotations")
+    config = on_dataset(config, "refer_youtube_vos", raw, "valid")
+    config.validation_every_epochs = 1.0
+    prepare(config.dataset, config.raw, config.data_dir, config.frame_interval)
+    with pytest.raises(UserError, match="split 'valid' of refer_youtube_vos have no ground truth"):
+        check_validation_data(config, load_word_vectors("random:8", ["dog"]))
 
 
 @pytest.mark.slow

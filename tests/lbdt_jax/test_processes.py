@@ -89,6 +89,19 @@ def test_two_processes_score_every_sample_once(config: Path, single: Path) -> No
 
 
 @pytest.mark.slow
+def test_two_processes_validate_together(config: Path) -> None:
+    workdir = config.parent / "validated_by_two"
+    (output, _), (other_output, _) = map(
+        finish, start_processes(2, config, workdir, "--config.validation_every_steps=2", **DOUBLE)
+    )
+    assert output.count("Validation after step") == 2 and other_output == ""
+    history = json.loads((workdir / "validation.json").read_text())
+    assert [entry["step"] for entry in history] == [2, 3]
+    evaluated = json.loads((workdir / "evaluation" / "moving_shapes-test.json").read_text())
+    assert {name: evaluated[name] for name in ("samples", "paper", "standard", "groups")} == history[-1]["scores"]
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) -> None:
     fields = {"image_size": (32, 32), "batch_size": 2, "evaluation_split": "validation"}
     config = write_config(tmp_path, 200, checkpoint_every_steps=1000, **fields)

@@ -1,9 +1,10 @@
-"""The loop of lbdt_jax/train.py around a made-up step: what it adds to every step, and what it logs."""
+"""The loop of lbdt_jax/train.py around a made-up step: what it adds to every step, what it logs, when it validates."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from runs import logged
 from tiny import tiny_config, tiny_variables
 
 from input_pipeline.batch import Batch, random_batch
+from input_pipeline.errors import UserError
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import train as train_module
-from lbdt_jax.checkpoint import load_checkpoint
+from lbdt_jax import validation as validation_module
+from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
+from lbdt_jax.checkpoint_folder import find_checkpoint
 from lbdt_jax.step import TrainState
 
 STEPS, STEP_SECONDS = 100, 0.02
@@ -75,3 +79,107 @@ def test_overhead_per_step(config: ConfigDict, tmp_path: Path, monkeypatch: pyte
     # The mean loss of the steps 1 to 20, 21 to 40, ...
     assert logged(tmp_path, "loss") == {20: 10.5, 40: 30.5, 60: 50.5, 80: 70.5, 100: 90.5}
     assert logged(tmp_path, "samples_per_second").keys() == {20, 40, 60, 80, 100}
+
+
+# -- validation
+
+
+def scores_of(mean_iou: float) -> dict[str, Any]:
+    """What `Scorer.compute` returns, with few measures."""
+    pair = {"paper": {"mean_iou": mean_iou}, "standard": {"mean_iou": mean_iou / 2, "j_and_f": 0.25}}
+    return {"samples": 3, **pair, "groups": {"attribute": {"samples": 3, **pair}}}
+
+
+@pytest.fixture
+def validated(config: ConfigDict, monkeypatch: pytest.MonkeyPatch) -> tuple[ConfigDict, list[float | BaseException]]:
+    """A configuration for 10 steps, validated after 3, 6, 9 and 10; and the list of what validations will score."""
+    config.update(image_size=(32, 32), epochs=0.1, log_every_steps=1, validation_every_steps=3, keep_checkpoints=1)
+    results: list[float | BaseException] = []
+
+    def score_split(*arguments: Any) -> tuple[None, dict[str, Any]]:
+        result = results.pop(0)
+        if isinstance(result, BaseException):
+            raise result
+        return None, scores_of(result)
+
+    monkeypatch.setattr(validation_module, "score_split", score_split)
+    monkeypatch.setattr(train_module, "check_validation_data", lambda *arguments: None)
+    monkeypatch.setattr(train_module, "make_train_step", lambda *arguments: MadeUpStep())
+    head = {collection: {"head": modules["head"]} for collection, modules in tiny_variables().items()}
+    monkeypatch.setattr(train_module, "starting_variables", lambda *arguments: head)  # few arrays are saved faster
+    return config, results
+
+
+def steps_on_disk(workdir: Path) -> set[str]:
+    return {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def test_curves_and_the_best_checkpoint(
+    validated: tuple[ConfigDict, list[float | BaseException]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, results = validated
+    results += [0.5, 0.7, KeyboardInterrupt()]  # as if it was killed in the third validation
+    with pytest.raises(KeyboardInterrupt):
+        train_module.train(config, tmp_path)
+    assert steps_on_disk(tmp_path) == {"6", "9", "best.json"} and find_checkpoint(tmp_path).name == "9"
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        assert find_checkpoint(folder / "best") == (tmp_path / "checkpoints" / "6").absolute()
+
+    (tmp_path / "checkpoints" / "best.json").unlink()  # or just before it was written
+    results += [0.7, 0.6]  # the third is made up for; a tie keeps the earlier one
+    train_module.train(config, tmp_path)
+    assert not results and steps_on_disk(tmp_path) == {"6", "10", "best.json"}
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    assert best == {"step": 6, "measure": "paper/mean_iou", "score": 0.7}
+    history = json.loads((tmp_path / "validation.json").read_text())
+    assert [(entry["step"], entry["epoch"]) for entry in history] == [(3, 0.03), (6, 0.06), (9, 0.09), (10, 0.1)]
+    assert [entry["scores"] for entry in history] == [scores_of(score) for score in (0.5, 0.7, 0.7, 0.6)]
+    assert {(entry["split"], entry["weights"]) for entry in history} == {("test", "trained")}
+    for name in ("validation/paper/mean_iou", "validation_groups/paper/mean_iou/attribute"):
+        assert logged(tmp_path, name) == pytest.approx({3: 0.5, 6: 0.7, 9: 0.7, 10: 0.6})
+    assert logged(tmp_path, "validation/seconds").keys() == {3, 6, 9, 10}
+    assert (tmp_path / "validation.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "Validation after step 10: paper/mean_iou 0.6000, standard/mean_iou 0.3000, standard/j_and_f 0.25" in printed
+    assert "; best: step 6, 0.7000; " in printed and "Validations: 2, which took 0 s in all." in printed
+
+    train_module.train(config, tmp_path)  # there is nothing left to do
+    config.best_measure = "standard/j_and_f"
+    train_module.train(config, tmp_path)  # the same everywhere
+    assert find_checkpoint(tmp_path / "best").name == "6" and steps_on_disk(tmp_path) == {"6", "10", "best.json"}
+    # Steps that are taken again are validated again.
+    config.update(validation_split="validation", checkpoint_every_steps=1000)
+    results.append(0.1)
+    train_module.train(config, tmp_path)
+    assert steps_on_disk(tmp_path) == {"10", "best.json"}
+    assert [e["split"] for e in json.loads((tmp_path / "validation.json").read_text())] == ["test"] * 4 + ["validation"]
+
+    whole = json.loads((tmp_path / "validation.json").read_text())[0]
+    changes = (
+        {"step": "../.."},
+        {"seconds": float("nan")},
+        {"epoch": 10**400},
+        {"split": 5},
+        {"scores": {"groups": [1]}},
+    )
+    for broken in (5, [5], *([whole | change] for change in changes)):
+        (tmp_path / "validation.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="validation.json is broken: it is no list of validations. Move it away"):
+            validation_module.load_history(tmp_path / "validation.json")
+    with pytest.raises(UserError, match="validation.json is broken"):
+        train_module.train(config, tmp_path)
+    (tmp_path / "checkpoints" / "best.json").write_text('{"step": "../10"}')
+    for read in (lambda: find_checkpoint(tmp_path / "best"), lambda: train_module.train(config, tmp_path)):
+        with pytest.raises(CheckpointError, match="best.json is broken: it names no step. Delete it"):
+            read()
+
+
+def test_options_that_contradict_the_training(config: ConfigDict, tmp_path: Path) -> None:
+    config.update(learning_rate_schedule="cosine", warmup_steps=100)
+    with pytest.raises(UserError, match="warmup_steps is 100; .* below the 100 steps"):
+        train_module.train(config, tmp_path)
+    config.update(warmup_steps=0, evaluated_weights="ema")
+    with pytest.raises(UserError, match="evaluated_weights is 'ema', and config.ema_decay is 0.0"):
+        train_module.train(config, tmp_path)

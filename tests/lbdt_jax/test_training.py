@@ -14,6 +14,7 @@ import pytest
 from flax import linen as nn
 from paths import GOLDEN
 from published import encode_and_segment, published_inputs, published_model
+from tiny import tiny_batch, tiny_config
 
 from configs import a2d, shapes
 from input_pipeline.batch import MODEL_FIELDS
@@ -30,7 +31,15 @@ from lbdt_jax.models.resize import aligned_bilinear, upsample_and_sum
 from lbdt_jax.models.text_encoder import LSTMTextEncoder
 from lbdt_jax.optimizer import learning_rate_schedule, make_optimizer
 from lbdt_jax.parallel import make_mesh, replicate, shard_batch
-from lbdt_jax.step import compute_metrics, initial_state, initial_variables, make_model, make_train_step
+from lbdt_jax.step import (
+    compute_metrics,
+    evaluated_variables,
+    initial_state,
+    initial_variables,
+    is_frozen,
+    make_model,
+    make_train_step,
+)
 
 UNITS = np.load(GOLDEN / "units.npz")
 
@@ -244,6 +253,105 @@ def test_warm_up_is_linear_and_ends() -> None:
     config.warmup_steps = 4
     schedule = learning_rate_schedule(config, steps_per_epoch=7)
     close([schedule(step) for step in range(6)], np.array([0.25, 0.5, 0.75, 1, 1, 1]) * 1e-4, 1e-6)
+
+
+# -- options beyond the published recipe
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 4])
+def test_cosine_schedule(warmup_steps: int) -> None:
+    config = a2d.get_config()
+    config.update(learning_rate_schedule="cosine", epochs=3.0, warmup_steps=warmup_steps)
+    schedule = learning_rate_schedule(config, steps_per_epoch=8)
+    steps = np.arange(24 + 2)
+    progress = np.clip((steps - warmup_steps) / (24 - warmup_steps), 0, 1)
+    expected = 1e-4 * (1 + np.cos(np.pi * progress)) / 2
+    expected *= np.minimum(1, (steps + 1) / warmup_steps) if warmup_steps else 1
+    np.testing.assert_allclose([schedule(step) for step in steps], expected, rtol=0, atol=1e-10)
+    assert schedule(24) == schedule(25) == 0 < schedule(23)  # the last step still learns
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1.0, 1e6])
+def test_clipping_by_the_norm_of_all_gradients(limit: float, float64: None) -> None:
+    config = a2d.get_config()
+    config.update(clip_gradient_norm=limit)
+    gradients = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([[4.0]])}  # of norm 5
+    params = jax.tree.map(jnp.ones_like, gradients)
+    scale = min(1, limit / 5) if limit else 1
+    clipped, state = make_optimizer(config, 10).update(gradients, make_optimizer(config, 10).init(params), params)
+    adamw = make_optimizer(a2d.get_config(), 10)
+    scaled = jax.tree.map(lambda x: scale * x, gradients)
+    expected, expected_state = adamw.update(scaled, adamw.init(params), params)
+    jax.tree.map(lambda x, y: close(x, y, 1e-12), clipped, expected)
+    if not limit:  # nothing is added to what is saved
+        assert jax.tree.structure(state) == jax.tree.structure(expected_state)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.9, 0.5), (0.0, 5.0)])
+def test_focal_loss(alpha: float, gamma: float, float64: None) -> None:
+    rng = np.random.default_rng(0)
+    logits, target = 5 * rng.standard_normal((2, 3, 4)), rng.integers(0, 2, (2, 3, 4)).astype(float)
+    p = 1 / (1 + np.exp(-logits))
+    p_t, alpha_t = np.where(target, p, 1 - p), np.where(target, alpha, 1 - alpha)
+    expected = np.mean(-alpha_t * (1 - p_t) ** gamma * np.log(p_t))
+    close(losses.focal(jnp.asarray(logits), jnp.asarray(target), alpha, gamma), expected)
+
+    config = a2d.get_config()
+    published = compute_metrics(jnp.asarray(logits), jnp.asarray(target), config)
+    config.update(focal_weight=3.0, focal_alpha=alpha, focal_gamma=gamma)
+    metrics = compute_metrics(jnp.asarray(logits), jnp.asarray(target), config)
+    close(metrics["loss"], published["loss"] + 3 * expected)
+    assert metrics.keys() - published.keys() == {"focal"}
+    extreme = jnp.asarray([[[1e4, -1e4, 1e4, -1e4, 0.0]]])
+    gradient = jax.grad(lambda x: losses.focal(x, jnp.asarray([[[1.0, 0, 0, 1, 1]]]), alpha, gamma))(extreme)
+    assert np.isfinite(gradient).all()
+
+
+class OneWeight:
+    """Stands for a model: one weight, one statistic."""
+
+    def apply(self, variables: Any, frame: Any, *inputs: Any, **settings: Any) -> Any:
+        logits = variables["params"]["weight"] * (frame[..., 0] - 100.0) / 100
+        return logits, {"batch_stats": {"mean": 0.9 * variables["batch_stats"]["mean"] + jnp.mean(logits)}}
+
+
+def test_moving_average_of_the_weights() -> None:
+    config = tiny_config()
+    config.update(ema_decay=0.5, learning_rate=0.1, image_size=(32, 32))
+    mesh, optimizer = make_mesh(jax.devices()[:2]), make_optimizer(config, 1000)
+    variables = {"params": {"weight": np.full(1, 2.0, np.float32)}, "batch_stats": {"mean": np.zeros((), "f4")}}
+    state = replicate(initial_state(variables, optimizer, ema=True), mesh)
+    step, batch = make_train_step(OneWeight(), optimizer, config, mesh), shard_batch(tiny_batch(config), mesh)
+    expected, averages = variables, []
+    for count in range(1, 12):
+        state, _ = step(state, batch)
+        decay = min(0.5, (1 + count) / (10 + count))  # 0.5 from the eighth step on
+        new = jax.device_get(state.variables)
+        expected = jax.tree.map(lambda average, x, d=decay: d * average + (1 - d) * x, expected, new)
+        jax.tree.map(lambda x, y: close(x, y, 1e-5), state.ema, expected)
+        averages.append(float(state.ema["params"]["weight"][0]))
+    assert len({*averages}) == 11 and averages[-1] != new["params"]["weight"][0]
+    for weights, chosen in (("", state.ema), ("ema", state.ema), ("trained", new)):
+        config.evaluated_weights = weights
+        jax.tree.map(np.testing.assert_array_equal, evaluated_variables(state, config), chosen)
+
+    config.ema_decay = 0.0
+    state = replicate(initial_state(variables, optimizer), mesh)
+    state, _ = make_train_step(OneWeight(), optimizer, config, mesh)(state, batch)
+    assert state.ema == {} and evaluated_variables(state, config) == state.variables
+
+
+def test_a_frozen_transformer_is_not_averaged() -> None:
+    config = tiny_config()
+    config.model.transformer = {"layers": 1}
+    frozen = {"transformer": {"kernel": np.ones(2, np.float32)}, "kernel": np.zeros(3, np.float32)}
+    params = {"text_encoder": frozen, "head": {"bias": np.zeros(1, np.float32)}}
+    state = initial_state({"params": params, "batch_stats": {}}, optax.identity(), is_frozen(config), ema=True)
+    assert state.ema["params"]["text_encoder"].keys() == {"kernel"}
+    assert jax.tree.structure(evaluated_variables(state, config)) == jax.tree.structure(state.variables)
+
+
+# -- layers
 
 
 @pytest.mark.parametrize("name", ["batchnorm", "batchnorm_small_variance"])
