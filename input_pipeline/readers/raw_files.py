@@ -38,7 +38,7 @@ BAD_VIDEO_NAME = "the video's name is not a plain file name"
 EARLIER_FRAME_SIZE = "the earlier frame and the frame differ in size"
 MASK_SIZE = "the mask and the frame differ in size"
 NOT_IN_FRAME = "the instance is not in the frame"
-NO_TRAINING_DATA = "split train left out: no video of it has both a sentence and its frames"
+NO_TRAINING_DATA = "split train left out: no video of it has a sentence, its frames and its masks"
 
 
 class SkippedItems(list[Skipped]):
