@@ -68,7 +68,8 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
         suitable vectors; or config.published has the scores of another network.
     """
     check_config(config)
-    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    fields = (config.dataset, config.raw, config.data_dir, config.frame_interval)
+    run_sequentially(lambda: prepare(*fields, no_target_sentences=config.no_target_sentences))
     config = with_checkpoint_fields(config, checkpoint)
     sentence_encoder = sentence_encoder_for(checkpoint, config)
     predictor = BatchedPredictor(
@@ -287,8 +288,11 @@ def contact_sheet_rows(predictor: BatchedPredictor, examples: Iterable[Evaluatio
 
 def print_result(config: ConfigDict, result: dict[str, Any], scorer: Scorer, path: Path) -> None:
     """Prints the table of scores, notes on the data, and where the files are."""
-    published = config.published if config.evaluation_split != "train" else ()  # they belong to the evaluation split
+    published = () if config.evaluation_split in ("train", "valid_u") else config.published  # they belong to others
     print(format_table({"all": result, **result["groups"]}, published))
+    if published and "standard" not in result:
+        scores = ", ".join(f"{measure} {100 * score:.1f}" for _, measure, score in published)
+        print(f"Published, to compare with the server's scores (percent): {scores}.")
     if scorer.unscored:
         print(f"{scorer.unscored} predictions are not scored: their ground truth is not public, or can't be read.")
     if result["notes"]:

@@ -68,7 +68,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
       Stopped: SIGTERM arrived; the current step was finished and saved.
     """
     check_config(config)
-    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    fields = (config.dataset, config.raw, config.data_dir, config.frame_interval)
+    run_sequentially(lambda: prepare(*fields, no_target_sentences=config.no_target_sentences))
     epoch_steps = steps_per_epoch(config)
     total_steps = count_steps(config, epoch_steps)
     config, sentence_encoder, transformer, unknown_words = open_sentence_encoder(config)

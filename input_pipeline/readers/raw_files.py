@@ -101,10 +101,11 @@ def read_json(path: Path) -> Any:
         Python would drop the first without a word.
       RecursionError: it is nested too deeply.
     """
-    return json.loads(_read_file(path, MAX_JSON_BYTES).decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+    return json.loads(_read_file(path, MAX_JSON_BYTES).decode("utf-8-sig"), object_pairs_hook=unique_keys)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of a JSON file. Raises ValueError if a key occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
