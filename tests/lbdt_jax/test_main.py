@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from fake_mevis import write_mevis
 from fake_video_folders import write_ref_davis17, write_refer_youtube_vos
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -282,6 +283,18 @@ def on_dataset(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDi
     config.update({"frame_interval": dataset_config.frame_interval, "published": dataset_config.published})
     config.evaluation_attention_sheets = 0
     return config
+
+
+def test_mevis_with_and_without_ground_truth(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    config = on_dataset(config, "mevis", write_mevis(tmp_path / "raw"), "valid_u")
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert (result["samples"], result["groups"]["no target"]["samples"]) == (12, 3)
+    assert {"n_acc", "t_acc", "final"} < result["standard"].keys() and "29.3" not in capsys.readouterr().out
+    config.evaluation_split = "valid"
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert (result["samples"], result["without_truth"]) == (4, 4)
+    assert "server's scores (percent): j 27.8, f 30.8, j_and_f 29.3" in capsys.readouterr().out
+    assert (tmp_path / "evaluation/mevis-valid-standard.zip").exists()
 
 
 def test_refer_youtube_vos_with_some_ground_truth(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
