@@ -25,6 +25,7 @@ from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
 from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D, LBDTLayoutJHMDB, LBDTLayoutReferYouTubeVOS, is_lbdt_layout
 from input_pipeline.readers.mevis import MeViS
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
+from input_pipeline.readers.refcoco import GRefCOCO, RefCOCO, RefCOCOg, RefCOCOPlus
 from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
 from input_pipeline.record_writer import write_records
 from input_pipeline.report import format_report, load_report, records_dir, records_exist
@@ -34,10 +35,14 @@ from input_pipeline.types import Reader
 #: Dataset -> its reader, called with the raw folder and, optionally, the interval.
 READERS: dict[str, Callable[..., Reader]] = {
     "a2d_sentences": A2DSentences,
+    "grefcoco": GRefCOCO,
     "jhmdb_sentences": JHMDBSentences,
     "mevis": MeViS,
     "moving_shapes": MovingShapes,
     "ref_davis17": RefDAVIS17,
+    "refcoco": RefCOCO,
+    "refcoco_plus": RefCOCOPlus,
+    "refcocog": RefCOCOg,
     "refer_youtube_vos": ReferYouTubeVOS,
 }
 

@@ -1,6 +1,7 @@
 """Scoring of predictions, by dataset, and the files that the benchmarks' own scorers read.
 
-a2d_sentences, jhmdb_sentences, moving_shapes    scores over samples
+a2d_sentences, jhmdb_sentences, moving_shapes, refcoco and its kin    scores over samples
+grefcoco             also the scores of GRES, for sentences about several objects or none
 refer_youtube_vos    also J and F over expressions, and two zips for the evaluation server (no ground truth
                      needed): Annotations/<video>/<expression>/<%05d>.png, 0 and 255
 mevis                the same with <video>/<expression>/<%05d>.png, and scores of what is answered with an empty mask
@@ -220,6 +221,46 @@ class MeViSScorer(ReferYouTubeVOSScorer):
         return result
 
 
+class GRefCOCOScorer(Scorer):
+    """gRefCOCO: "gres" has the scores of Liu et al., CVPR 2023 (https://github.com/henghuiding/ReLA), which agree.
+
+    giou             mean IoU, where a sentence without a target counts 1 if it is answered with an empty mask, else 0
+    ciou             sum of intersections over sum of unions, false masks included
+    n_acc, t_acc     share of the sentences without (with) a target that are answered with an empty (non-empty) mask
+    precision@K      share of the sentences with a target whose IoU is at least K
+    """
+
+    def compute(self) -> dict[str, Any]:
+        """See `Scorer.compute`."""
+        result = super().compute()
+        for group, scores in (("", result), *result["groups"].items()):
+            groups = [group] if group else list(self._scores)
+            if "standard" in scores:
+                scores["gres"] = _gres({name: self._scores[name][1].samples for name in groups})
+        return result
+
+
+def _gres(samples: dict[str, np.ndarray]) -> dict[str, float]:
+    """The scores of `GRefCOCOScorer` from `StandardScores.samples` of each group."""
+    without = np.concatenate([rows for group, rows in samples.items() if group == NO_TARGET] or [np.zeros((0, 7))])
+    target = np.concatenate([rows for group, rows in samples.items() if group != NO_TARGET] or [np.zeros((0, 7))])
+    right = without[:, 3] == 0
+    intersection, predicted, true = target[:, 2:5].T
+    union = predicted + true - intersection
+    iou = intersection / np.maximum(union, 1)
+    all_union = union.sum() + without[:, 3].sum()
+    scores = {
+        "giou": float(np.mean(np.concatenate([right, iou]))),
+        "ciou": float(intersection.sum() / all_union) if all_union else 1.0,
+    }
+    if len(without):
+        scores["n_acc"] = float(right.mean())
+    if len(target):
+        scores["t_acc"] = float(np.mean(predicted > 0))
+        scores |= {f"precision@0.{tenth}": float(np.mean(iou >= tenth / 10)) for tenth in (7, 8, 9)}
+    return scores
+
+
 class RefDAVIS17Scorer(Scorer):
     """Ref-DAVIS17: J and F of "standard" are means over the four annotators, of predicted objects matched to true ones.
 
@@ -304,6 +345,7 @@ def _encode_png(image: Image.Image) -> bytes:
 
 #: Dataset -> its scorer, where that is not `Scorer`.
 SCORERS: dict[str, type[Scorer]] = {
+    "grefcoco": GRefCOCOScorer,
     "mevis": MeViSScorer,
     "ref_davis17": RefDAVIS17Scorer,
     "refer_youtube_vos": ReferYouTubeVOSScorer,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -54,12 +55,8 @@ class JsonIndex:
           ValueError: the entry is not JSON, too long, or names a key of an object twice.
           RecursionError: it is nested too deeply.
         """
-        begin, end = self.entries[key]
-        if end - begin > MAX_JSON_BYTES:
-            raise ValueError(f"an entry of {end - begin:,} bytes; the limit is {MAX_JSON_BYTES:,}")
         with open_regular_file(self.path) as file:
-            file.seek(begin)
-            return json.loads(file.read(end - begin).decode("utf-8"), object_pairs_hook=unique_keys)
+            return _parse(file, *self.entries[key])
 
 
 def index_json(path: Path, *parents: str) -> JsonIndex:
@@ -83,6 +80,84 @@ def index_json(path: Path, *parents: str) -> JsonIndex:
     if entries is None:
         raise ValueError(f'it has no "{parents[0]}"')
     return JsonIndex(path, entries)
+
+
+class Item(NamedTuple):
+    """An element of an array, parsed.
+
+    Attributes:
+      key: of the array.
+      begin, end: where the element lies in the file, in bytes.
+      value: the element.
+    """
+
+    key: str
+    begin: int
+    end: int
+    value: Any
+
+
+def iterate_arrays(path: Path, *keys: str) -> Iterator[Item]:
+    """Yields the elements of arrays in a JSON file one by one, without keeping them.
+
+    Args:
+      path: as in `index_json`.
+      keys: of the arrays, in the outermost object. If the file is an array itself, its elements have the key "".
+
+    Raises:
+      As `index_json`, and what `JsonIndex.read` raises.
+    """
+    with open_regular_file(path) as file, open_regular_file(path) as elements:
+        tokens = _Tokens(file)
+        first = tokens.next()
+        if first.text == b"[":
+            arrays: Iterator[tuple[str, _Token]] = iter([("", first)])
+        elif first.text == b"{":
+            arrays = _arrays_of_object(tokens, keys)
+        else:
+            raise ValueError("it is neither a JSON object nor an array")
+        found = set()
+        for key, _ in arrays:
+            found.add(key)
+            token = tokens.next()
+            while token.text != b"]":
+                end = tokens.skip(token)
+                yield Item(key, token.begin, end, _parse(elements, token.begin, end))
+                separator = tokens.next()
+                if separator.text not in (b",", b"]"):
+                    raise ValueError(f"expected a comma at byte {separator.begin:,}")
+                token = tokens.next() if separator.text == b"," else separator
+        if first.text == b"{" and (missing := set(keys) - found):
+            raise ValueError(f"it has no array {', '.join(sorted(missing))}")
+        if (token := tokens.next()).text:
+            raise ValueError(f"unexpected text at byte {token.begin:,}")
+
+
+def _arrays_of_object(tokens: _Tokens, keys: tuple[str, ...]) -> Iterator[tuple[str, _Token]]:
+    """Yields the keys of an object that lead to arrays, each when the first element is next."""
+    while True:
+        token = tokens.next()
+        if not token.text.startswith(b'"'):
+            raise ValueError(f"expected a key at byte {token.begin:,}")
+        if (colon := tokens.next()).text != b":":
+            raise ValueError(f"expected a colon at byte {colon.begin:,}")
+        key, value = json.loads(token.text.decode("utf-8")), tokens.next()
+        if key in keys and value.text == b"[":
+            yield key, value
+        else:
+            tokens.skip(value)
+        separator = tokens.next()
+        if separator.text == b"}":
+            return
+        if separator.text != b",":
+            raise ValueError(f"expected a comma at byte {separator.begin:,}")
+
+
+def _parse(file: BinaryIO, begin: int, end: int) -> Any:
+    if end - begin > MAX_JSON_BYTES:
+        raise ValueError(f"an entry of {end - begin:,} bytes; the limit is {MAX_JSON_BYTES:,}")
+    file.seek(begin)
+    return json.loads(file.read(end - begin).decode("utf-8"), object_pairs_hook=unique_keys)
 
 
 class _Token(NamedTuple):

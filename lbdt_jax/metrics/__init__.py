@@ -33,11 +33,14 @@ PROTOCOLS = {
     "standard": 'Protocol "standard": original resolution, untouched masks (percent)',
     "per_expression": "Per expression: J and F of every sentence by itself, as newer papers report (percent)",
     "all_expressions": "MeViS over all expressions, those without a target included (percent)",
+    "gres": "GRES: original resolution; a right empty answer counts 1, a wrong one 0 (percent)",
 }
 _COLUMNS = {
     "coco_map": "COCO mAP",
     **{f"precision@0.{tenth}": f"P@.{tenth}" for tenth in range(5, 10)},
     "mean_precision": "mean P",
+    "giou": "gIoU",
+    "ciou": "cIoU",
     "overall_iou": "overall IoU",
     "mean_iou": "mean IoU",
     "f1": "pixel F1",

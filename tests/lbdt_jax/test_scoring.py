@@ -185,6 +185,30 @@ def test_mevis_agrees_with_the_public_evaluator(tmp_path: Path) -> None:
         assert image.mode == "L" and set(np.unique(image)) == {0, 255}
 
 
+def test_grefcoco_agrees_with_the_public_evaluator(tmp_path: Path) -> None:
+    """The scores are what ReferEvaluator of henghuiding/ReLA computes for these masks, every frame a sample."""
+    with SCORERS["grefcoco"](tmp_path / "x") as scorer:
+        for (video, name), pairs in mevis_case().items():
+            group = "no target" if name in "23" else "one object"
+            for index, (mask, prediction) in enumerate(pairs):
+                scorer.add(make_example(video, index, {Sentence("t", 1, group): mask}), logits(prediction))
+        result = scorer.compute()
+    assert result["gres"] == pytest.approx(
+        {
+            "giou": 0.5817207850334294,
+            "ciou": 0.5032918800292612,
+            "t_acc": 0.625,
+            "n_acc": 0.8,
+            "precision@0.7": 0.25,
+            "precision@0.8": 0.125,
+            "precision@0.9": 0.125,
+        },
+        abs=1e-12,
+    )
+    assert result["groups"]["no target"]["gres"] == pytest.approx({"giou": 0.8, "ciou": 0, "n_acc": 0.8})
+    assert scorer.files == []
+
+
 def test_mevis_without_expressions_that_lack_a_target(tmp_path: Path) -> None:
     """As in version 1: the scores over targets are those over all, and there is no N-acc."""
     with SCORERS["mevis"](tmp_path / "x") as scorer:
