@@ -24,6 +24,7 @@ from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
 from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D, LBDTLayoutJHMDB, LBDTLayoutReferYouTubeVOS, is_lbdt_layout
 from input_pipeline.readers.mevis import MeViS
+from input_pipeline.readers.own import OwnClips
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
 from input_pipeline.readers.refcoco import GRefCOCO, RefCOCO, RefCOCOg, RefCOCOPlus
 from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
@@ -39,6 +40,7 @@ READERS: dict[str, Callable[..., Reader]] = {
     "jhmdb_sentences": JHMDBSentences,
     "mevis": MeViS,
     "moving_shapes": MovingShapes,
+    "own": OwnClips,
     "ref_davis17": RefDAVIS17,
     "refcoco": RefCOCO,
     "refcoco_plus": RefCOCOPlus,
