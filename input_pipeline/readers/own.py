@@ -126,6 +126,12 @@ class OwnClips:
             raise UserError(
                 f"{self.raw}: no sentence has a video with a mask.\n{format_skipped(skipped)}\n{HOW_TO_GET}"
             )
+        for split, advice in (
+            ("train", f"{HELD_OUT} lists every labelled frame"),
+            ("val", f"label two frames of a video, or list one in {HELD_OUT}"),
+        ):
+            if not frames[split]:
+                skipped.append(Skipped(str(self.raw), f"split {split} has no labelled frame: {advice}"))
         return Annotations(videos, sentences, targets, frames, tuple(skipped))
 
     def _split_frames(

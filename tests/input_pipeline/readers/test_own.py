@@ -72,6 +72,16 @@ def test_held_out_frames_by_choice(raw: Path) -> None:
     assert [item.where.split(": ")[0] for item in reader.skipped()] == [f"{raw}/held_out.txt:{n}" for n in (4, 5, 6)]
 
 
+@pytest.mark.parametrize(
+    ("held_out", "split", "left"), [("dog\nmy cats\n", "train", "val"), ("# none", "val", "train")]
+)
+def test_split_without_a_frame(raw: Path, held_out: str, split: str, left: str) -> None:
+    (raw / "held_out.txt").write_text(held_out)
+    reader = OwnClips(raw)
+    (item,) = reader.skipped()
+    assert reader.splits() == (left,) and item.reason.startswith(f"split {split} has no labelled frame: ")
+
+
 def test_absent_objects_have_empty_masks_in_val(raw: Path) -> None:
     (raw / "held_out.txt").write_text("dog, 3")
     pairs, _ = read_all(OwnClips(raw), "dog/val")
