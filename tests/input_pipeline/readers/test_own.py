@@ -88,7 +88,7 @@ def test_absent_objects_have_empty_masks_in_val(raw: Path) -> None:
     assert [len(pair.sentences) for pair in pairs] == [3] * 4 and not pairs[0].masks[2].any()
 
 
-def test_black_and_white_masks_and_turned_clips(raw: Path) -> None:
+def test_black_and_white_masks(raw: Path) -> None:
     shutil.rmtree(raw / "masks/dog")
     (raw / "masks/dog").mkdir()
     Image.fromarray(255 * walking_mask(1, 4).astype(np.uint8)).save(raw / "masks/dog/4.png")
