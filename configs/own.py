@@ -9,7 +9,7 @@ configs/a2d.py use --config=configs/own.py:lbdt4.
 Evaluates on the frames held out ("val"): J, boundary F and mean IoU. Neighboring frames of a clip look alike, so that
 these scores say how the model does on these clips, and not how it does on others.
 
-Cost: 620 steps for 124 labelled frames with two sentences each, 4.5 minutes on two busy CPU cores, compilation included.
+Cost: 620 steps for 124 labelled frames with two sentences each, 4.5 minutes on two busy CPU cores.
 Result: depends on your clips. To show the way, no benchmark: five real videos of Ref-DAVIS17, trained on the first half
 of each and scored on the second, mean IoU .42, J .43, F .30 (protocol "standard") with the small network.
 """
