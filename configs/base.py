@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     config.data_dir = "data"  # the TFRecords are in DATA_DIR/<dataset>/
     config.raw = ""  # folder of the unpacked dataset; "" for DATA_DIR/raw/<dataset>
     config.frame_interval = 6  # distance of the earlier frame, in frames [R]
+    # Train on sentences without a target, with empty masks, in datasets that have them. Not in the published loaders.
+    config.no_target_sentences = False
     config.frame_rate = 30.0  # frames per second of the dataset's videos; prediction keeps the interval in seconds
     config.image_size = (320, 320)  # height and width in pixels, multiples of 32 [P 4.1]
     config.max_words = 25  # longer sentences are cut to this many tokens [R]

@@ -1,7 +1,7 @@
 """Makes the TFRecords of a dataset from its raw files.
 
     python -m input_pipeline.prepare --dataset=a2d_sentences --raw=DIR --data_dir=DIR [--interval=FRAMES]
-        [--image_size=HEIGHTxWIDTH]
+        [--image_size=HEIGHTxWIDTH] [--no_target_sentences]
 
 The records go to DATA_DIR/<dataset>/; nothing under --raw is changed. If the records already exist, the command only
 prints their report. An interrupted run resumes when it is started again. Moving Shapes is generated first if --raw
@@ -17,13 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from input_pipeline.errors import UserError, exit_on_error
 from input_pipeline.files import expand_home
 from input_pipeline.moving_shapes.reader import MovingShapes
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.jhmdb_sentences import JHMDBSentences
 from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D, LBDTLayoutJHMDB, LBDTLayoutReferYouTubeVOS, is_lbdt_layout
+from input_pipeline.readers.mevis import MeViS
+from input_pipeline.readers.own import OwnClips
 from input_pipeline.readers.ref_davis17 import RefDAVIS17
+from input_pipeline.readers.refcoco import GRefCOCO, RefCOCO, RefCOCOg, RefCOCOPlus
 from input_pipeline.readers.refer_youtube_vos import ReferYouTubeVOS
 from input_pipeline.record_writer import write_records
 from input_pipeline.report import format_report, load_report, records_dir, records_exist
@@ -33,9 +38,15 @@ from input_pipeline.types import Reader
 #: Dataset -> its reader, called with the raw folder and, optionally, the interval.
 READERS: dict[str, Callable[..., Reader]] = {
     "a2d_sentences": A2DSentences,
+    "grefcoco": GRefCOCO,
     "jhmdb_sentences": JHMDBSentences,
+    "mevis": MeViS,
     "moving_shapes": MovingShapes,
+    "own": OwnClips,
     "ref_davis17": RefDAVIS17,
+    "refcoco": RefCOCO,
+    "refcoco_plus": RefCOCOPlus,
+    "refcocog": RefCOCOg,
     "refer_youtube_vos": ReferYouTubeVOS,
 }
 
@@ -53,6 +64,7 @@ def prepare(
     data_dir: str | Path,
     interval: int | None = None,
     image_size: tuple[int, int] | None = None,
+    no_target_sentences: bool | None = None,
 ) -> dict[str, Any]:
     """Makes the records of a dataset unless they exist, and prints what was found and what was skipped.
 
@@ -64,12 +76,14 @@ def prepare(
       interval: frames from the earlier frame to the frame; None for the published interval of the dataset.
       image_size: (H, W) of the frames and targets to keep resized for training, see `input_pipeline.resized`; None for
         none.
+      no_target_sentences: whether to train on sentences without a target, of datasets that have them; None for no, or
+        for whatever the existing records have.
 
     Returns:
       The report, see `input_pipeline.report.load_report`.
 
     Raises:
-      UserError: the dataset is unknown, raw data are missing, or records with another interval exist.
+      UserError: the dataset is unknown, raw data are missing, or records with other settings exist.
     """
     if dataset not in READERS:
         raise UserError(f"Unknown dataset {dataset!r}. Choose one of {', '.join(sorted(READERS))}.")
@@ -86,13 +100,20 @@ def prepare(
                 f"The records in {folder} were made with interval {report['interval']}, not {interval}. Delete that "
                 "folder to make them again, or choose another data_dir."
             )
+        has_no_target = report.get("no_target_sentences", False)
+        if no_target_sentences is not None and has_no_target is not no_target_sentences:
+            raise UserError(
+                f"The records in {folder} were made {'with' if has_no_target else 'without'} training sentences that "
+                f"have no target, but config.no_target_sentences is {no_target_sentences}. Change it, delete that "
+                "folder to make the records again, or choose another data_dir."
+            )
         print(
             f"The records of {dataset} exist: {folder}, from {report['raw']}. If the raw data have changed, delete "
             "that folder."
         )
         max_examples = 0
     else:
-        _make_records(dataset, raw, data_dir, interval)
+        _make_records(dataset, raw, data_dir, interval, bool(no_target_sentences))
         print(f"Records in {folder}:")
         max_examples = 20
     if image_size is not None:
@@ -102,7 +123,15 @@ def prepare(
     return report
 
 
-def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) -> None:
+def prepare_for(config: ConfigDict) -> dict[str, Any]:
+    """`prepare` with the fields of a configuration."""
+    fields = (config.dataset, config.raw, config.data_dir, config.frame_interval)
+    return prepare(*fields, no_target_sentences=config.no_target_sentences)
+
+
+def _make_records(
+    dataset: str, raw: Path, data_dir: str | Path, interval: int, no_target_sentences: bool = False
+) -> None:
     """Reads the raw data, in whichever layout they are, and writes the records."""
     if dataset == "moving_shapes" and not raw.exists():
         from input_pipeline.moving_shapes.raw_layout import write_raw  # other datasets don't need the generator
@@ -113,6 +142,10 @@ def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int) 
         print(f"{raw} is read in the layout of LBDT's released code, which has train.txt and val.txt.")
     else:
         reader, layout = READERS[dataset](raw, interval), "raw"
+    if no_target_sentences:
+        if not hasattr(reader, "no_target_sentences"):
+            raise UserError(f"{dataset} has no sentences without a target: set config.no_target_sentences to False.")
+        reader = READERS[dataset](raw, interval, no_target_sentences=True)
     print(f"{dataset} in {raw}:")
     for item, (count, full_count) in reader.inventory().items():
         print(f"  {count} {item}" + (f" of {full_count} in the full dataset" if full_count is not None else ""))
@@ -139,12 +172,24 @@ def main() -> None:
         metavar="HEIGHTxWIDTH",
         help="also keep the training frames resized to config.image_size, which makes training batches faster",
     )
+    parser.add_argument(
+        "--no_target_sentences",
+        action="store_true",
+        help="also train on sentences without a target (mevis, grefcoco); see config.no_target_sentences",
+    )
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     with exit_on_error("Interrupted. The same command continues after the last complete shard."):
         image_size = None if arguments.image_size is None else parse_size(arguments.image_size)
-        prepare(arguments.dataset, arguments.raw, arguments.data_dir, arguments.interval, image_size)
+        prepare(
+            arguments.dataset,
+            arguments.raw,
+            arguments.data_dir,
+            arguments.interval,
+            image_size,
+            arguments.no_target_sentences or None,
+        )
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
 
     Returns:
       {"dataset", "raw", "interval",
+       "no_target_sentences": whether "train" has sentences without a target; absent if the dataset has none
        "layout": "raw", or "prepared" for the layout of LBDT's released code,
        "skipped_lines": {reason: [where, ...]}        of annotation files
        "splits": {split: {"videos", "frame_pairs", "instances", "sentences",
@@ -99,10 +100,12 @@ def make_report(dataset: str, reader: Reader, layout: str, summaries: dict[str, 
             "groups": dict(sorted(groups.items())),
             "skipped": group_by_reason(Skipped(*item) for shard in shards for item in shard["skipped"]),
         }
+    no_target = {key: value for key, value in vars(reader).items() if key == "no_target_sentences"}
     return {
         "dataset": dataset,
         "raw": str(reader.raw),
         "interval": reader.interval,
+        **no_target,
         "layout": layout,
         "skipped_lines": group_by_reason(reader.skipped()),
         "splits": splits,

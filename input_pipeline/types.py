@@ -12,6 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
+#: Groups of sentences in datasets where a sentence may refer to several objects, or to none. Its target is one mask:
+#: the union of the objects, or an empty mask.
+NO_TARGET, ONE_OBJECT, SEVERAL_OBJECTS = "no target", "one object", "several objects"
+
+
+def target_group(objects: int) -> str:
+    """The group of a sentence that refers to so many objects."""
+    return {0: NO_TARGET, 1: ONE_OBJECT}.get(objects, SEVERAL_OBJECTS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
@@ -19,9 +28,10 @@ class Sentence:
 
     Attributes:
       text: as annotated, without surrounding whitespace.
-      instance: id of the object in the frame pair's masks; None if its ground truth is not published.
-      group: a label under which scores are reported separately (Moving Shapes: the tier; Ref-DAVIS17: the annotator);
-        "" for none.
+      instance: id of the object in the frame pair's masks; None if its ground truth is not published. Where sentences
+        refer to several objects or to none, id of the target: 0 for no target, from 1 for each set of objects.
+      group: a label under which scores are reported separately (Moving Shapes: the tier; Ref-DAVIS17: the annotator;
+        `target_group`); "" for none.
       expression: the dataset's id of the sentence within its video, a valid file name; the same in all frames that
         the sentence describes. "" if the dataset has none.
     """
@@ -42,7 +52,7 @@ class FramePair:
       frame: (H, W, 3) uint8 RGB.
       earlier_frame: (H, W, 3) uint8 RGB.
       earlier_rule: the rule that selected the earlier frame, for the report ("interval", "index - 6", "first frame").
-      masks: instance id -> (H, W) bool.
+      masks: instance id -> (H, W) bool. Empty for an object that is not in the frame, and for no target.
       sentences: at least one; each instance is a key of `masks`, or None.
       labels: (H, W) uint8, the object id of every pixel, 0 for background and 255 for void, if a benchmark is scored
         on other object ids than those of the sentences (Ref-DAVIS17); else None.

@@ -116,6 +116,7 @@ FIELDS: dict[str, Rule] = {
     "data_dir": TEXT,
     "raw": TEXT,
     "frame_interval": integer(1, 1_000_000),
+    "no_target_sentences": SWITCH,
     "frame_rate": number(0.001, 100_000),
     "image_size": sequence(
         "it must be (height, width), both multiples of 32 from 32 to 2048",

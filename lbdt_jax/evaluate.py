@@ -18,7 +18,7 @@ from tqdm import tqdm
 from input_pipeline.batch import MODEL_FIELDS
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
-from input_pipeline.prepare import prepare
+from input_pipeline.prepare import prepare_for
 from input_pipeline.report import load_report
 from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors, extend
@@ -68,7 +68,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
         suitable vectors; or config.published has the scores of another network.
     """
     check_config(config)
-    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    run_sequentially(lambda: prepare_for(config))
     config = with_checkpoint_fields(config, checkpoint)
     sentence_encoder = sentence_encoder_for(checkpoint, config)
     predictor = BatchedPredictor(
@@ -323,8 +323,11 @@ def contact_sheet_rows(predictor: BatchedPredictor, examples: Iterable[Evaluatio
 
 def print_result(config: ConfigDict, result: dict[str, Any], scorer: Scorer, path: Path) -> None:
     """Prints the table of scores, notes on the data, and where the files are."""
-    published = config.published if config.evaluation_split != "train" else ()  # they belong to the evaluation split
+    published = () if config.evaluation_split in ("train", "valid_u") else config.published  # they belong to others
     print(format_table({"all": result, **result["groups"]}, published))
+    if published and "standard" not in result:
+        scores = ", ".join(f"{measure} {100 * score:.1f}" for _, measure, score in published)
+        print(f"Published, to compare with the server's scores (percent): {scores}.")
     if scorer.unscored:
         print(f"{scorer.unscored} predictions are not scored: their ground truth is not public, or can't be read.")
     if result["notes"]:

@@ -1,8 +1,10 @@
 """Scoring of predictions, by dataset, and the files that the benchmarks' own scorers read.
 
-a2d_sentences, jhmdb_sentences, moving_shapes    scores over samples
+a2d_sentences, jhmdb_sentences, moving_shapes, refcoco and its kin    scores over samples
+grefcoco             also the scores of GRES, for sentences about several objects or none
 refer_youtube_vos    also J and F over expressions, and two zips for the evaluation server (no ground truth
                      needed): Annotations/<video>/<expression>/<%05d>.png, 0 and 255
+mevis                the same with <video>/<expression>/<%05d>.png, and scores of what is answered with an empty mask
 ref_davis17          also scores per expression, and for each of the four annotators one palette image per frame,
                      <folder>/anno_<0..3>/<video>/<%05d>.png, as davis2017-evaluation reads them (task unsupervised)
 """
@@ -25,7 +27,7 @@ from scipy.special import expit
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import EvaluationExample
 from input_pipeline.readers.ref_davis17 import ANNOTATORS, MASKS_FOR_SCORES
-from input_pipeline.types import Sentence
+from input_pipeline.types import NO_TARGET, Sentence
 from lbdt_jax.cli import atomic_write
 from lbdt_jax.metrics import (
     MAX_PROPOSALS,
@@ -139,6 +141,9 @@ def _compute_pair(scores: ScorePair) -> dict[str, Any]:
 class ReferYouTubeVOSScorer(Scorer):
     """Refer-YouTube-VOS: "paper" also has J and F of the masks that the published code sent to the server."""
 
+    #: Folder of the zips that holds the videos.
+    FOLDER = "Annotations/"
+
     def __enter__(self) -> Self:
         self._zips: dict[str, zipfile.ZipFile] = {}
         for protocol in ("paper", "standard") if self.layout == "raw" else ():
@@ -159,7 +164,7 @@ class ReferYouTubeVOSScorer(Scorer):
             submitted = resize_as_published(expit(logit) > 0.5, prediction.shape)
             predictions = {"paper": submitted, "standard": prediction}
             for protocol, file in self._zips.items():
-                name = f"Annotations/{example.video}/{sentence.expression}/{example.frame_index:05d}.png"
+                name = f"{self.FOLDER}{example.video}/{sentence.expression}/{example.frame_index:05d}.png"
                 file.writestr(name, _encode_png(Image.fromarray(255 * predictions[protocol].astype(np.uint8))))
             if mask is not None:
                 self._submitted_scores.add(
@@ -174,6 +179,86 @@ class ReferYouTubeVOSScorer(Scorer):
             submitted = self._submitted_scores.compute()
             result["paper"] |= {measure: submitted[measure] for measure in REGION_AND_BOUNDARY}
         return result
+
+
+class MeViSScorer(ReferYouTubeVOSScorer):
+    """MeViS: J and F of "paper" and "standard" are means over the expressions that have a target.
+
+    "all_expressions" has those of "standard" over all expressions; the two are the same in version 1. Whether version 2
+    averages over expressions without a target is not published. If there are any, both also have
+
+    n_acc   share of the expressions without a target that are answered with empty masks, in all frames
+    t_acc   share of the expressions with a target that are answered with a mask in some frame
+    final   mean of j_and_f, n_acc and t_acc
+    """
+
+    FOLDER = ""
+
+    def compute(self) -> dict[str, Any]:
+        """See `Scorer.compute`."""
+        result = super().compute()
+        if "standard" not in result:
+            return result
+        standard = result["standard"]
+        result["all_expressions"] = {measure: standard[measure] for measure in REGION_AND_BOUNDARY}
+        without = self._scores[NO_TARGET][1] if NO_TARGET in self._scores else None
+        if without is None:
+            return result
+        targets = [scores for group, (_, scores) in self._scores.items() if group != NO_TARGET]
+        with_target = functools.reduce(StandardScores.merge, targets, StandardScores())
+        accuracy = {"n_acc": 1 - without.share_of_nonempty_keys()}
+        submitted_keys = self._submitted_scores.select(with_target.keys) if with_target.keys else None
+        for measure in REGION_AND_BOUNDARY:
+            del standard[measure], result["paper"][measure]
+        if submitted_keys is not None:
+            accuracy["t_acc"] = with_target.share_of_nonempty_keys()
+            standard |= {m: with_target.compute()[m] for m in REGION_AND_BOUNDARY}
+            result["paper"] |= {m: submitted_keys.compute()[m] for m in REGION_AND_BOUNDARY}
+        for scores in (standard, result["all_expressions"]):
+            scores |= accuracy
+            if len(parts := [scores[m] for m in ("j_and_f", "n_acc", "t_acc") if m in scores]) == 3:
+                scores["final"] = float(np.mean(parts))
+        return result
+
+
+class GRefCOCOScorer(Scorer):
+    """gRefCOCO: "gres" has the scores of Liu et al., CVPR 2023 (https://github.com/henghuiding/ReLA), which agree.
+
+    giou             mean IoU, where a sentence without a target counts 1 if it is answered with an empty mask, else 0
+    ciou             sum of intersections over sum of unions, false masks included
+    n_acc, t_acc     share of the sentences without (with) a target that are answered with an empty (non-empty) mask
+    precision@K      share of the sentences with a target whose IoU is at least K
+    """
+
+    def compute(self) -> dict[str, Any]:
+        """See `Scorer.compute`."""
+        result = super().compute()
+        for group, scores in (("", result), *result["groups"].items()):
+            groups = [group] if group else list(self._scores)
+            if "standard" in scores:
+                scores["gres"] = _gres({name: self._scores[name][1].samples for name in groups})
+        return result
+
+
+def _gres(samples: dict[str, np.ndarray]) -> dict[str, float]:
+    """The scores of `GRefCOCOScorer` from `StandardScores.samples` of each group."""
+    without = np.concatenate([rows for group, rows in samples.items() if group == NO_TARGET] or [np.zeros((0, 7))])
+    target = np.concatenate([rows for group, rows in samples.items() if group != NO_TARGET] or [np.zeros((0, 7))])
+    right = without[:, 3] == 0
+    intersection, predicted, true = target[:, 2:5].T
+    union = predicted + true - intersection
+    iou = intersection / np.maximum(union, 1)
+    all_union = union.sum() + without[:, 3].sum()
+    scores = {
+        "giou": float(np.mean(np.concatenate([right, iou]))),
+        "ciou": float(intersection.sum() / all_union) if all_union else 1.0,
+    }
+    if len(without):
+        scores["n_acc"] = float(right.mean())
+    if len(target):
+        scores["t_acc"] = float(np.mean(predicted > 0))
+        scores |= {f"precision@0.{tenth}": float(np.mean(iou >= tenth / 10)) for tenth in (7, 8, 9)}
+    return scores
 
 
 class RefDAVIS17Scorer(Scorer):
@@ -259,4 +344,9 @@ def _encode_png(image: Image.Image) -> bytes:
 
 
 #: Dataset -> its scorer, where that is not `Scorer`.
-SCORERS: dict[str, type[Scorer]] = {"ref_davis17": RefDAVIS17Scorer, "refer_youtube_vos": ReferYouTubeVOSScorer}
+SCORERS: dict[str, type[Scorer]] = {
+    "grefcoco": GRefCOCOScorer,
+    "mevis": MeViSScorer,
+    "ref_davis17": RefDAVIS17Scorer,
+    "refer_youtube_vos": ReferYouTubeVOSScorer,
+}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from input_pipeline.batch import MODEL_FIELDS, Batch
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import steps_per_epoch, training_batches, vocabulary
-from input_pipeline.prepare import prepare
+from input_pipeline.prepare import prepare_for
 from input_pipeline.text.encoders import SentenceEncoder
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
 from lbdt_jax.checkpoint_folder import has_checkpoint
@@ -186,7 +186,7 @@ class Run(NamedTuple):
 def set_up(config: ConfigDict, workdir: Path) -> tuple[Run, TrainState]:
     """Checks configuration, data and devices, and prepares the records. Returns the initial state, too."""
     check_config(config)
-    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    run_sequentially(lambda: prepare_for(config))
     epoch_steps = steps_per_epoch(config)
     steps = count_steps(config, epoch_steps)
     check_options(config, steps)

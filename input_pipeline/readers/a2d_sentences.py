@@ -136,7 +136,10 @@ class A2DSentences:
                 skipped.append(Skipped(f"{self.raw / VIDEOSET}: video {video}", "video without a sentence"))
         splits = tuple(self.SUBSETS)
         training_videos = (video for video in sentences if subset[video] == self.SUBSETS["train"])
-        if not any((self.raw / CLIPS / f"{video}.mp4").exists() for video in training_videos):
+        if not any(
+            (self.raw / CLIPS / f"{video}.mp4").exists() and (self.raw / INSTANCES / video).is_dir()
+            for video in training_videos
+        ):
             skipped.append(Skipped(str(self.raw / VIDEOSET), NO_TRAINING_DATA))
             splits = tuple(split for split in splits if split != "train")
         return Annotations(subset, {video: tuple(texts) for video, texts in sentences.items()}, splits, tuple(skipped))

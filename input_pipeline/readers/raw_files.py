@@ -38,7 +38,7 @@ BAD_VIDEO_NAME = "the video's name is not a plain file name"
 EARLIER_FRAME_SIZE = "the earlier frame and the frame differ in size"
 MASK_SIZE = "the mask and the frame differ in size"
 NOT_IN_FRAME = "the instance is not in the frame"
-NO_TRAINING_DATA = "split train left out: no video of it has both a sentence and its frames"
+NO_TRAINING_DATA = "split train left out: no video of it has a sentence, its frames and its masks"
 
 
 class SkippedItems(list[Skipped]):
@@ -101,10 +101,11 @@ def read_json(path: Path) -> Any:
         Python would drop the first without a word.
       RecursionError: it is nested too deeply.
     """
-    return json.loads(_read_file(path, MAX_JSON_BYTES).decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+    return json.loads(_read_file(path, MAX_JSON_BYTES).decode("utf-8-sig"), object_pairs_hook=unique_keys)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of a JSON file. Raises ValueError if a key occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]

@@ -10,6 +10,8 @@
 The four text files count as four annotators. Those of annot2 are Latin-1, the others UTF-8. They name three videos
 differently than DAVIS does; their object ids are those of DAVIS/Annotations.
 
+`ref_davis17_converted` describes the layout to which other code converts the dataset; it is read as well.
+
 Sources: Khoreva et al., ACCV 2018 (arXiv 1803.08006) for the expressions, Pont-Tuset et al., arXiv 1704.00675
 (https://davischallenge.org) for frames and masks.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from input_pipeline.errors import UserError
+from input_pipeline.readers import ref_davis17_converted as converted
 from input_pipeline.readers.raw_files import (
     BAD_VIDEO_NAME,
     MASK_SIZE,
@@ -79,12 +82,14 @@ class Annotations:
         4 * object + annotator, both counted from 0.
       splits: those to read: without "train" if there are data for evaluation alone.
       skipped: the lines that were left out.
+      lengths: video -> its number of frames, where the annotation files have it: in the converted layout; else None.
     """
 
     split: dict[str, str]
     sentences: dict[str, tuple[Sentence, ...]]
     splits: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+    lengths: dict[str, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +97,7 @@ class RefDAVIS17:
     """Ref-DAVIS17 as unpacked; the methods are those of `input_pipeline.types.Reader`.
 
     Attributes:
-      raw: folder that contains `DAVIS` and `davis_text_annotations`.
+      raw: folder that contains `DAVIS` and `davis_text_annotations`, or `valid` and `meta_expressions`.
       interval: frames from the earlier frame to the annotated frame; 2 in the published runs.
     """
 
@@ -118,11 +123,36 @@ class RefDAVIS17:
         for split, full_count in self.FULL_COUNTS.items():
             videos = self.videos(split)
             counts[f"{split} videos"] = len(videos), full_count
-            for kind in (FRAMES, MASKS, MASKS_FOR_SCORES):
-                folders = sum((self.raw / kind / video).is_dir() for video in videos)
-                counts[f"{split} folders of {kind}"] = folders, full_count
+            folders_of = {
+                FRAMES: self.frame_folder,
+                MASKS: self.mask_folder,
+                MASKS_FOR_SCORES: self.folder_of_masks_for_scores,
+            }
+            for kind, folder in folders_of.items():
+                counts[f"{split} folders of {kind}"] = sum(folder(video).is_dir() for video in videos), full_count
             counts[f"{split} sentences"] = sum(len(self.annotations.sentences[video]) for video in videos), None
         return counts
+
+    def frame_folder(self, video: str) -> Path:
+        """The folder of a video's frames."""
+        annotations = self.annotations
+        if annotations.lengths is not None:
+            return converted.frame_folder(self.raw, annotations.split[video], video)
+        return self.raw / FRAMES / video
+
+    def mask_folder(self, video: str) -> Path:
+        """The folder of a video's masks; in the converted layout the original one, if it is still there."""
+        annotations = self.annotations
+        if annotations.lengths is not None and not (self.raw / MASKS / video).is_dir():
+            return converted.mask_folder(self.raw, annotations.split[video], video)
+        return self.raw / MASKS / video
+
+    def folder_of_masks_for_scores(self, video: str) -> Path:
+        """The folder of a video's masks for published scores, as `mask_folder`."""
+        annotations = self.annotations
+        if annotations.lengths is not None and not (self.raw / MASKS_FOR_SCORES / video).is_dir():
+            return converted.mask_folder(self.raw, annotations.split[video], video)
+        return self.raw / MASKS_FOR_SCORES / video
 
     @functools.cached_property
     def annotations(self) -> Annotations:
@@ -130,21 +160,39 @@ class RefDAVIS17:
 
         train.txt may be missing, and so may everything else about the training videos.
         """
-        files = [f"{SENTENCES}/{file}" for file in ANNOTATORS.values()]
-        check_complete(self.raw, (FRAMES, MASKS, LISTS.format(split="val"), *files), HOW_TO_GET)
         skipped = SkippedItems()
-        split_of = _read_lists(self.raw, skipped)
-        expressions = _read_expressions(self.raw, split_of, skipped)
-        sentences = _number_expressions(expressions, self.raw / SENTENCES, skipped)
+        files = [f"{SENTENCES}/{file}" for file in ANNOTATORS.values()]
+        required = (FRAMES, MASKS, LISTS.format(split="val"), *files)
+        lengths = None
+        if converted.is_converted(self.raw) and not all((self.raw / part).exists() for part in required):
+            path = self.raw / converted.EXPRESSIONS.format(split="train")
+            split_of, sentences, lengths = converted.read_expressions(self.raw, tuple(ANNOTATORS), skipped)
+        else:
+            path = self.raw / LISTS.format(split="train")
+            check_complete(self.raw, required, HOW_TO_GET)
+            split_of = _read_lists(self.raw, skipped)
+            expressions = _read_expressions(self.raw, split_of, skipped)
+            sentences = _number_expressions(expressions, self.raw / SENTENCES, skipped)
         for video in split_of:
             if video not in sentences:
                 skipped.append(Skipped(f"{self.raw / SENTENCES}: video {video}", "video without a sentence"))
-        splits = tuple(self.FULL_COUNTS)
-        training_videos = (video for video in sentences if split_of[video] == "train")
-        if not any((self.raw / FRAMES / video).is_dir() for video in training_videos):
-            skipped.append(Skipped(str(self.raw / LISTS.format(split="train")), NO_TRAINING_DATA))
-            splits = tuple(split for split in splits if split != "train")
-        return Annotations(split_of, sentences, splits, tuple(skipped))
+        annotations = Annotations(split_of, sentences, tuple(self.FULL_COUNTS), (), lengths)
+        if not self._can_train(annotations):
+            skipped.append(Skipped(str(path), NO_TRAINING_DATA))
+            splits = tuple(split for split in annotations.splits if split != "train")
+            annotations = dataclasses.replace(annotations, splits=splits)
+        return dataclasses.replace(annotations, skipped=tuple(skipped))
+
+    def _can_train(self, annotations: Annotations) -> bool:
+        """Whether a training video has sentences, frames and masks."""
+        if annotations.lengths is None:
+            frames, masks = self.raw / FRAMES, self.raw / MASKS
+        else:
+            frames, masks = (
+                folder(self.raw, "train", "") for folder in (converted.frame_folder, converted.mask_folder)
+            )
+        videos = (video for video in annotations.sentences if annotations.split[video] == "train")
+        return any((frames / video).is_dir() and (masks / video).is_dir() for video in videos)
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         """Yields every frame of a video with its sentences, and what had to be left out.
@@ -153,8 +201,9 @@ class RefDAVIS17:
         scores are means over all frames; without a readable mask, its sentences have no instance. Void pixels belong to
         no object. The frame pairs of val have the labels that published scores are computed on, if these are there.
         """
-        frames, masks = self.raw / FRAMES / video, self.raw / MASKS / video
+        frames, masks = self.frame_folder(video), self.mask_folder(video)
         length = max(frame_indices(frames, ".jpg") | frame_indices(masks, ".png"), default=-1) + 1
+        length = max(length, (self.annotations.lengths or {}).get(video, 0))
         evaluated = self.annotations.split[video] == "val"
         items = read_video(
             video,
@@ -169,7 +218,7 @@ class RefDAVIS17:
 
     def _add_labels(self, video: str, items: Iterator[FramePair | Skipped]) -> Iterator[FramePair | Skipped]:
         """Adds to every frame pair the labels that published scores are computed on, or reports why it has none."""
-        folder = self.raw / MASKS_FOR_SCORES / video
+        folder = self.folder_of_masks_for_scores(video)
         if not folder.is_dir():
             yield Skipped(str(folder), "the video's folder of masks for published scores is missing")
             yield from items

@@ -114,7 +114,7 @@ class ReferYouTubeVOS:
         videos: dict[str, dict[str, Video]] = {}
         for split in self.FULL_COUNTS:
             path = self.raw / EXPRESSIONS.format(split=split)
-            if (self.raw / split).is_dir():
+            if any((self.raw / split / kind).exists() for kind in (FRAMES, MASKS)):
                 videos[split] = self._read_split(split, skipped)
             elif not path.exists():
                 reason = f"split {split} left out: neither its folder nor its expressions are there"
@@ -127,8 +127,10 @@ class ReferYouTubeVOS:
             path = self.raw / EXPRESSIONS.format(split="valid")
             skipped.append(Skipped(str(path), "split valid left out: it has no video with sentences and frames"))
             del videos["valid"]
-        frames = self.raw / "train" / FRAMES
-        if "train" in videos and not any((frames / video).is_dir() for video in videos["train"]):
+        frames, masks = self.raw / "train" / FRAMES, self.raw / "train" / MASKS
+        if "train" in videos and not any(
+            (frames / video).is_dir() and (masks / video).is_dir() for video in videos["train"]
+        ):
             skipped.append(Skipped(str(self.raw / EXPRESSIONS.format(split="train")), NO_TRAINING_DATA))
             del videos["train"]
         if not videos:
@@ -141,7 +143,7 @@ class ReferYouTubeVOS:
         masks, expressions = f"{split}/{MASKS}", EXPRESSIONS.format(split=split)
         required = (f"{split}/{FRAMES}", *([] if split == "valid" else [masks]), expressions)
         check_complete(self.raw, required, HOW_TO_GET)
-        entries = _read_json(self.raw / expressions)
+        entries = read_videos(self.raw / expressions)
         if split == "valid":
             if not (self.raw / masks).exists():
                 reason = "split valid has no masks: only the server can score it"
@@ -153,7 +155,7 @@ class ReferYouTubeVOS:
             if not is_plain_name(name):
                 skipped.append(Skipped(where, BAD_VIDEO_NAME))
                 continue
-            video = _parse_video(where, entry, split == "valid", skipped)
+            video = parse_video(where, entry, split == "valid", skipped)
             if video.sentences and video.frames:
                 videos[name] = video
             else:
@@ -167,7 +169,7 @@ class ReferYouTubeVOS:
             reason = "the videos of test can't be distinguished from those of valid: all are kept"
             skipped.append(Skipped(str(path), reason))
             return entries
-        test = _read_json(path)
+        test = read_videos(path)
         return {name: entry for name, entry in entries.items() if name not in test}
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
@@ -201,7 +203,7 @@ def find_earlier(frame_index: int, interval: int, available: Collection[int]) ->
     return (earlier, "interval") if earlier in available else (next(iter(available)), "first frame")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_videos(path: Path) -> dict[str, Any]:
     """Video -> its entry. Raises UserError that names the file, and the position of an error in the JSON."""
     try:
         match read_json(path):
@@ -220,7 +222,7 @@ class _Expression(NamedTuple):
     object_id: object
 
 
-def _parse_video(where: str, entry: object, truth_optional: bool, skipped: list[Skipped]) -> Video:
+def parse_video(where: str, entry: object, truth_optional: bool, skipped: list[Skipped]) -> Video:
     """Parses an entry of either form. Leaves out what is malformed, possibly everything.
 
     If the ground truth is optional, an expression without a valid object id is kept with instance None.

@@ -64,7 +64,7 @@ def read_video(
     if not sentences:
         return
 
-    cache = _FrameCache()
+    cache = FrameCache()
     for index in indices if keep_all else objects:
         path = frames / f"{index:05d}.jpg"
         earlier, rule = find_earlier(index)
@@ -185,7 +185,7 @@ def _check_instances(
     return sentences if keep_all else tuple(s for s in sentences if s.instance in present)
 
 
-class _FrameCache:
+class FrameCache:
     """Reads the frames of a video; keeps the latest ones, since a frame soon becomes an earlier frame."""
 
     def __init__(self) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError
-from lbdt_jax.inference.colors import upright_rgb
 from lbdt_jax.inference.decoder import Decoder
 from lbdt_jax.inference.pictures import Picture, read_picture
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from input_pipeline.coco_masks import check_rle
 from input_pipeline.errors import UserError
 from input_pipeline.files import check_regular_file, open_regular_file, read_limited
 from lbdt_jax.cli import lock, remove_unfinished, write_json
@@ -322,29 +323,7 @@ def _parse(lines: list[bytes], sentences: int) -> FramePrediction:
 
 
 def _check_mask(size: Any, counts: Any) -> None:
-    """Checks a mask in COCO's format, since pycocotools writes beyond a mask that its runs don't fill exactly.
-
-    Raises:
-      ValueError, TypeError: it is not a mask.
-    """
-    if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, str):
-        raise TypeError("a mask without size or counts")
-    height, width = size
-    if not (type(height) is type(width) is int and height > 0 and width > 0 and height * width < 2**31):
-        raise ValueError(f"a mask of {height} x {width} pixels")
-    # Each character is 48 plus five bits of a number, the lowest first, and a sixth bit if the number goes on.
-    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero((codes & 32) == 0)
-    if not len(ends) or ends[-1] != len(codes) - 1 or codes.min() < 0 or codes.max() > 63:
-        raise ValueError("counts that are no numbers")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise ValueError("a count that is too large")
-    numbers = np.add.reduceat((codes & 31) << 5 * (np.arange(len(codes)) - np.repeat(starts, lengths)), starts)
-    numbers -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
-    # From the fourth on, they are differences to the number two before.
-    runs = np.concatenate([numbers[:1], np.zeros(len(numbers) - 1, np.int64)])
-    runs[1::2], runs[2::2] = np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])
-    if runs.min() < 0 or runs.sum() != height * width:
-        raise ValueError("runs that do not fill the mask")
+    """Checks a mask in COCO's compressed format. Raises ValueError or TypeError if it is not one."""
+    if not isinstance(counts, str):
+        raise TypeError("a mask without counts")
+    check_rle(size, counts)

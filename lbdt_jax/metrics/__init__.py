@@ -32,17 +32,24 @@ PROTOCOLS = {
     "paper": "Protocol \"paper\": as in LBDT's tables, through the model's size (percent)",
     "standard": 'Protocol "standard": original resolution, untouched masks (percent)',
     "per_expression": "Per expression: J and F of every sentence by itself, as newer papers report (percent)",
+    "all_expressions": "MeViS over all expressions, those without a target included (percent)",
+    "gres": "GRES: original resolution; a right empty answer counts 1, a wrong one 0 (percent)",
 }
 _COLUMNS = {
     "coco_map": "COCO mAP",
     **{f"precision@0.{tenth}": f"P@.{tenth}" for tenth in range(5, 10)},
     "mean_precision": "mean P",
+    "giou": "gIoU",
+    "ciou": "cIoU",
     "overall_iou": "overall IoU",
     "mean_iou": "mean IoU",
     "f1": "pixel F1",
     "j": "J",
     "f": "F",
     "j_and_f": "J&F",
+    "n_acc": "N-acc.",
+    "t_acc": "T-acc.",
+    "final": "final",
 }
 
 
@@ -52,7 +59,7 @@ def format_table(groups: Mapping[str, Mapping[str, Any]], published: Iterable[tu
     Args:
       groups: name of a group of samples ("all", then each tier) -> {"samples": their number, "paper": the result of
         `PaperScores.compute`, "standard": that of `StandardScores.compute` or `MatchedScores.compute`,
-        "per_expression": {"j", "f", "j_and_f"}}. Missing protocols and measures are left out.
+        "per_expression" and "all_expressions": {"j", "f", "j_and_f"}}. Missing protocols and measures are left out.
       published: (protocol, measure, score) to print below the first group of that protocol, with the differences.
 
     Returns:

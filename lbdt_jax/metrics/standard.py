@@ -15,7 +15,7 @@ import array
 import contextlib
 import dataclasses
 import io
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 
 import numpy as np
 from PIL import Image
@@ -112,6 +112,19 @@ class StandardScores:
         merged = self.values + other.values
         merged[len(self.values) + 6 :: 7] = array.array("d", [new_index[int(index)] for index in other.values[6::7]])
         return StandardScores(merged, keys)
+
+    def select(self, keys: Container[Hashable]) -> StandardScores:
+        """The scores of the samples with one of the keys."""
+        chosen = {index: key for key, index in self.keys.items() if key in keys}
+        new_index = {index: number for number, index in enumerate(chosen)}
+        rows = self.samples[np.isin(self.samples[:, 6], list(chosen))]
+        rows[:, 6] = [new_index[int(index)] for index in rows[:, 6]]
+        return StandardScores(array.array("d", rows.ravel()), {key: new_index[index] for index, key in chosen.items()})
+
+    def share_of_nonempty_keys(self) -> float:
+        """The share of keys, such as expressions, with a predicted pixel in some frame; every sample has a key."""
+        predicted, key = self.samples[:, 3], self.samples[:, 6].astype(int)
+        return float(np.mean(np.bincount(key, predicted) > 0))
 
     def compute(self) -> dict[str, float]:
         """The scores, fractions in [0, 1], with COCO's other five AP (see `coco_average_precision`).

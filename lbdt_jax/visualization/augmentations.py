@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from input_pipeline.augmentation import Augmentation, SampleGroup, is_augmented
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import augmented_groups
-from input_pipeline.prepare import prepare
+from input_pipeline.prepare import prepare_for
 from lbdt_jax.parallel import is_first_process, run_sequentially
 from lbdt_jax.visualization.contact_sheet import draw_mask
 from lbdt_jax.visualization.overlays import GROUND_TRUTH_COLOR, frame_difference
@@ -43,7 +43,7 @@ def save_augmentations(config: ConfigDict, path: Path) -> None:
             "Nothing is augmented, or no sample drawn: set config.augment_flip, augment_scale, augment_brightness, "
             "augment_contrast, augment_saturation or augment_hue, and config.contact_sheet_samples."
         )
-    run_sequentially(lambda: prepare(config.dataset, config.raw, config.data_dir, config.frame_interval))
+    run_sequentially(lambda: prepare_for(config))
     if not is_first_process():
         return
     groups = itertools.islice(augmented_groups(config), config.contact_sheet_samples)

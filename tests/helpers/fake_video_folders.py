@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,28 @@ def write_ref_davis17(raw: Path) -> Path:
         lines = ["clasic-car 1 car", "clasic-car 2 driver", "dog-scale 1 dog", "dog-scale 2 scale"]
         lines = [" ".join(line.split()[:2]) + f' "a "{line.split()[2]}" n\u00ba {annotator}"\r\n' for line in lines]
         (raw / TEXTS / f"{file}.txt").write_bytes("".join(lines).encode("latin-1" if annotator > 1 else "utf-8"))
+    return raw
+
+
+def convert_ref_davis17(raw: Path, masks: str = MASKS) -> Path:
+    """Moves `write_ref_davis17`'s files into the layout of Refer-YouTube-VOS, as other code does. Returns `raw`."""
+    texts = {"clasic-car": (CAR, "train"), "dog-scale": (DOGS, "valid")}
+    videos: dict[str, dict] = {"train": {}, "valid": {}}
+    texts_of = [(raw / TEXTS / f"{file}.txt").read_bytes() for file in FILES]
+    lines = [text.decode("latin-1" if i > 1 else "utf-8").splitlines() for i, text in enumerate(texts_of)]
+    for name, (video, split) in texts.items():
+        of_annotator = [[line.split(" ", 2) for line in text if line.startswith(name)] for text in lines]
+        in_order = [row for rows in zip(*of_annotator, strict=True) for row in rows]  # all four of an object
+        expressions = {str(i): {"exp": row[2][1:-1], "obj_id": row[1]} for i, row in enumerate(in_order)}
+        for kind, folder in (("JPEGImages", FRAMES), ("Annotations", masks)):
+            (raw / split / kind).mkdir(parents=True)
+            (raw / folder / video).rename(raw / split / kind / video)
+        frames = sorted(path.stem for path in (raw / split / "JPEGImages" / video).glob("0*.jpg"))
+        videos[split][video] = {"expressions": expressions, "frames": frames}
+    for folder in ("DAVIS", TEXTS):
+        shutil.rmtree(raw / folder)
+    for split, entries in videos.items():
+        write_expressions(raw, split, entries)
     return raw
 
 

@@ -33,7 +33,7 @@ NAMES = ("a2d", "base", "jhmdb", "ref_davis17", "refer_youtube_vos", "shapes", "
 BERT = TransformerConfig(30522, 768, 12, 12, 3072, 512, 0, 2, 0, 1e-12, "gelu")
 
 TEXTS = {name for name in FIELDS if name in tiny_config() and isinstance(tiny_config()[name], str)}
-SWITCHES = {"model.channel_gates", "model.rematerialise", "global_batch_norm"}
+SWITCHES = {"model.channel_gates", "model.rematerialise", "global_batch_norm", "no_target_sentences"}
 #: Numbers that may be 0.
 ZERO = {
     "seed",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from fake_mevis import write_mevis
+from fake_refcoco import write_refcoco
 from fake_video_folders import write_ref_davis17, write_refer_youtube_vos
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -33,9 +36,10 @@ from tiny import tiny_config
 from input_pipeline.batch import Batch, random_batch
 from input_pipeline.errors import UserError
 from input_pipeline.moving_shapes.raw_layout import write_raw
-from input_pipeline.pipeline import steps_per_epoch
+from input_pipeline.pipeline import steps_per_epoch, training_batches
 from input_pipeline.prepare import prepare
 from input_pipeline.readers.ref_davis17 import ANNOTATORS
+from input_pipeline.report import load_report
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import train as train_module
 from lbdt_jax import validation as validation_module
@@ -335,6 +339,34 @@ def on_dataset(config: ConfigDict, name: str, raw: Path, split: str) -> ConfigDi
     config.update({"frame_interval": dataset_config.frame_interval, "published": dataset_config.published})
     config.evaluation_attention_sheets = 0
     return config
+
+
+def test_mevis_with_and_without_ground_truth(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    config = on_dataset(config, "mevis", write_mevis(tmp_path / "raw"), "valid_u")
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert (result["samples"], result["groups"]["no target"]["samples"]) == (12, 3)
+    assert {"n_acc", "t_acc", "final"} < result["standard"].keys() and "29.3" not in capsys.readouterr().out
+    config.evaluation_split = "valid"
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert (result["samples"], result["without_truth"]) == (4, 4)
+    assert "server's scores (percent): j 27.8, f 30.8, j_and_f 29.3" in capsys.readouterr().out
+    assert (tmp_path / "evaluation/mevis-valid-standard.zip").exists()
+
+
+def test_grefcoco_is_trained_on_and_scored(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    config = on_dataset(config, "refcoco", write_refcoco(tmp_path / "raw", "grefcoco", "grefs(unc).json"), "val")
+    config.dataset = "grefcoco"
+    result = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert (result["samples"], result["groups"]["no target"]["gres"].keys()) == (2, {"giou", "ciou", "n_acc"})
+    assert "GRES" in capsys.readouterr().out and result["notes"]
+    assert load_report(config.data_dir, "grefcoco")["splits"]["train"]["groups"] == {
+        "one object": 1,
+        "several objects": 2,
+    }
+    config.update(batch_size=2, sentences_per_frame=1)
+    config.epochs = 1.0
+    (batch,) = itertools.islice(training_batches(config, load_checkpoint(workdir).sentence_encoder), 1)
+    assert batch["target"].any((1, 2)).all()
 
 
 def test_refer_youtube_vos_with_some_ground_truth(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:

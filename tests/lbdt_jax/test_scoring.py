@@ -18,6 +18,10 @@ from input_pipeline.types import Sentence
 from lbdt_jax.metrics import resize_as_published
 from lbdt_jax.scoring import SCORERS, Scorer
 
+#: Printed by the public evaluator of MeViS: J, F and J&F over all expressions, and over those with a target.
+PUBLIC_ALL = (0.6041580136956388, 0.5790956770457216, 0.5916268453706802)
+PUBLIC_TARGETS = (0.5069300228260647, 0.46515946174286943, 0.48604474228446704)
+
 SIZE, MODEL = (48, 64), (32, 32)  # of the frames, and of a model with a lower resolution
 
 
@@ -134,6 +138,88 @@ def test_the_zips_for_the_server_hold_expressions_with_and_without_ground_truth(
                 expected = resize_as_published(logit > 0, SIZE) if protocol == "paper" else prediction
                 assert image.mode == "L" and expected.any() and not expected.all()
                 np.testing.assert_array_equal(np.asarray(image), 255 * expected.astype(np.uint8))
+
+
+def mevis_case() -> dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]]:
+    """(video, expression) -> (truth, prediction) of each frame. Expressions "2" and "3" have no target."""
+    nothing = np.zeros(SIZE, bool)
+    a, b = box(4, 5), box(6, 30, height=20)
+    disk = np.hypot(*(np.indices(SIZE) - np.array([[[24]], [[40]]]))) < 11
+    return {
+        ("v", "0"): [(a, box(4, 7)), (box(8, 9), box(10, 9, width=20)), (nothing, nothing)],
+        ("v", "1"): [(a | b, b), (a | disk, box(14, 30, 20, 20)), (disk, disk | box(0, 0, 2, 2))],
+        ("v", "2"): [(nothing, nothing)] * 3,
+        ("w", "0"): [(disk, nothing), (disk, nothing)],
+        ("w", "3"): [(nothing, nothing), (nothing, box(40, 60, 1, 1))],
+    }
+
+
+def test_mevis_agrees_with_the_public_evaluator(tmp_path: Path) -> None:
+    """J, F and J&F are what tools/eval_mevis.py of henghuiding/MeViS prints for these masks."""
+    case = mevis_case()
+    groups = {"0": "one object", "1": "several objects", "2": "no target", "3": "no target"}
+    with SCORERS["mevis"](tmp_path / "x") as scorer:
+        for video, length in (("v", 3), ("w", 2)):
+            for index in range(length):
+                pairs = {name: pairs[index] for (its_video, name), pairs in case.items() if its_video == video}
+                truth = {Sentence("t", int(n), groups[n], n): mask for n, (mask, _) in pairs.items()}
+                scorer.add(make_example(video, index, truth), logits(*(mask for _, mask in pairs.values())))
+        result = scorer.compute()
+    everything = result["all_expressions"]
+    assert (everything["j"], everything["f"], everything["j_and_f"]) == pytest.approx(PUBLIC_ALL, abs=1e-12)
+    for protocol in ("standard", "paper"):  # here at one resolution
+        scores = result[protocol]
+        assert (scores["j"], scores["f"], scores["j_and_f"]) == pytest.approx(PUBLIC_TARGETS, abs=1e-12)
+    assert (everything["n_acc"], everything["t_acc"]) == (result["standard"]["n_acc"], 2 / 3) == (1 / 2, 2 / 3)
+    assert result["standard"]["final"] == pytest.approx((PUBLIC_TARGETS[2] + 1 / 2 + 2 / 3) / 3)
+    assert everything["final"] == pytest.approx((PUBLIC_ALL[2] + 1 / 2 + 2 / 3) / 3)
+    assert {name: group["samples"] for name, group in result["groups"].items()} == {
+        "no target": 5,
+        "one object": 5,
+        "several objects": 3,
+    }
+    with zipfile.ZipFile(tmp_path / "x-standard.zip") as file:
+        names = [f"{v}/{name}/{i:05d}.png" for (v, name), masks in case.items() for i in range(len(masks))]
+        assert sorted(file.namelist()) == sorted(names)
+        image = Image.open(io.BytesIO(file.read("w/3/00001.png")))
+        assert image.mode == "L" and set(np.unique(image)) == {0, 255}
+
+
+def test_grefcoco_agrees_with_the_public_evaluator(tmp_path: Path) -> None:
+    """The scores are what ReferEvaluator of henghuiding/ReLA computes for these masks, every frame a sample."""
+    with SCORERS["grefcoco"](tmp_path / "x") as scorer:
+        for (video, name), pairs in mevis_case().items():
+            group = "no target" if name in "23" else "one object"
+            for index, (mask, prediction) in enumerate(pairs):
+                scorer.add(make_example(video, index, {Sentence("t", 1, group): mask}), logits(prediction))
+        result = scorer.compute()
+    assert result["gres"] == pytest.approx(
+        {
+            "giou": 0.5817207850334294,
+            "ciou": 0.5032918800292612,
+            "t_acc": 0.625,
+            "n_acc": 0.8,
+            "precision@0.7": 0.25,
+            "precision@0.8": 0.125,
+            "precision@0.9": 0.125,
+        },
+        abs=1e-12,
+    )
+    assert result["groups"]["no target"]["gres"] == pytest.approx({"giou": 0.8, "ciou": 0, "n_acc": 0.8})
+    assert scorer.files == []
+
+
+def test_mevis_without_expressions_that_lack_a_target(tmp_path: Path) -> None:
+    """As in version 1: the scores over targets are those over all, and there is no N-acc."""
+    with SCORERS["mevis"](tmp_path / "x") as scorer:
+        scorer.add(make_example("v", 0, {Sentence("t", 1, "one object", "0"): box(1, 1)}), logits(box(1, 1)))
+        result = scorer.compute()
+    assert result["all_expressions"] == {"j": 1, "f": 1, "j_and_f": 1} and "n_acc" not in result["standard"]
+    with SCORERS["mevis"](tmp_path / "y") as scorer:
+        nothing = np.zeros(SIZE, bool)
+        scorer.add(make_example("v", 0, {Sentence("t", 0, "no target", "0"): nothing}), logits(nothing))
+        result = scorer.compute()
+    assert result["all_expressions"] == {"j": 1, "f": 1, "j_and_f": 1, "n_acc": 1} and "j" not in result["standard"]
 
 
 def test_without_ground_truth_there_are_no_scores(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -20,6 +21,8 @@ from fake_video_folders import (
     MASKS_FOR_SCORES,
     TEXTS,
     VOID,
+    convert_ref_davis17,
+    expressions_file,
     masks_for_scores,
     walking_mask,
     write_labels,
@@ -331,3 +334,76 @@ def test_from_raw_files_to_records(raw: Path, tmp_path: Path, capsys: pytest.Cap
     assert train["groups"] == dict.fromkeys(GROUPS, 7)
     assert (val["videos"], val["frame_pairs"], val["sentences"]) == (1, 3, 24)
     assert "1 val videos of 30 in the full dataset" in capsys.readouterr().out
+
+
+# -- as other code converts it
+
+
+def same_pairs(first: list[FramePair], second: list[FramePair], labels: bool) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert (a.video, a.frame_index, a.earlier_rule, a.sentences) == (
+            b.video,
+            b.frame_index,
+            b.earlier_rule,
+            b.sentences,
+        )
+        assert a.files == b.files and a.masks.keys() == b.masks.keys()
+        for instance, mask in a.masks.items():
+            np.testing.assert_array_equal(mask, b.masks[instance])
+        if labels:
+            np.testing.assert_array_equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("masks", [MASKS, MASKS_FOR_SCORES])
+def test_converted_layout_gives_the_same_samples(tmp_path: Path, masks: str) -> None:
+    """Their converter moves the masks for scores; with those of the original layout beside, nothing differs."""
+    original, raw = write_ref_davis17(tmp_path / "original"), write_ref_davis17(tmp_path / "raw")
+    convert_ref_davis17(raw, masks)
+    if masks == MASKS_FOR_SCORES:
+        shutil.copytree(original / MASKS, raw / MASKS)
+    before, after = RefDAVIS17(original), RefDAVIS17(raw)
+    assert after.splits() == ("train", "val") and after.skipped() == ()
+    assert after.inventory()["val folders of DAVIS/Annotations/480p"] == (1, 30)
+    for video in (CAR, DOGS):
+        same_pairs(read_all(after, video)[0], read_all(before, video)[0], masks == MASKS_FOR_SCORES and video == DOGS)
+
+
+def test_converted_layout_of_val_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = convert_ref_davis17(write_ref_davis17(tmp_path / "raw"))
+    shutil.rmtree(raw / "train")
+    report = prepare("ref_davis17", raw, tmp_path / "data")
+    assert [(split, counts["sentences"]) for split, counts in report["splits"].items()] == [("val", 24)]
+    assert report["splits"]["val"]["groups"] == dict.fromkeys(GROUPS, 6)
+    assert "split train left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ({"9x": {"exp": "a dog", "obj_id": "1"}}, "the expression's name is not a number"),
+        ({"../x": {"exp": "a dog", "obj_id": "1"}}, "the expression's name is not a plain file name"),
+        ({"9": {"exp": "a dog", "obj_id": "255"}}, "the object is not a number from 1 to 254"),
+        ({"9": {"exp": " ", "obj_id": "1"}}, "empty sentence"),
+        ({"9": {"exp": 5, "obj_id": "1"}}, "the expression is not text"),
+    ],
+)
+def test_invalid_expression_of_the_converted_layout(tmp_path: Path, expression: dict, reason: str) -> None:
+    raw = convert_ref_davis17(write_ref_davis17(tmp_path / "raw"))
+    videos = json.loads(expressions_file(raw, "valid").read_text())["videos"]
+    videos[DOGS]["expressions"] |= expression
+    videos["../up"] = videos[DOGS]
+    expressions_file(raw, "valid").write_text(json.dumps({"videos": videos}))
+    reasons = [item.reason for item in RefDAVIS17(raw).skipped()]
+    assert len(reasons) == 2 and reasons[0].startswith(reason) and reasons[1].startswith("the video's name")
+    assert len(RefDAVIS17(raw).annotations.sentences[DOGS]) == 8
+
+
+def test_converted_layout_without_an_annotator(tmp_path: Path) -> None:
+    raw = convert_ref_davis17(write_ref_davis17(tmp_path / "raw"))
+    videos = json.loads(expressions_file(raw, "valid").read_text())["videos"]
+    videos[DOGS]["expressions"] = {name: videos[DOGS]["expressions"][name] for name in "02"}
+    expressions_file(raw, "valid").write_text(json.dumps({"videos": videos}))
+    with pytest.raises(
+        UserError, match="valid/meta_expressions.json has no expression by annotator annot1 full, annot2"
+    ):
+        RefDAVIS17(raw).splits()

@@ -52,7 +52,8 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Reader]]] = {
     "lbdt_jhmdb": (lambda raw: write_lbdt_layout(raw) / "jhmdb", LBDTLayoutJHMDB),
     "lbdt_ytvos": (lambda raw: write_lbdt_layout(raw) / "ytvos", LBDTLayoutReferYouTubeVOS),
 }
-H5 = "text_annotations/a2d_annotation_with_instances/walker/00007.h5"
+INSTANCES = "text_annotations/a2d_annotation_with_instances"
+H5 = f"{INSTANCES}/walker/00007.h5"
 MAT = f"puppet_mask/clap/{CLAP}/puppet_mask.mat"
 SENTENCES = "text_annotations/a2d_annotation.txt"
 LISTS = "DAVIS/ImageSets/2017"
@@ -155,11 +156,15 @@ NO_TRAIN = raw_files.NO_TRAINING_DATA
     [
         ("a2d", remove("Release/clips320H/walker.mp4", "Release/clips320H/runner.mp4"), "test", 1, NO_TRAIN),
         ("a2d", write("Release/videoset.csv", VIDEOSET.splitlines()[2]), "test", 1, NO_TRAIN),
+        ("a2d", remove(f"{INSTANCES}/walker", f"{INSTANCES}/runner"), "test", 1, NO_TRAIN),
         ("davis", remove(f"{LISTS}/train.txt"), "val", 3, NO_TRAIN),
+        ("davis", remove(f"{MASKS}/{CAR}"), "val", 3, NO_TRAIN),
         ("davis", write(f"{LISTS}/train.txt", "\n"), "val", 3, NO_TRAIN),
         ("davis", remove(f"{FRAMES}/{CAR}", f"{MASKS}/{CAR}"), "val", 3, NO_TRAIN),
         ("davis", only_validation_texts, "val", 3, NO_TRAIN),
         ("rvos", remove("train"), "valid", 2, None),
+        ("rvos", remove("train/JPEGImages", "train/Annotations"), "valid", 2, None),
+        ("rvos", remove(f"train/Annotations/{NEW}", f"train/Annotations/{OLD}"), "valid", 2, NO_TRAIN),
         ("rvos", remove("train", "meta_expressions/train"), "valid", 2, "split train left out: neither its folder"),
         ("rvos", remove(f"train/JPEGImages/{NEW}", f"train/JPEGImages/{OLD}"), "valid", 2, NO_TRAIN),
         ("rvos", write(EXPRESSIONS.format("train"), '{"videos": {}}'), "valid", 2, NO_TRAIN),

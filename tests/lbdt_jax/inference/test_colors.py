@@ -1,4 +1,4 @@
-"""HDR, wide gamuts and transparency become what an SDR display shows (lbdt_jax/inference/colors.py)."""
+"""HDR, wide gamuts and transparency become what an SDR display shows (input_pipeline/colors.py)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,27 @@ from lbdt_jax.parallel import make_mesh, replicate, shard_batch
 from lbdt_jax.step import initial_state, initial_variables, make_model, make_train_step
 
 WIDTH = 8  # an eighth of the published channels
-SIZES = {"hidden_sizes": [12, 24, 48, 96], "depths": [3, 3, 9, 3]}
+DEPTHS = (1, 1, 2, 1)  # of "convnext_tiny" in these tests, for which more would prove no more
+SIZES = {"hidden_sizes": [12, 24, 48, 96], "depths": [*DEPTHS]}
+PUBLISHED = dict(CONVNEXTS)
 SOURCES = {
     "convnext": (transformers.ConvNextConfig, transformers.ConvNextForImageClassification),
     "dinov3_convnext": (transformers.DINOv3ConvNextConfig, transformers.DINOv3ConvNextModel),
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CONVNEXTS, "convnext_tiny", (DEPTHS, 96))
+        yield
+
+
 @pytest.fixture(scope="module")
 def convnext_config() -> Any:
     config = tiny_config()
-    config.model.update(encoder="convnext_tiny", stream_width=WIDTH)
+    config.model.update(encoder="convnext_tiny", stream_width=WIDTH, dropout=0.0)
+    config.learning_rate = 1e-3
     return config
 
 
@@ -86,14 +98,15 @@ def test_every_stage_equals_the_reference(kind: str, variables: dict[str, Any], 
         for stream in ("spatial_stream", "temporal_stream"):
             params = {"params": loaded["params"][stream]}
             for dtype, tolerance in (("float64", 1e-9), ("float32", 1e-4)):
-                module = ConvNeXt("convnext_tiny", WIDTH, dtype=dtype)
-                for stage, reference in zip(module.apply(params, x, method=features), expected, strict=True):
+                apply = jax.jit(functools.partial(ConvNeXt("convnext_tiny", WIDTH, dtype=dtype).apply, method=features))
+                for stage, reference in zip(apply(params, x), expected, strict=True):
                     np.testing.assert_allclose(
                         stage, reference.numpy().transpose(0, 2, 3, 1), rtol=0, atol=tolerance * np.abs(stage).max()
                     )
 
 
-def test_published_sizes() -> None:
+def test_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONVNEXTS, "convnext_tiny", PUBLISHED["convnext_tiny"])
     # The numbers of parameters are those that torchvision states, less the last normalization and the classifier.
     for kind, classified, channels in (
         ("convnext_tiny", 28_589_128, 768),
@@ -107,19 +120,17 @@ def test_published_sizes() -> None:
         assert count == classified - 2 * channels - 1001 * channels + channels - 1000
 
 
-def test_a_network_with_convnexts_learns(convnext_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CONVNEXTS, "convnext_tiny", ((1, 1, 1, 1), 96))
+def test_a_network_with_convnexts_learns(convnext_config: Any, variables: dict[str, Any]) -> None:
     mesh = make_mesh(jax.devices()[:1])
     model, optimizer = make_model(convnext_config), make_optimizer(convnext_config, 1000)
-    variables = jax.device_get(initial_variables(model, convnext_config, WORD_VECTOR_SIZE))
     state = replicate(initial_state(variables, optimizer), mesh)
     step = make_train_step(model, optimizer, convnext_config, mesh)
     batch = {name: tiny_batch(convnext_config)[name] for name in (*MODEL_FIELDS, "target")}
     losses = []
-    for _ in range(3):
+    for _ in range(6):
         state, metrics = step(state, shard_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
-    assert losses[2] < losses[1] < losses[0]
+    assert losses[-1] < losses[0]
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), jax.device_get(state.params), variables["params"])
     still = ["/".join(path) for path, changed in flatten_dict(moved).items() if not changed]
     assert not still
@@ -135,9 +146,9 @@ def test_what_does_not_fit_is_told(variables: dict[str, Any], tmp_path: Path) ->
     with pytest.raises(UserError, match="this is a ConvNeXt, but config.model.encoder is a ResNet"):
         load_initial_weights(resnet, repository)
     state = dict(network.state_dict())
-    del state["convnext.encoder.stages.2.layers.8.layer_scale_parameter"]
+    del state["convnext.encoder.stages.2.layers.1.layer_scale_parameter"]
     save_file(state, repository / "model.safetensors")
-    with pytest.raises(UserError, match=r"missing: \['features\.5\.8\.layer_scale'\]"):
+    with pytest.raises(UserError, match=r"missing: \['features\.5\.1\.layer_scale'\]"):
         load_initial_weights(variables, repository)
     with pytest.raises(UserError, match=r"there is no data/c\.pth\. Train that model first"):
         load_initial_weights(variables, "data/c.pth")

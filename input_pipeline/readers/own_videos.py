@@ -1,0 +1,203 @@
+"""The files of one of your own videos: a clip or a folder of frames, and the masks of its labelled frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+
+from input_pipeline.coco_masks import MAX_PIXELS, decode_rle
+from input_pipeline.colors import upright_rgb
+from input_pipeline.errors import UserError, first_few
+from input_pipeline.files import check_regular_file
+from input_pipeline.readers.json_index import JsonIndex, index_json
+from input_pipeline.readers.raw_files import BAD_VIDEO_NAME, is_plain_name, parse_object_id, read_frames, shorten
+from input_pipeline.readers.refer_youtube_vos import find_earlier
+from input_pipeline.readers.video_folders import FrameCache, read_labels
+from input_pipeline.types import Skipped
+
+CLIPS = (".mp4", ".mov", ".m4v")
+PICTURES = (".jpg", ".jpeg", ".png")
+
+#: Frame, its image, the earlier frame's, the rule that selected that, and the contents of both files or None.
+Pair = tuple[int, np.ndarray, np.ndarray, str, tuple[bytes, bytes] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnVideo:
+    """A video and its masks.
+
+    Attributes:
+      path: a clip, or a folder of frames.
+      frames: the files of the frames, in order; () for a clip.
+      masks: labelled frame -> its mask file, or its key in `index`.
+      index: of the JSON file with the masks; None if they are image files.
+    """
+
+    path: Path
+    frames: tuple[Path, ...]
+    masks: dict[int, str]
+    index: JsonIndex | None
+
+    def where_mask(self, index: int) -> str:
+        """The place of a frame's mask, for messages."""
+        return self.masks[index] if self.index is None else f"{self.index.path}: frame {self.masks[index]}"
+
+    def read_mask(self, index: int) -> dict[int, np.ndarray]:
+        """Object -> its mask (h, w) bool in a labelled frame. Raises UserError if it can't be read."""
+        if self.index is None:
+            labels = read_labels(Path(self.masks[index]))
+            ids = [int(i) for i in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if i]
+            if ids == [255]:
+                return {1: labels == 255}
+            return {i: labels == i for i in ids} or {0: np.zeros(labels.shape, bool)}
+        try:
+            entry = self.index.read(self.masks[index])
+            if not isinstance(entry, dict):
+                raise ValueError("expected {object: mask}")
+            objects = {text: parse_object_id(text) for text in entry}
+            if None in objects.values():
+                raise ValueError("an object that is not a number from 1 to 255")
+            return {i: decode_rle(entry[text]) for text, i in objects.items() if i is not None}
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"the mask can't be read: {error}") from error
+
+    def read_pairs(self, indices: Sequence[int], interval: int) -> Iterator[Pair | Skipped]:
+        """Yields the frame pairs of some frames, which are in order, or why there is none."""
+        if self.frames:
+            yield from self._read_folder(indices, interval)
+        else:
+            yield from self._read_clip(indices, interval)
+
+    def _read_folder(self, indices: Sequence[int], interval: int) -> Iterator[Pair | Skipped]:
+        cache = FrameCache()
+        for index in indices:
+            earlier, rule = find_earlier(index, interval, range(len(self.frames)))
+            try:
+                frame, earlier_frame, files = read_frames(self.frames[index], self.frames[earlier], cache.read)
+            except UserError as error:
+                yield Skipped(str(self.frames[index]), str(error))
+                continue
+            yield index, frame, earlier_frame, rule, files
+
+    def _read_clip(self, indices: Sequence[int], interval: int) -> Iterator[Pair | Skipped]:
+        """Decodes the clip once, and keeps a frame until it is no longer needed."""
+        earlier_of = {index: find_earlier(index, interval, range(index + 1)) for index in indices}
+        last_use = {earlier: index for index, (earlier, _) in sorted(earlier_of.items())}
+        kept: dict[int, np.ndarray] = {}
+        count = 0
+        try:
+            for position, image in enumerate(_decode(self.path)):
+                count = position + 1
+                if position in last_use or position in earlier_of:
+                    kept[position] = upright_rgb(image)
+                if position in earlier_of:
+                    earlier, rule = earlier_of[position]
+                    if kept[earlier].shape == kept[position].shape:
+                        yield position, kept[position], kept[earlier], rule, None
+                    else:
+                        yield Skipped(f"{self.path}: frame {position}", "the clip changes its size before the frame")
+                kept = {index: frame for index, frame in kept.items() if last_use.get(index, -1) > position}
+                if position >= indices[-1]:
+                    break
+        except UserError as error:
+            yield Skipped(str(self.path), str(error))
+        for index in indices:
+            if index >= count:
+                where = f"{self.path}: frame {index} of {count} that can be decoded"
+                yield Skipped(where, "the clip is damaged or ends before the frame")
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    """The frames of a clip up to the first damage. Raises UserError if it can't be opened."""
+    try:
+        check_regular_file(path)
+        # If FFmpeg may guess the format, it also follows playlists to other files.
+        container = av.open(str(path), format="mp4", options={"err_detect": "explode"})
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # av.FFmpegError among others
+        raise UserError("the clip is damaged, or no MP4 or QuickTime file") from error
+    with container:
+        codec = next((stream.codec_context for stream in container.streams.video), None)
+        if codec is None:
+            raise UserError("the clip has no video, or is of an unknown kind")
+        codec.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+        codec.thread_count = 1  # several clips are read in parallel already
+        frames = container.decode(video=0)
+        while True:
+            try:
+                frame = next(frames)
+            except (StopIteration, av.FFmpegError, ValueError):
+                return  # the caller reports every missing frame
+            if frame.is_corrupt:
+                return
+            yield frame
+
+
+def find_videos(folder: Path, masks: Path, skipped: list[Skipped]) -> dict[str, OwnVideo]:
+    """Name -> video, for all clips and folders of frames in a folder."""
+    videos: dict[str, OwnVideo] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        frames: tuple[Path, ...] = ()
+        if path.is_dir():
+            pictures = (file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.name[0] != ".")
+            frames = tuple(sorted(pictures, key=lambda file: _number_key(file.name)))
+            name, reason = path.name, "" if frames else "the folder has no JPEG or PNG frames"
+        else:
+            name = path.stem
+            reason = (
+                "" if path.suffix.lower() in CLIPS else f"neither a folder of frames nor a clip ({', '.join(CLIPS)})"
+            )
+        if name in videos:
+            reason = "a clip and a folder, or two clips, of one name: the first is used"
+        if not reason and not (is_plain_name(name) and "," not in name):
+            reason = f"{BAD_VIDEO_NAME}, or has a comma"
+        if reason:
+            skipped.append(Skipped(str(path), reason))
+        else:
+            videos[name] = _with_masks(path, frames, masks / name, skipped)
+    return videos
+
+
+def _with_masks(path: Path, frames: tuple[Path, ...], masks: Path, skipped: list[Skipped]) -> OwnVideo:
+    """A video with its masks: the files of a folder `masks`, or a JSON file of that name."""
+    json_file = masks.with_name(f"{masks.name}.json")
+    index, entries = None, {}
+    if masks.is_dir():
+        entries = {file.stem: str(file) for file in sorted(masks.glob("*.png")) if file.name[0] != "."}
+        if json_file.exists():
+            skipped.append(Skipped(str(json_file), "not read, since a folder of masks lies beside it"))
+    elif json_file.exists():
+        try:
+            index = index_json(json_file)
+            entries = {key: key for key in index.entries}
+        except (OSError, ValueError, RecursionError) as error:
+            skipped.append(Skipped(f"{json_file}: {error}", "the file of masks can't be read"))
+    positions = {file.stem: position for position, file in enumerate(frames)}
+    labelled: dict[int, str] = {}
+    for frame, entry in entries.items():
+        position = positions.get(frame)
+        if not frames and re.fullmatch("[0-9]{1,9}", frame):
+            position = int(frame)
+        where = f"{json_file}: frame {shorten(frame)}" if index else entry
+        if position is None:
+            known = f"; the first ones are {first_few(list(positions), 3)}" if frames else ""
+            reason = "no frame has the mask's name" if frames else "the mask's name is not the number of a frame"
+            skipped.append(Skipped(f"{where}{known}", reason))
+        elif position in labelled:
+            skipped.append(Skipped(where, "two masks of one frame: the first is used"))
+        else:
+            labelled[position] = entry
+    return OwnVideo(path, frames, labelled, index)
+
+
+def _number_key(name: str) -> list[tuple[int, str]]:
+    """Sorts names by the numbers in them: frame2 before frame10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]{1,15})", name)]

@@ -1,0 +1,58 @@
+"""Pickle files of plain lists, dictionaries, strings and numbers, such as RefCOCO's; nothing in them is executed."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import read_limited
+from input_pipeline.readers.raw_files import MAX_TEXT_BYTES
+
+#: What builds plain values. Whatever names a class, calls something or refers to outside of the file is not among them.
+_ALLOWED = frozenset(
+    "PROTO FRAME STOP MARK EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 "
+    "TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING "
+    "SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET "
+    "MEMOIZE".split()
+)
+_PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Knows no class. The check before it refuses every file that would ask; this is the second lock."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError("the file names a class")
+
+    def persistent_load(self, identifier: Any) -> Any:
+        raise pickle.UnpicklingError("the file refers to something outside of it")
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """Reads a pickle file of any protocol. Strings of Python 2 are read as Latin-1.
+
+    Raises:
+      UserError: it can't be read, or holds anything but plain values.
+    """
+    try:
+        content = read_limited(path, MAX_TEXT_BYTES)
+        end = 0
+        for number, (opcode, argument, position) in enumerate(pickletools.genops(content)):
+            if opcode.name not in _ALLOWED:
+                raise UserError(
+                    f"{path}, byte {position}: {opcode.name}, which plain lists, dictionaries, strings and numbers "
+                    "don't need. It could execute code and is not read. Download the file again from its source."
+                )
+            # The unpickler takes memory up to the largest index of a stored value; real files count from 0 or 1.
+            if opcode.name in _PUT and not 0 <= int(argument or 0) <= number + 1:
+                raise ValueError(f"index {argument} of a stored value at byte {position}")
+            end = (position or 0) + 1
+        return _PlainUnpickler(io.BytesIO(content[:end]), encoding="latin-1").load()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the unpickler raises for a damaged file
+        raise UserError(f"{path} can't be read ({error!r:.200}). Download it again.") from error

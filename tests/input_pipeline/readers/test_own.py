@@ -1,0 +1,197 @@
+"""Own clips: clips and folders, palette masks and RLE, unions, frames held out, and every line explained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_datasets import HEIGHT, WIDTH, frame, write_clip
+from fake_mevis import rle
+from fake_own import LABELLED, SENTENCES, write_own
+from fake_video_folders import walking_mask, write_labels
+from PIL import Image
+from reader_checks import read_all
+
+from input_pipeline.errors import UserError
+from input_pipeline.readers.own import OwnClips
+from input_pipeline.types import FramePair, Sentence
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return write_own(tmp_path / "own")
+
+
+def check_images(pair: FramePair, earlier: int) -> None:
+    """Checks the images by their brightness."""
+    for index, image in ((pair.frame_index, pair.frame), (earlier, pair.earlier_frame)):
+        assert abs(float(image[-1, -1].mean()) - float(frame(index)[-1, -1].mean())) < 4
+
+
+def test_frames_are_split_in_time(raw: Path) -> None:
+    reader = OwnClips(raw, 2)
+    assert reader.splits() == ("train", "val") and reader.skipped() == ()
+    assert reader.videos("train") == ["dog/train", "my cats/train"]
+    pairs, skipped = read_all(reader, "dog/train")
+    assert [pair.frame_index for pair in pairs] == [0, 3, 7, 9] and {pair.video for pair in pairs} == {"dog"}
+    for pair, earlier in zip(pairs, (0, 1, 5, 7), strict=True):
+        check_images(pair, earlier)
+        objects = LABELLED["dog"][pair.frame_index]
+        names = {1: "the brown dog, on the left", 2: "the cat", 256: "both animals"}
+        present = [*objects, 256] if len(objects) == 2 else sorted([*objects, 256])
+        assert [sentence.text for sentence in pair.sentences] == [names[target] for target in present]
+        for target in present:
+            expected = np.logical_or.reduce([walking_mask(i, pair.frame_index) for i in objects if target in (i, 256)])
+            np.testing.assert_array_equal(pair.masks[target], expected)
+    assert [item.reason for item in skipped] == ["the instance is not in the frame"] * 2
+    (pair,), _ = read_all(reader, "dog/val")
+    assert pair.frame_index == 11 and pair.sentences[0] == Sentence("the brown dog, on the left", 1, "", "2")
+    (pair,), _ = read_all(reader, "my cats/val")
+    check_images(pair, 0)
+    np.testing.assert_array_equal(pair.masks[3], walking_mask(3, 1))
+    assert pair.files[0] == (raw / "videos/my cats/IMG_9.jpg").read_bytes()
+
+
+def test_held_out_frames_by_choice(raw: Path) -> None:
+    (raw / "held_out.txt").write_text("# by hand\ndog, 7\nmy cats\nother\ndog, x\ndog, 3\n")
+    reader = OwnClips(raw)
+    assert reader.annotations.frames == {
+        "train": {"dog": (0, 3)},
+        "val": {"dog": (7, 9, 11), "my cats": (0, 1)},
+    }
+    assert [item.reason for item in reader.skipped()] == [
+        "no such video with a sentence and a mask",
+        "the line does not have the form video, or video, frame",
+        "video listed twice",
+    ]
+    assert [item.where.split(": ")[0] for item in reader.skipped()] == [f"{raw}/held_out.txt:{n}" for n in (4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "split", "left"), [("dog\nmy cats\n", "train", "val"), ("# none", "val", "train")]
+)
+def test_split_without_a_frame(raw: Path, held_out: str, split: str, left: str) -> None:
+    (raw / "held_out.txt").write_text(held_out)
+    reader = OwnClips(raw)
+    (item,) = reader.skipped()
+    assert reader.splits() == (left,) and item.reason.startswith(f"split {split} has no labelled frame: ")
+
+
+def test_absent_objects_have_empty_masks_in_val(raw: Path) -> None:
+    (raw / "held_out.txt").write_text("dog, 3")
+    pairs, _ = read_all(OwnClips(raw), "dog/val")
+    assert [len(pair.sentences) for pair in pairs] == [3] * 4 and not pairs[0].masks[2].any()
+
+
+def test_black_and_white_masks(raw: Path) -> None:
+    shutil.rmtree(raw / "masks/dog")
+    (raw / "masks/dog").mkdir()
+    Image.fromarray(255 * walking_mask(1, 4).astype(np.uint8)).save(raw / "masks/dog/4.png")
+    (pair,), _ = read_all(OwnClips(raw), "dog/train")
+    np.testing.assert_array_equal(pair.masks[1], walking_mask(1, 4))
+
+
+def append(line: str) -> Callable[[Path], object]:
+    return lambda raw: (raw / "sentences.txt").write_text(f"{SENTENCES}{line}\n")
+
+
+def change_json(content: Any) -> Callable[[Path], object]:
+    text = content if isinstance(content, str) else json.dumps(content)
+    return lambda raw: (raw / "masks/my cats.json").write_text(text)
+
+
+GOOD = {"3": rle(walking_mask(3, 0))}
+
+
+def turned(raw: Path) -> None:
+    Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(raw / "masks/dog/0.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "reason"),
+    [
+        (append("dog 1 the dog"), "sentences.txt:7: 'dog 1 the dog'", "the line does not have the form video"),
+        (append("bird, 1, a bird"), "sentences.txt:7: 'bird'; ", "no such video"),
+        (append("../dog, 1, a dog"), "sentences.txt:7: '../dog'", "no such video"),
+        (append("dog, one, a dog"), "sentences.txt:7: 'one'", "the object is not a number from 1 to 255, or several"),
+        (append("dog, 1+, a dog"), "sentences.txt:7: '1+'", "the object is not a number from 1 to 255, or several"),
+        (append("dog, 256, a dog"), "sentences.txt:7: '256'", "the object is not a number from 1 to 255, or several"),
+        (append("dog, 1, "), "sentences.txt:7", "empty sentence"),
+        (
+            append("dog, 9, a bird"),
+            "video dog, object 9; they have object 1, 2",
+            "the object is in no mask of the video's",
+        ),
+        (lambda raw: (raw / "videos/x.avi").touch(), "videos/x.avi", "neither a folder of frames nor a clip (.mp4"),
+        (lambda raw: (raw / "videos/empty").mkdir(), "videos/empty", "the folder has no JPEG or PNG frames"),
+        (
+            lambda raw: write_clip(raw / "videos/dog.mov", 2),
+            "videos/dog.mp4",
+            "a clip and a folder, or two clips, of one",
+        ),
+        (
+            lambda raw: write_clip(raw / "videos/a,b.mp4", 2),
+            "videos/a,b.mp4",
+            "the video's name is not a plain file name",
+        ),
+        (lambda raw: write_clip(raw / "videos/mute.mp4", 2), "video mute", "video without a sentence"),
+        (
+            lambda raw: write_labels(raw / "masks/dog/last.png", {}),
+            "masks/dog/last.png",
+            "the mask's name is not the number",
+        ),
+        (lambda raw: write_labels(raw / "masks/dog/00.png", {}), "masks/dog/00.png", "two masks of one frame"),
+        (
+            lambda raw: write_labels(raw / "masks/dog/40.png", {1: walking_mask(1, 0)}),
+            "frame 40 of 12",
+            "the clip is damaged",
+        ),
+        (lambda raw: (raw / "masks/dog/0.png").write_bytes(b"x"), "masks/dog/0.png", "the mask can't be read"),
+        (turned, "masks/dog/0.png: 48 x 64 and 64 x 48 (h x w)", "the mask and the frame differ in size"),
+        (lambda raw: (raw / "videos/dog.mp4").write_bytes(b"x"), "videos/dog.mp4", "the clip is damaged, or no MP4"),
+        (lambda raw: (raw / "videos/my cats/IMG_8.jpg").write_bytes(b"x"), "IMG_8.jpg", "the frame can't be read"),
+        (change_json("{"), "my cats.json: ", "the file of masks can't be read"),
+        (
+            change_json({"IMG_8": GOOD, "7": GOOD}),
+            "frame '7'; the first ones are IMG_8, IMG_9, IMG_10",
+            "no frame has the",
+        ),
+        (
+            change_json({"IMG_8": {"x": GOOD["3"]}}),
+            "frame IMG_8",
+            "the mask can't be read: an object that is not a number",
+        ),
+        (change_json({"IMG_8": {"3": {"size": [9, 9], "counts": "x"}}}), "frame IMG_8", "the mask can't be read: "),
+        (
+            lambda raw: (raw / "masks/my cats").mkdir(),
+            "my cats.json",
+            "not read, since a folder of masks lies beside it",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_explained(raw: Path, change: Callable[[Path], object], where: str, reason: str) -> None:
+    change(raw)
+    reader = OwnClips(raw)
+    found = [item for split in reader.splits() for v in reader.videos(split) for item in read_all(reader, v)[1]]
+    found += reader.skipped()
+    assert any(where in item.where and item.reason.startswith(reason) for item in found), found
+
+
+@pytest.mark.parametrize("part", ["sentences.txt", "videos", "masks"])
+def test_missing_part(raw: Path, part: str) -> None:
+    (raw / part).rename(raw / "elsewhere")
+    with pytest.raises(UserError, match=f"lacks {part}(?s:.*)Your own clips"):
+        OwnClips(raw).splits()
+
+
+def test_nothing_fits(raw: Path) -> None:
+    (raw / "sentences.txt").write_text("dog; 1; a dog\nbird, 1, a bird\n")
+    with pytest.raises(
+        UserError, match="no sentence has a video with a mask(?s:.*)does not have the form(?s:.*)no such video"
+    ):
+        OwnClips(raw).splits()
