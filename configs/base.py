@@ -60,6 +60,8 @@ def get_config() -> ConfigDict:
     config.epochs = 15.0  # [R]
     config.learning_rate = 1e-4  # [P 4.1]
     config.text_encoder_learning_rate = 0.0  # of a transformer, with the same schedule; 0.0 freezes it
+    # Of both streams, relative to the rest; 0.0 keeps their weights, but not their running statistics. Published: 1.0.
+    config.encoder_learning_rate_factor = 1.0
     config.warmup_steps = 0  # linear from 0; none in the published code
     config.learning_rate_drops = (10.0, 12.0, 14.0)  # in epochs; the learning rate is halved at each [R]
     config.weight_decay = 5e-4  # on all parameters, norms and biases included [R]

@@ -146,6 +146,7 @@ FIELDS: dict[str, Rule] = {
         "use 0.0 for a frozen encoder, or a number from 1e-12 to 10",
         lambda value: LEARNING_RATE.accepts(value) or (_is_number(value) and value == 0),
     ),
+    "encoder_learning_rate_factor": number(0, 1000),
     "warmup_steps": integer(0),
     "learning_rate_drops": sequence(
         "it must be a tuple of at most 1000 numbers of epochs, each from 0 to 100000",

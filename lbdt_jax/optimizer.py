@@ -49,9 +49,9 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """AdamW with PyTorch's defaults; weight decay applies to all parameters, norms and biases included, as published.
 
-    A fine-tuned transformer follows the same schedule, scaled to the peak config.text_encoder_learning_rate. With
-    config.clip_gradient_norm, gradients of a larger norm are first scaled down to it, all by the same factor (Pascanu
-    et al., arXiv 1211.5063).
+    A fine-tuned transformer follows the same schedule, scaled to the peak config.text_encoder_learning_rate, and both
+    streams follow it scaled by config.encoder_learning_rate_factor. With config.clip_gradient_norm, gradients of a
+    larger norm are first scaled down to it, all by the same factor (Pascanu et al., arXiv 1211.5063).
 
     optax adds the weight decay to the update before scaling by the learning rate, PyTorch shrinks the parameter first:
     the result is the same.
@@ -66,6 +66,8 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
         # The whole update of AdamW, weight decay included, is proportional to the learning rate.
         ratio = config.text_encoder_learning_rate / config.learning_rate
         parts.append(optax.masked(optax.scale(ratio), _in_transformer))
+    if config.encoder_learning_rate_factor != 1:
+        parts.append(optax.masked(optax.scale(config.encoder_learning_rate_factor), _in_streams))
     return optax.chain(*parts) if len(parts) > 1 else adamw
 
 
@@ -73,3 +75,9 @@ def _in_transformer(params: Any) -> Any:
     """For every parameter, whether it belongs to the text encoder's transformer."""
     names = ("text_encoder", "transformer")
     return jax.tree_util.tree_map_with_path(lambda path, _: tuple(key.key for key in path[:2]) == names, params)
+
+
+def _in_streams(params: Any) -> Any:
+    """For every parameter, whether it belongs to an image encoder."""
+    names = ("spatial_stream", "temporal_stream")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key in names, params)

@@ -73,6 +73,9 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
+#: JAX's setting for how much the compiler tries. Below -.5, it is many times faster and its programs are slow, but memory
+#: and collectives are hardly others.
+EFFORT = "JAX_EXEC_TIME_OPTIMIZATION_EFFORT"
 #: Instructions that move data between chips.
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 #: Parts of an instruction's op_name that are not modules of the network.
@@ -131,7 +134,8 @@ def estimate_all(
     config = check_config(config, mesh, batch_sizes)
     # Products of float32 matrices are computed from bfloat16 ones by default. The settings of this CPU don't matter.
     ceiling = dict.fromkeys(DTYPES, chip.peak * mesh.size / 1e12)
-    result = describe_run(config, mesh, ceiling) | {"topology": topology, "environment": {}}
+    effort = {name: value for name, value in os.environ.items() if name == EFFORT}
+    result = describe_run(config, mesh, ceiling) | {"topology": topology, "environment": effort}
     yield result
     yield from run_jobs(result, _jobs(config, mesh, batch_sizes, sentences, chip), minutes)
 

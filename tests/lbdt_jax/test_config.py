@@ -40,6 +40,7 @@ ZERO = {
     "model.transfer_layers",
     "model.dropout",
     "text_encoder_learning_rate",
+    "encoder_learning_rate_factor",
     "warmup_steps",
     "weight_decay",
     "bce_weight",

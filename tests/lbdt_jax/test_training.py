@@ -287,6 +287,22 @@ def test_clipping_by_the_norm_of_all_gradients(limit: float, float64: None) -> N
         assert jax.tree.structure(state) == jax.tree.structure(expected_state)
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.1, 1.0])
+def test_streams_learn_at_a_rate_of_their_own(factor: float, float64: None) -> None:
+    config = a2d.get_config()
+    config.encoder_learning_rate_factor = factor
+    params = {name: {"kernel": jnp.ones(3)} for name in ("spatial_stream", "temporal_stream", "head")}
+    gradients = jax.tree.map(lambda x: 2 * x, params)
+    optimizer, adamw = make_optimizer(config, 10), make_optimizer(a2d.get_config(), 10)
+    updates, state = optimizer.update(gradients, optimizer.init(params), params)
+    expected, expected_state = adamw.update(gradients, adamw.init(params), params)
+    for name, update in updates.items():
+        share = 1 if name == "head" else factor
+        close(update["kernel"], share * expected[name]["kernel"], 1e-12)
+    if factor == 1:  # nothing is added to what is saved
+        assert jax.tree.structure(state) == jax.tree.structure(expected_state)
+
+
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.9, 0.5), (0.0, 5.0)])
 def test_focal_loss(alpha: float, gamma: float, float64: None) -> None:
     rng = np.random.default_rng(0)
