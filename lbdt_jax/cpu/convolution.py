@@ -235,7 +235,8 @@ def _depthwise(x: Array, kernel: Array, padding: Padding) -> Array:
     (height, width, *_), (rows, columns) = kernel.shape, output_size(x, kernel, (1, 1), padding)
     padded = _pad(x, padding)
     offsets = itertools.product(range(height), range(width))
-    return sum(padded[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i, j in offsets)
+    products = (padded[:, i : i + rows, j : j + columns] * kernel[i, j, 0] for i, j in offsets)
+    return functools.reduce(jnp.add, products)
 
 
 def _pad(x: Array, padding: Padding) -> Array:
