@@ -73,8 +73,8 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-#: JAX's setting for how much the compiler tries. Below -.5, it is many times faster and its programs are slow, but memory
-#: and collectives are hardly others.
+#: JAX's setting for how much the compiler tries. Below -.5 it is many times faster and its programs are slow, but their
+#: memory and collectives are hardly others.
 EFFORT = "JAX_EXEC_TIME_OPTIMIZATION_EFFORT"
 #: Instructions that move data between chips.
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
