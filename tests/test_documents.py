@@ -30,7 +30,9 @@ def flags_of(path: str) -> set[str]:
     file = ROOT / path
     if file.suffix != ".py":
         file = file / "__main__.py" if file.is_dir() else file.with_suffix(".py")
-    return set(re.findall(r'(?:\bDEFINE_\w+|\badd|\badd_argument)\(\s*"(?:--)?(\w+)"', file.read_text()))
+    text = file.read_text()
+    defined = re.findall(r'(?:\bDEFINE_\w+|\badd|\badd_argument)\(\s*"(?:--)?(\w+)"', text)
+    return {*defined, *(["config"] if "define_config_flag(" in text else [])}
 
 
 def test_relative_links_lead_to_files() -> None:
