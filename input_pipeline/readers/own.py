@@ -11,14 +11,14 @@ A mask names its frame by the number in a clip, from 0 ("12" and "00012" are the
 file without suffix. In black-and-white masks (0 and 255), white is object 1. An object "1+2" is the union of both.
 
 The labelled frames that are not held out are split "train", the others are split "val": those of a video that
-held_out.txt lists, from the frame that it names on. Without that file, it is the last quarter of each video.
+held_out.txt lists, from the frame on that it names as a mask would. Without that file, it is the last quarter of each
+video.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -206,9 +206,7 @@ def _read_sentences(
             continue
         fields = [field.strip() for field in line.split(",", maxsplit=2)]
         if len(fields) < 3:
-            skipped.append(
-                Skipped(f"{where}: {shorten(line)}", "the line does not have the form video, object, sentence")
-            )
+            skipped.append(Skipped(f"{where}: {shorten(line)}", BAD_LINE))
             continue
         name = _video_name(fields[0], videos)
         ids = [parse_object_id(part.strip()) for part in fields[1].split("+")]
@@ -248,12 +246,12 @@ def _read_held_out(path: Path, videos: dict[str, OwnVideo], skipped: list[Skippe
         name = _video_name(fields[0], videos)
         if name is None:
             skipped.append(Skipped(f"{where}: {shorten(fields[0])}", "no such video with a sentence and a mask"))
-        elif len(fields) > 2 or (len(fields) == 2 and not re.fullmatch("[0-9]{1,9}", fields[1])):
-            skipped.append(
-                Skipped(f"{where}: {shorten(line)}", "the line does not have the form video, or video, frame")
-            )
+        elif len(fields) > 2:
+            skipped.append(Skipped(f"{where}: {shorten(line)}", BAD_HELD_OUT))
+        elif (frame := videos[name].find_frame(fields[1]) if len(fields) == 2 else 0) is None:
+            skipped.append(Skipped(f"{where}: {shorten(fields[1])}", "no frame of the video has this name or number"))
         elif name in first:
             skipped.append(Skipped(f"{where}: {name}", "video listed twice"))
         else:
-            first[name] = int(fields[1]) if len(fields) == 2 else 0
+            first[name] = frame
     return first

@@ -47,6 +47,16 @@ class OwnVideo:
         """The place of a frame's mask, for messages."""
         return self.masks[index] if self.index is None else f"{self.index.path}: frame {self.masks[index]}"
 
+    def find_frame(self, text: str) -> int | None:
+        """The first frame from the one on that `text` names as a mask would; None if it names none."""
+        number = int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+        names = [file.stem for file in self.frames]
+        if not names or text in names:
+            return names.index(text) if names else number
+        if number is None or not all(re.fullmatch("[0-9]{1,9}", name) for name in names):
+            return None
+        return sum(int(name) < number for name in names)
+
     def read_mask(self, index: int) -> dict[int, np.ndarray]:
         """Object -> its mask (h, w) bool in a labelled frame. Raises UserError if it can't be read."""
         if self.index is None:
@@ -200,4 +210,5 @@ def _with_masks(path: Path, frames: tuple[Path, ...], masks: Path, skipped: list
 
 def _number_key(name: str) -> list[tuple[int, str]]:
     """Sorts names by the numbers in them: frame2 before frame10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]{1,15})", name)]
+    numbered = re.split(r"([0-9]{1,15})", name)  # every other part is a number
+    return [(int(part), "") if position % 2 else (0, part) for position, part in enumerate(numbered)]

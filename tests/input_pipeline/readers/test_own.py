@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fake_datasets import HEIGHT, WIDTH, frame, write_clip
 from fake_mevis import rle
-from fake_own import LABELLED, SENTENCES, write_own
+from fake_own import LABELLED, NAMES, SENTENCES, write_own
 from fake_video_folders import walking_mask, write_labels
 from PIL import Image
 from reader_checks import read_all
@@ -66,10 +66,26 @@ def test_held_out_frames_by_choice(raw: Path) -> None:
     }
     assert [item.reason for item in reader.skipped()] == [
         "no such video with a sentence and a mask",
-        "the line does not have the form video, or video, frame",
+        "no frame of the video has this name or number",
         "video listed twice",
     ]
     assert [item.where.split(": ")[0] for item in reader.skipped()] == [f"{raw}/held_out.txt:{n}" for n in (4, 5, 6)]
+
+
+@pytest.mark.parametrize("names", [NAMES, ("00011", "00012", "00015"), ("a²", "b2", "b10")])
+def test_frames_of_a_folder_are_held_out_by_name(raw: Path, names: tuple[str, ...]) -> None:
+    for old, new in zip(NAMES, names, strict=True):
+        (raw / f"videos/my cats/{old}.jpg").rename(raw / f"videos/my cats/{new}.jpg")
+    change_json({name: {"3": rle(walking_mask(3, index))} for index, name in enumerate(names)})(raw)
+    by_number = ["12", "13"] if names[0].isdecimal() else []
+    for text, position in ((names[1], 1), (names[2], 2), *zip(by_number, (1, 2), strict=False)):
+        (raw / "held_out.txt").write_text(f"my cats, {text}")
+        frames = OwnClips(raw).annotations.frames
+        assert frames["val"] == {"my cats": tuple(range(position, 3))}
+        assert frames["train"]["my cats"] == tuple(range(position))
+    (raw / "held_out.txt").write_text("my cats, 1")
+    unknown = "no frame of the video has this name or number"
+    assert (unknown in [item.reason for item in OwnClips(raw).skipped()]) is not bool(by_number)
 
 
 @pytest.mark.parametrize(
