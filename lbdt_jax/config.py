@@ -93,7 +93,7 @@ LEARNING_RATE = number(1e-12, 10)
 WEIGHT = number(0, 1e6)
 SCALE = number(0.1, 10)
 FRACTION = Rule("it must be a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
-PROTOCOLS = ("paper", "standard", "per_expression")
+PROTOCOLS = ("paper", "standard", "per_expression", "all_expressions", "gres")
 #: Values of config.evaluated_weights.
 WEIGHTS = ("", "trained", "ema")
 

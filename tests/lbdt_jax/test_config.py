@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from paths import ROOT
 from tiny import tiny_config
 
 from input_pipeline.errors import UserError
+from lbdt_jax import metrics
 from lbdt_jax.benchmark import __main__ as benchmark_command
 from lbdt_jax.cli import explain_flags
 from lbdt_jax.config import (
     FIELDS,
+    PROTOCOLS,
     TRANSFORMER_FIELDS,
     check_config,
     check_transformer,
@@ -29,7 +32,7 @@ from lbdt_jax.config import (
 from lbdt_jax.models.resnet import DEPTHS
 from lbdt_jax.models.transformer import ACTIVATIONS, TransformerConfig
 
-NAMES = ("a2d", "base", "jhmdb", "ref_davis17", "refer_youtube_vos", "shapes", "shapes_minilm")
+NAMES = tuple(sorted(file.stem for file in (ROOT / "configs").glob("[a-z]*.py")))
 BERT = TransformerConfig(30522, 768, 12, 12, 3072, 512, 0, 2, 0, 1e-12, "gelu")
 
 TEXTS = {name for name in FIELDS if name in tiny_config() and isinstance(tiny_config()[name], str)}
@@ -161,6 +164,10 @@ def test_wrong_values_are_refused(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", sorted(ZERO))
 def test_zero_is_valid_where_it_means_something(name: str) -> None:
     with_defaults(config_with(name, 0), "FOLDER")
+
+
+def test_every_protocol_can_choose_the_best_checkpoint() -> None:
+    assert PROTOCOLS == tuple(metrics.PROTOCOLS)
 
 
 def test_fields_must_fit_each_other() -> None:
