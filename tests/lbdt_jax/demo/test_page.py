@@ -110,7 +110,10 @@ class Server:
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),  # as tests/conftest.py
         }
         with self.log.open("w") as log:
+            # The page ignores a hang-up if these tests do, as under nohup.
+            hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            signal.signal(signal.SIGHUP, hang_up)
         started = monotonic()
         while "Open http" not in self.log.read_text():
             if self.process.poll() is not None or monotonic() - started >= TIMEOUT:
