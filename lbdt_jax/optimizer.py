@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +12,9 @@ import optax
 from ml_collections import ConfigDict
 
 from lbdt_jax.models.types import Array
+
+#: The paths of both image encoders.
+STREAMS = (("spatial_stream",), ("temporal_stream",))
 
 
 def training_steps(config: ConfigDict, steps_per_epoch: int) -> int:
@@ -65,19 +70,15 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
     if config.model.transformer and config.text_encoder_learning_rate:
         # The whole update of AdamW, weight decay included, is proportional to the learning rate.
         ratio = config.text_encoder_learning_rate / config.learning_rate
-        parts.append(optax.masked(optax.scale(ratio), _in_transformer))
+        parts.append(optax.masked(optax.scale(ratio), _in_modules(("text_encoder", "transformer"))))
     if config.encoder_learning_rate_factor != 1:
-        parts.append(optax.masked(optax.scale(config.encoder_learning_rate_factor), _in_streams))
+        parts.append(optax.masked(optax.scale(config.encoder_learning_rate_factor), _in_modules(*STREAMS)))
     return optax.chain(*parts) if len(parts) > 1 else adamw
 
 
-def _in_transformer(params: Any) -> Any:
-    """For every parameter, whether it belongs to the text encoder's transformer."""
-    names = ("text_encoder", "transformer")
-    return jax.tree_util.tree_map_with_path(lambda path, _: tuple(key.key for key in path[:2]) == names, params)
-
-
-def _in_streams(params: Any) -> Any:
-    """For every parameter, whether it belongs to an image encoder."""
-    names = ("spatial_stream", "temporal_stream")
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key in names, params)
+def _in_modules(*paths: tuple[str, ...]) -> Callable[[Any], Any]:
+    """A function from parameters to whether each belongs to one of the modules with these paths."""
+    return functools.partial(
+        jax.tree_util.tree_map_with_path,
+        lambda path, _: any(tuple(key.key for key in path[: len(module)]) == module for module in paths),
+    )

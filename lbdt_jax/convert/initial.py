@@ -135,7 +135,7 @@ def _missing_message(path: Path, variables: Mapping[str, Any]) -> str:
     stream = variables["params"]["spatial_stream"]
     size = (
         (len(_blocks(stream["res4"])), len(stream["stem_norm"]["bias"]))
-        if is_convnext(stream)
+        if _is_convnext(stream)
         else architecture(variables)[0]
     )
     if not path.suffix or size not in DOWNLOADS:
@@ -143,10 +143,10 @@ def _missing_message(path: Path, variables: Mapping[str, Any]) -> str:
             f"config.initial_weights: there is no {path}. Train that model first, or name the folder of another one "
             "with --config.initial_weights=DIR."
         )
-    recipe = "" if is_convnext(stream) else "For the published recipe "
+    advice = "Download" if _is_convnext(stream) else "For the published recipe download"
     return (
-        f"config.initial_weights: there is no {path}. {recipe}{'d' if recipe else 'D'}ownload {DOWNLOADS[size]} and "
-        f"save it as {path}; or start from random weights with --config.initial_weights=''."
+        f"config.initial_weights: there is no {path}. {advice} {DOWNLOADS[size]} and save it as {path}; or start from "
+        "random weights with --config.initial_weights=''."
     )
 
 
@@ -154,7 +154,7 @@ def _blocks(stage: Mapping[str, Any]) -> list[str]:
     return [name for name in stage if name.startswith("blocks_")]
 
 
-def is_convnext(stream: Mapping[str, Any]) -> bool:
+def _is_convnext(stream: Mapping[str, Any]) -> bool:
     """Whether the parameters of a stream are those of a ConvNeXt."""
     return "stem_norm" in stream
 
@@ -170,13 +170,11 @@ def _torchvision_name(name: str) -> str:
     name = re.sub(r"^embedder\.embedder\.normalization", "bn1", name)
     name = re.sub(r"^embeddings\.patch_embeddings", "features.0.0", name)
     name = re.sub(r"^embeddings\.layernorm", "features.0.1", name)
-    stage = re.match(
-        r"(?:encoder\.)?stages\.(\d+)\.(?:(?:downsampling_layer|downsample_layers)|layers)\.(\d+)\.(.+)", name
-    )
+    stage = re.match(r"(?:encoder\.)?stages\.(\d+)\.(downsampling_layer|downsample_layers|layers)\.(\d+)\.(.+)", name)
     if not stage:
         return name
-    index, number, inside = int(stage[1]), stage[2], stage[3]
-    if ".downsampl" in name:
+    index, number, inside = int(stage[1]), stage[3], stage[4]
+    if stage[2] != "layers":
         return f"features.{2 * index}.{number}.{inside}"
     part, _, kind = inside.partition(".")
     if part in CONVNEXT_PARTS:
@@ -201,7 +199,7 @@ def _fill_both_streams(state: Mapping[str, np.ndarray], variables: Mapping[str, 
 def _stream_rows(stream: str, variables: Mapping[str, Any], convnext_given: bool) -> list[Entry]:
     """The conversion table of a stream. Raises UserError if the model's streams are of another kind."""
     params = variables["params"][stream]
-    if convnext_given != is_convnext(params):
+    if convnext_given != _is_convnext(params):
         found, needed = ("ConvNeXt", "ResNet") if convnext_given else ("ResNet", "ConvNeXt")
         raise UserError(f"this is a {found}, but config.model.encoder is a {needed}.")
     if convnext_given:
