@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.1  # in the transfer [R], and in a transformer that is fine-tuned
     config.model.decoder_width = 128  # [R]
     config.model.channel_gates = True  # bilateral channel activation; False only fuses the two decoders [P table 3]
+    # False: the temporal stream reads the earlier frame itself, not how far the frame differs from it [P 3.1].
+    config.model.frame_difference = True
     config.model.transformer = ConfigDict()  # sizes of the transformer; filled in by training
     # For large images on GPUs and TPUs: the backward pass recomputes activations inside residual blocks and transfers
     # instead of keeping them. Has no effect on CPUs, where XLA keeps them anyway.

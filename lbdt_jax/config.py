@@ -135,6 +135,7 @@ FIELDS: dict[str, Rule] = {
     "model.dropout": FRACTION,
     "model.decoder_width": integer(1, 4096),
     "model.channel_gates": SWITCH,
+    "model.frame_difference": SWITCH,
     "model.rematerialise": SWITCH,
     "model.dtype": choice("float32", "bfloat16", "float64"),
     "initial_weights": TEXT,

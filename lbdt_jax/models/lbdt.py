@@ -42,6 +42,7 @@ class LBDT(nn.Module):
     dropout: float = 0.1
     decoder_width: int = 128
     channel_gates: bool = True
+    frame_difference: bool = True
     transformer: TransformerConfig | None = None
     rematerialise: bool = False
     dtype: str = "float32"
@@ -85,10 +86,12 @@ class LBDT(nn.Module):
           train: whether batch statistics are active.
         """
         frame, earlier_frame = normalize_frames(frame, self.dtype), normalize_frames(earlier_frame, self.dtype)
-        return self.encode_normalized(frame, jnp.abs(frame - earlier_frame), train)
+        motion = jnp.abs(frame - earlier_frame) if self.frame_difference else earlier_frame
+        return self.encode_normalized(frame, motion, train)
 
     def encode_normalized(self, frame: Array, motion: Array, train: bool = False) -> FramePairFeatures:
-        """`encode` for normalized frames and their absolute differences from the earlier ones, (B, H, W, 3) floats."""
+        """`encode` for what both streams read, (B, H, W, 3) floats: normalized frames, and their absolute differences
+        from the earlier ones."""
         spatial_res2, spatial_res3, spatial_res4 = self.spatial_stream.stem_to_res4(frame, train)
         temporal_res2, temporal_res3, temporal_res4 = self.temporal_stream.stem_to_res4(motion, train)
         spatial_reduced, temporal_reduced = None, None
