@@ -63,7 +63,7 @@ def benchmark(
       UserError: the configuration is invalid, or a batch can't be divided among the devices.
     """
     mesh = make_mesh()
-    config = check_config(config, mesh, batch_sizes)
+    config = check_config(config, mesh, (*batch_sizes, config.batch_size))
     result = describe_run(config, mesh, {dtype: matrix_ceiling(mesh, dtype) for dtype in DTYPES})
     yield result
     for _ in run_jobs(result, jobs(config, mesh, batch_sizes, sentences), minutes):
@@ -92,7 +92,7 @@ def run_jobs(result: Row, jobs: Iterator[Job], minutes: float) -> Iterator[Row]:
 
 def check_config(config: ConfigDict, mesh: Mesh, batch_sizes: Sequence[int]) -> ConfigDict:
     """Returns the configuration, with a transformer's sizes filled in; raises UserError if it can't be measured."""
-    for size in (*batch_sizes, config.batch_size):
+    for size in batch_sizes:
         if size % (mesh.size * config.sentences_per_frame):
             raise UserError(
                 f"A batch of {size} can't be divided among {mesh.size} devices, with {config.sentences_per_frame} "
