@@ -17,7 +17,7 @@ import os
 import shutil
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -120,7 +120,7 @@ def locked_output_dir(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"Another process is writing to {unfinished}. Wait for it, or stop it.") from error
         path = unfinished / "plan.json"
-        if not path.exists() or path.read_text("utf-8") != json.dumps(plan):
+        if not path.exists() or path.read_bytes() != json.dumps(plan).encode():
             for file in unfinished.iterdir():
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
             path.write_text(json.dumps(plan), "utf-8")
@@ -133,9 +133,8 @@ def _write_split(folder: Path, dataset: str, split: str, videos: list[str], pool
     """Writes the shards of a split that do not exist yet. Returns the summaries of all its shards."""
     shards = [videos[start : start + VIDEOS_PER_SHARD] for start in range(0, len(videos), VIDEOS_PER_SHARD)]
     files = [folder / f"{dataset}-{split}.tfrecord-{index:05d}-of-{len(shards):05d}" for index in range(len(shards))]
-    # A shard is complete when its summary exists.
-    summaries = [file.with_name(f"{file.name}.counts.json") for file in files]
-    complete = len(list(itertools.takewhile(Path.exists, summaries)))
+    summaries: list[ShardSummary] = complete_summaries(files)
+    complete = len(summaries)
     remaining = [video for shard in shards[complete:] for video in shard]
     finished = len(videos) - len(remaining)
     if complete:
@@ -143,13 +142,31 @@ def _write_split(folder: Path, dataset: str, split: str, videos: list[str], pool
     with tqdm(total=len(videos), initial=finished, desc=f"{split} videos", unit="") as progress:
         encoded = _encode_in_parallel(pool, remaining, split, progress)
         for index in range(complete, len(shards)):
-            summary = _write_shard(files[index], itertools.islice(encoded, len(shards[index])))
-            write_json(summary, summaries[index])
-    return [json.loads(path.read_text("utf-8")) for path in summaries]
+            _write_shard(files[index], itertools.islice(encoded, len(shards[index])))
+    return complete_summaries(files)
 
 
-def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> ShardSummary:
-    """Writes the records of some videos to one file. Raises UserError if TensorFlow can't write it."""
+def summary_file(file: Path) -> Path:
+    """The file that is written after a file of records is complete."""
+    return file.with_name(f"{file.name}.counts.json")
+
+
+def complete_summaries(files: Sequence[Path]) -> list[Any]:
+    """The summaries of files of records, up to the first file that is not complete.
+
+    A summary that can't be read, as after a power failure, counts as none: its file of records is written again.
+    """
+    summaries = []
+    for file in files:
+        try:
+            summaries.append(json.loads(summary_file(file).read_bytes()))
+        except (FileNotFoundError, ValueError):
+            break
+    return summaries
+
+
+def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> None:
+    """Writes the records of some videos to one file, then its summary. Raises UserError if TensorFlow can't write."""
     import tensorflow as tf  # slow to import, and not needed by the workers that encode records
 
     feature_spec = record_features()
@@ -185,7 +202,7 @@ def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> ShardSum
             f"{path} can't be written: {error.message}. Free some space or choose another data_dir, then run the same "
             "command again: it resumes."
         ) from error
-    return {
+    summary: ShardSummary = {
         "counts": counts,
         "rules": rules,
         "groups": groups,
@@ -195,6 +212,7 @@ def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> ShardSum
         "index": entries,
         "bytes": path.stat().st_size,
     }
+    write_json(summary, summary_file(path))
 
 
 def write_index(folder: Path, summaries: Mapping[str, list[ShardSummary]]) -> None:

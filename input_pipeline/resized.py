@@ -26,7 +26,7 @@ from input_pipeline.augmentation import is_scaled
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_mask, resize_frame, resize_target
 from input_pipeline.record_index import INDEX_FILE, RecordIndex, index_entry, load_index
-from input_pipeline.record_writer import locked_output_dir, write_json
+from input_pipeline.record_writer import complete_summaries, locked_output_dir, summary_file, write_json
 from input_pipeline.report import load_report, records_dir
 from input_pipeline.workers import map_in_threads
 
@@ -166,16 +166,16 @@ def write_resized(dataset: str, data_dir: str | Path, size: Size) -> None:
 def _write_files(index: RecordIndex, folder: Path, size: Size) -> None:
     """Writes the files that don't exist yet, one for each file of records, and their index."""
     files = [folder / Path(file).name for file in index.files]
-    summaries = [file.with_name(f"{file.name}.counts.json") for file in files]
-    complete = len(list(itertools.takewhile(Path.exists, summaries)))
+    complete = len(complete_summaries(files))
     remaining = np.flatnonzero(index.file_of >= complete)
     total = len(index.file_of)
     with tqdm(total=total, initial=total - len(remaining), desc="resized frame pairs", unit="") as progress:
         examples = map_in_threads(partial(_resize_record, index, size), iter(remaining.tolist()))
         for number in range(complete, len(files)):
             count = int((index.file_of == number).sum())
-            write_json(_write_file(files[number], itertools.islice(examples, count), progress), summaries[number])
-    write_json({"train": [json.loads(path.read_text("utf-8")) for path in summaries]}, folder / INDEX_FILE)
+            entries = _write_file(files[number], itertools.islice(examples, count), progress)
+            write_json(entries, summary_file(files[number]))
+    write_json({"train": complete_summaries(files)}, folder / INDEX_FILE)
 
 
 def _write_file(path: Path, examples: Any, progress: tqdm) -> list[Any]:

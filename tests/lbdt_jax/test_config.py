@@ -36,7 +36,13 @@ NAMES = tuple(sorted(file.stem for file in (ROOT / "configs").glob("[a-z]*.py"))
 BERT = TransformerConfig(30522, 768, 12, 12, 3072, 512, 0, 2, 0, 1e-12, "gelu")
 
 TEXTS = {name for name in FIELDS if name in tiny_config() and isinstance(tiny_config()[name], str)}
-SWITCHES = {"model.channel_gates", "model.frame_difference", "model.rematerialise", "global_batch_norm", "no_target_sentences"}
+SWITCHES = {
+    "model.channel_gates",
+    "model.frame_difference",
+    "model.rematerialise",
+    "global_batch_norm",
+    "no_target_sentences",
+}
 #: Numbers that may be 0.
 ZERO = {
     "seed",
