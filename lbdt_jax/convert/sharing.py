@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -66,6 +67,7 @@ def write_shared(target: Path, checkpoint: Checkpoint, unused: dict[str, np.ndar
             "config": json.loads(config.to_json()),
         }
         write_json(description, folder / CONFIG)
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors' files are for their owner only
         (folder / CARD).write_text(make_card(checkpoint, config, without_local_paths), "utf-8")
         write_checksums(folder)
 

@@ -5,8 +5,9 @@
                             [--max_seconds=20] [--max_megabytes=50] [--max_minutes=10]
 
 Without --checkpoint it runs the small model in the package, which only knows colored shapes. The page is served to this
-machine only, unless --host says otherwise, and loads nothing from the internet. Uploads and results are kept in one
-temporary folder, each for an hour or two, and all are deleted when the page is stopped.
+machine only, unless --host says otherwise, and loads nothing from the internet but, before it opens, a repository of
+the Hugging Face Hub that --checkpoint names. Uploads and results are kept in one temporary folder, each for an hour or
+two, and all are deleted when the page is stopped.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def prepare_environment(root: Path) -> None:
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]  # these could share the page or open more of it
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(root / "sent"), HF_HUB_OFFLINE="1")
-    if "huggingface_hub" in sys.modules:  # which reads the variable when it is imported
-        sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
+    if constants := sys.modules.get("huggingface_hub.constants"):  # they read the variable when they are imported
+        vars(constants)["HF_HUB_OFFLINE"] = True
     # The page connects to nothing, so a proxy has no part in it; some kinds of proxies would keep it from starting.
     os.environ.update(NO_PROXY="*", no_proxy="*")
     (root / "temporary").mkdir()

@@ -6,12 +6,12 @@ import json
 import shutil
 import struct
 import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import huggingface_hub
 import jax
 import numpy as np
@@ -154,6 +154,7 @@ def test_the_model_card(run: Path) -> None:
         assert absent not in text, absent
     for path in (run / "shared").iterdir():  # no path of this machine
         assert str(run).encode() not in path.read_bytes()
+        assert path.stat().st_mode == (run / "workdir" / "validation.json").stat().st_mode
 
 
 def flip(path: Path) -> None:
@@ -362,6 +363,8 @@ def test_of_another_model_no_weights_are_fetched(hub: FakeHub) -> None:
     with pytest.raises(CheckpointError, match="jane/bert of the Hugging Face Hub holds no model of lbdt_jax.*'bert'"):
         locate_checkpoint("jane/bert")
     assert all("model.safetensors" not in files for *_, files in hub.downloads)
+    (hub.folder / "jane" / "bert" / "model.safetensors").touch()  # as initial weights, an image encoder is welcome
+    assert (locate_checkpoint("jane/bert", any_model=True) / "model.safetensors").exists()
 
 
 def test_what_is_a_path_and_what_a_repository(hub: FakeHub, tmp_path: Path) -> None:
@@ -377,8 +380,8 @@ def test_what_is_a_path_and_what_a_repository(hub: FakeHub, tmp_path: Path) -> N
 
 
 def http_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
-    request = httpx2.Request("GET", "https://huggingface.co/api/models/jane/x")
-    return kind(f"{status} Client Error", response=httpx2.Response(status, request=request))
+    response: Any = types.SimpleNamespace(headers={}, request=None, status_code=status)
+    return kind(f"{status} Client Error", response=response)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +395,7 @@ def http_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHT
         (http_error(errors.RevisionNotFoundError, 404), "jane/x .*has no branch, tag or commit v9"),
         (errors.LocalEntryNotFoundError("no snapshot"), "(?s)can't be reached.*hf download jane/x.*no snapshot"),
         (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE"),
-        (httpx2.ConnectError("no route"), "can't be reached"),
+        (type("ConnectError", (Exception,), {})("no route"), "can't be reached"),
         (errors.HFValidationError("Cannot have --"), "can have this name: Cannot have --"),
         (http_error(errors.HfHubHTTPError, 500), "can't be downloaded.*HfHubHTTPError: 500"),
         (OSError(28, "No space left on device"), "can't be downloaded.*No space left"),
