@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 from input_pipeline.errors import UserError, library_errors, say
 from input_pipeline.files import expand_home
@@ -57,14 +58,23 @@ def locate_checkpoint(source: str | Path, any_model: bool = False) -> Path:
     return folder
 
 
-def _download(name: str, revision: str | None, files: list[str] | tuple[str, ...]) -> Path:
-    """Downloads files of a repository into the cache of huggingface_hub. Raises UserError if that fails."""
+def import_hub() -> ModuleType:
+    """Imports huggingface_hub, which local folders don't need. Raises UserError if it is not installed."""
     try:
         import huggingface_hub
     except ImportError as error:
         raise UserError(
-            f"There is no folder {name}. To load it from the Hugging Face Hub: pip install huggingface_hub ({error})"
+            f"Repositories of the Hugging Face Hub and model cards need: pip install huggingface_hub ({error})"
         ) from error
+    return huggingface_hub
+
+
+def _download(name: str, revision: str | None, files: list[str] | tuple[str, ...]) -> Path:
+    """Downloads files of a repository into the cache of huggingface_hub. Raises UserError if that fails."""
+    try:
+        huggingface_hub = import_hub()
+    except UserError as error:
+        raise UserError(f"There is no folder {name}. {error}") from error
     with library_errors(lambda error: _explain(error, name, revision)):
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*files]))
 

@@ -107,9 +107,6 @@ def _write(checkpoint: Checkpoint, unused: dict[str, np.ndarray], target: Path, 
         from lbdt_jax.convert.sharing import write_shared
 
         write_shared(target, checkpoint, unused)
-        print(
-            f"`hf upload OWNER/NAME {target}` shares it. Read {target / 'README.md'} first, and name a license in it."
-        )
         return
     from lbdt_jax.checkpoint import save_weights
 
@@ -199,6 +196,8 @@ def main(arguments: list[str]) -> None:
             convert_to_torch(source, target)
         else:
             extract_weights(source, target, shared)
+        if shared:
+            print(f"Read {target / 'README.md'}, and name a license in it. To upload it: hf upload OWNER/NAME {target}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.checkpoint_checks import by_name
 from lbdt_jax.config import PROTOCOLS, encoder_name
+from lbdt_jax.hub import import_hub
 
 #: Of a file of scores. validation.json has about 10 kB for each validation.
 MAX_JSON_BYTES = 64 * 2**20
@@ -97,10 +98,9 @@ def _listed(names: list[str]) -> str:
 
 def _header(config: ConfigDict, datasets: list[str], scores: list[Scores]) -> str:
     """The header in yaml. It names no license: only who shares the weights knows it."""
-    from huggingface_hub import EvalResult, ModelCardData
-
+    hub = import_hub()
     results = [
-        EvalResult(
+        hub.EvalResult(
             task_type="image-segmentation",
             task_name="Referring video object segmentation",
             dataset_type=row.dataset,
@@ -115,7 +115,7 @@ def _header(config: ConfigDict, datasets: list[str], scores: list[Scores]) -> st
         for measure in MAIN_MEASURES
         if measure in measures
     ]
-    data = ModelCardData(
+    data = hub.ModelCardData(
         library_name="lbdt_jax",
         pipeline_tag="image-segmentation",
         tags=list(TAGS),
@@ -141,7 +141,7 @@ def _facts(checkpoint: Checkpoint, config: ConfigDict) -> Iterator[str]:
         yield f"trained on {_listed(_datasets(config))}: {checkpoint.step:,} steps of {config.batch_size} samples"
         yield f"initial weights: {_code(config.initial_weights) if config.initial_weights else 'random'}"
     else:
-        yield "converted from a file of PyTorch, not trained with lbdt_jax"
+        yield "converted from a file of PyTorch, which does not say what it was trained on"
     kinds = {"trained": "as the optimizer left them", "ema": f"their moving average, decay {config.ema_decay:g}"}
     yield f"weights: {kinds[checkpoint.weights]}"
 
