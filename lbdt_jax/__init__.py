@@ -31,8 +31,9 @@ def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") ->
     """Loads a trained or converted model.
 
     Args:
-      checkpoint: a checkpoint's folder, WORKDIR for the newest one in it, WORKDIR/best for the best. The default is a
-        small model of colored shapes, which knows nothing else. A leading ~ is the home folder, as in word_vectors.
+      checkpoint: a checkpoint's folder, WORKDIR for the newest one in it, WORKDIR/best for the best; or OWNER/NAME, a
+        repository of the Hugging Face Hub, at a revision OWNER/NAME@REVISION. The default is a small model of colored
+        shapes, which knows nothing else. A leading ~ is the home folder, as in word_vectors.
       word_vectors: where to look up words that the checkpoint has no vectors of: a GloVe text file or a package's name.
         "" tries the word vectors of the training, and does without if they are not there. A model with a transformer as
         text encoder uses none.
@@ -43,11 +44,12 @@ def load(checkpoint: str | Path = DEFAULT_CHECKPOINT, word_vectors: str = "") ->
 
     Raises:
       CheckpointError: there is no checkpoint, or it is broken.
-      UserError: word vectors are given for a model that uses none.
+      UserError: word vectors are given for a model that uses none; or a repository can't be downloaded.
     """
     # Imported here, so that `import lbdt_jax` takes no time.
     from input_pipeline.files import expand_home
     from lbdt_jax.checkpoint import load_checkpoint
+    from lbdt_jax.hub import locate_checkpoint
     from lbdt_jax.inference.segmenter import Segmenter
 
-    return Segmenter(load_checkpoint(expand_home(str(checkpoint))), expand_home(word_vectors or ""))
+    return Segmenter(load_checkpoint(locate_checkpoint(checkpoint)), expand_home(word_vectors or ""))

@@ -41,6 +41,7 @@ from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import MAX_SIZE, WordVectors, check_same_vectors
 from lbdt_jax.checkpoint_checks import (
     CheckpointError,
+    are_words,
     broken_message,
     by_name,
     check_declared,
@@ -48,6 +49,7 @@ from lbdt_jax.checkpoint_checks import (
     expected_shapes,
     misfit_message,
     shapes,
+    tokenizer_for,
 )
 from lbdt_jax.checkpoint_folder import (
     BEST_FILE,
@@ -57,6 +59,7 @@ from lbdt_jax.checkpoint_folder import (
     remove_unfinished,
     steps_to_keep,
 )
+from lbdt_jax.checkpoint_shared import is_shared, load_shared, load_shared_unused
 from lbdt_jax.checksums import find_corruption, write_checksums
 from lbdt_jax.cli import write_json
 from lbdt_jax.config import with_defaults
@@ -330,6 +333,8 @@ def load_unused(path: str | Path) -> dict[str, np.ndarray]:
       CheckpointError: there is no checkpoint, or it is broken.
     """
     folder = find_checkpoint(Path(path))
+    if is_shared(folder):
+        return load_shared_unused(folder)
     _verify_checksums(folder, ignore="optimizer_state")
     if not (folder / "unused").is_dir():
         return {}
@@ -346,7 +351,8 @@ def load_checkpoint(path: str | Path, weights: str = "") -> Checkpoint:
     """Loads what evaluation and prediction need onto the first device.
 
     Args:
-      path: a checkpoint's folder; WORKDIR or WORKDIR/checkpoints for the newest checkpoint; WORKDIR/best for the best.
+      path: a checkpoint's folder; WORKDIR or WORKDIR/checkpoints for the newest checkpoint; WORKDIR/best for the best;
+        or a folder to share. See `lbdt_jax.hub.locate_checkpoint` for repositories of the Hugging Face Hub.
       weights: "trained", or "ema" for their moving average. "" for what the checkpoint's config.evaluated_weights says,
         by default the average if there is one.
 
@@ -354,6 +360,8 @@ def load_checkpoint(path: str | Path, weights: str = "") -> Checkpoint:
       CheckpointError: there is no checkpoint, it is broken, or it has no moving average.
     """
     folder = find_checkpoint(Path(path))
+    if is_shared(folder):
+        return _load_shared(folder, weights)
     _verify_checksums(folder, ignore="optimizer_state")
     metadata, stored = _read_metadata(folder)
     variables = {name: stored[name] for name in ("variables", "ema") if stored.get(name)}
@@ -364,17 +372,7 @@ def load_checkpoint(path: str | Path, weights: str = "") -> Checkpoint:
         config = ConfigDict(with_defaults(metadata.get("config"), str(folder)))
         sentence_encoder: SentenceEncoder
         if metadata.get("tokenizer"):
-            transformer = config.model.transformer
-            if not transformer:
-                raise UserError("It has a tokenizer, and no transformer that reads its tokens.")
-            tokenizer = TransformerTokenizer(metadata["tokenizer"], transformer.padding_id)
-            tokenizer.check_fits(transformer.vocabulary, config.max_words)
-            longest = transformer.positions - transformer.first_position
-            if config.max_words > longest:
-                raise UserError(
-                    f"config.max_words is {config.max_words}; its transformer reads {longest} tokens at most."
-                )
-            sentence_encoder = tokenizer
+            sentence_encoder = tokenizer_for(config, metadata["tokenizer"])
         else:
             sentence_encoder = _load_word_vectors(folder, metadata, stored, config.word_vectors)
         expected = expected_shapes(config, sentence_encoder.size)
@@ -394,6 +392,16 @@ def load_checkpoint(path: str | Path, weights: str = "") -> Checkpoint:
     # The average has no frozen transformer.
     chosen = unflatten_dict(flatten_dict(loaded["variables"]) | flatten_dict(loaded.get("ema", {})))
     return Checkpoint(chosen, config, sentence_encoder, int(folder.name), folder, weights)
+
+
+def _load_shared(folder: Path, requested: str) -> Checkpoint:
+    """`load_checkpoint` of a folder to share."""
+    shared = load_shared(folder)
+    if requested not in ("", shared.weights):
+        held = "the moving average of the weights" if shared.weights == "ema" else "the weights as trained"
+        raise CheckpointError(f"{folder} holds {held} alone. Leave config.evaluated_weights empty.")
+    variables = jax.device_put(shared.variables, jax.local_devices()[0])
+    return Checkpoint(variables, shared.config, shared.sentence_encoder, shared.step, folder, shared.weights)
 
 
 def _choose_weights(folder: Path, requested: str, config: ConfigDict, has_ema: bool) -> str:
@@ -453,7 +461,7 @@ def _read_metadata(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _load_word_vectors(folder: Path, metadata: dict[str, Any], stored: dict[str, Any], source: str = "") -> WordVectors:
     """Loads the words and vectors of a checkpoint; `source` says where they are from. Raises CheckpointError."""
     words = metadata.get("words")
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or len({*words}) < len(words):
+    if not are_words(words):
         raise CheckpointError(broken_message(folder, "Its list of words is broken."))
     arrays = {"word_vectors": stored.get("word_vectors", {})}
     check_declared(folder, arrays)

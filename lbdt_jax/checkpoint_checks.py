@@ -6,13 +6,14 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.text.encoders import TransformerTokenizer
 from lbdt_jax.step import initial_variables, make_model
 
 #: Arrays of more bytes than this may take at most so many times the space of the files that hold them. Trained weights
@@ -46,6 +47,24 @@ def _expected_shapes(config_json: str, word_vector_size: int) -> dict[str, tuple
     config = ConfigDict(json.loads(config_json))
     config.model.dtype = "float32"  # float64 would need JAX with 64 bits, and the shapes are the same
     return shapes(jax.eval_shape(lambda: initial_variables(make_model(config), config, word_vector_size)))
+
+
+def tokenizer_for(config: ConfigDict, text: str) -> TransformerTokenizer:
+    """The tokenizer of a checkpoint's transformer. Raises UserError if it is broken or does not fit `config`."""
+    transformer = config.model.transformer
+    if not transformer:
+        raise UserError("It has a tokenizer, and no transformer that reads its tokens.")
+    tokenizer = TransformerTokenizer(text, transformer.padding_id)
+    tokenizer.check_fits(transformer.vocabulary, config.max_words)
+    longest = transformer.positions - transformer.first_position
+    if config.max_words > longest:
+        raise UserError(f"config.max_words is {config.max_words}; its transformer reads {longest} tokens at most.")
+    return tokenizer
+
+
+def are_words(words: Any) -> TypeGuard[list[str]]:
+    """Whether something out of json is a list of distinct words."""
+    return isinstance(words, list) and all(isinstance(word, str) for word in words) and len({*words}) == len(words)
 
 
 def misfit_message(folder: Path, name: str, found: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint_checks import CheckpointError
+from lbdt_jax.checkpoint_shared import describe_foreign, is_shared
 
 #: WORKDIR/BEST stands for the best checkpoint. The file in the folder checkpoints that names its step has 100 bytes.
 BEST, BEST_FILE, MAX_BEST_BYTES = "best", "best.json", 4096
@@ -64,13 +65,15 @@ def read_best(folder: Path) -> int | None:
 def find_checkpoint(path: Path) -> Path:
     """The folder of the checkpoint at `path` (see `load_checkpoint`). Raises CheckpointError if there is none."""
     path = resolve_best(path)
+    if is_shared(path):
+        return path.absolute()
     if is_step(path.name) and path.is_dir() and not (path / "checkpoints").is_dir():
         return path.absolute()
     for folder in (path / "checkpoints", path):
         steps = finished_steps(folder)
         if steps:
             return (folder / str(max(steps))).absolute()
-    raise CheckpointError(f"No checkpoint in {path}. Train first, or pass a folder that holds one.")
+    raise CheckpointError(f"No checkpoint in {path}. {describe_foreign(path)}")
 
 
 def resolve_best(path: Path) -> Path:

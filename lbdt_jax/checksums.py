@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -46,36 +46,72 @@ def find_corruption(folder: Path, ignore: str | None = None) -> str | None:
     Raises:
       OSError: a file can't be read.
     """
-    if not (folder / FILE_NAME).exists():
-        return (
-            f"{FILE_NAME}, the list of checksums, is missing: nothing shows that the other files are intact. Where you "
-            f"are sure of them, this writes it, in that folder: {COMMAND}"
-        )
-    listed = set()
     try:
-        lines = read_limited(folder / FILE_NAME, MAX_BYTES).decode(errors="replace").splitlines()
-        for number, line in enumerate(lines, start=1):
-            match = _LINE.fullmatch(line)
-            if match is None:
-                return f"{FILE_NAME}, line {number}, is not a checksum with the name of a file."
-            expected, name = match[1], PurePosixPath(match[2])
-            parts = name.parts
-            if name.is_absolute() or ".." in parts or not parts or "\\" in match[2]:
-                return f"{FILE_NAME}, line {number}, names a file outside the folder."
-            listed.add(name.as_posix())
-            if parts[0] == ignore:
-                continue
-            if not (folder / name).exists():
-                return f"{name} is missing."
-            if _checksum(folder / name) != expected:
-                return f"{name} was changed since it was written."
+        listed = read_checksums(folder)
+        for name, expected in listed.items():
+            if PurePosixPath(name).parts[0] != ignore and (problem := _compare(folder, name, expected)):
+                return problem
         for path in _must_be_listed(folder, ignore):
             check_regular_file(path)
             if path.relative_to(folder).as_posix() not in listed:
                 return f"{path.relative_to(folder)} is not listed in {FILE_NAME}."
-    except UserError as error:  # not a regular file, or a list that is too large
+    except UserError as error:  # not a regular file, or no list of checksums
         return str(error)
     return None
+
+
+def find_changed(folder: Path, names: Collection[str]) -> str | None:
+    """Compares some files of a folder with its SHA256SUMS; all other files, listed or not, may be anything.
+
+    Returns:
+      A sentence about the first problem, as `find_corruption`; None if there is none.
+
+    Raises:
+      OSError: a file can't be read.
+    """
+    try:
+        listed = read_checksums(folder)
+        for name in names:
+            problem = _compare(folder, name, listed.get(name))
+            if problem:
+                return problem
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The file's name -> checksum in SHA256SUMS; the names lead to nothing outside the folder, except by links.
+
+    Raises:
+      UserError: it is missing, or is not such a list.
+      OSError: it can't be read.
+    """
+    if not (folder / FILE_NAME).exists():
+        raise UserError(
+            f"{FILE_NAME}, the list of checksums, is missing: nothing shows that the other files are intact. Where you "
+            f"are sure of them, this writes it, in that folder: {COMMAND}"
+        )
+    checksums = {}
+    lines = read_limited(folder / FILE_NAME, MAX_BYTES).decode(errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise UserError(f"{FILE_NAME}, line {number}, is not a checksum with the name of a file.")
+        name = PurePosixPath(match[2])
+        if name.is_absolute() or ".." in name.parts or not name.parts or "\\" in match[2]:
+            raise UserError(f"{FILE_NAME}, line {number}, names a file outside the folder.")
+        checksums[name.as_posix()] = match[1]
+    return checksums
+
+
+def _compare(folder: Path, name: str, expected: str | None) -> str | None:
+    """A sentence about a file that is missing, not listed or changed. Raises UserError if it is not a regular one."""
+    if not (folder / name).exists():
+        return f"{name} is missing."
+    if expected is None:
+        return f"{name} is not listed in {FILE_NAME}."
+    return None if _checksum(folder / name) == expected else f"{name} was changed since it was written."
 
 
 def _must_be_listed(folder: Path, ignore: str | None) -> Iterator[Path]:

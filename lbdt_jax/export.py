@@ -87,6 +87,7 @@ from lbdt_jax.checkpoint import Checkpoint, load_checkpoint
 from lbdt_jax.cli import atomic_write, path_flag, write_json
 from lbdt_jax.config import encoder_name
 from lbdt_jax.cpu import onednn
+from lbdt_jax.hub import locate_checkpoint
 from lbdt_jax.inference.segmenter import check_fits
 from lbdt_jax.models.types import Array, FramePairFeatures
 from lbdt_jax.step import make_model
@@ -281,7 +282,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.pop(onednn.ENVIRONMENT_VARIABLE, None)  # the programs have to run on other machines, too
     with exit_on_error("\nStopped; nothing was exported.", lambda error: f"{args.output} can't be written: {error}"):
-        write(load_checkpoint(args.checkpoint), args.output)
+        write(load_checkpoint(locate_checkpoint(args.checkpoint)), args.output)
         size = sum(path.stat().st_size for path in args.output.iterdir())
         print(f"{size / 1e6:.1f} MB: {args.output}")
 

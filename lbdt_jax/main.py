@@ -50,6 +50,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     from lbdt_jax.checkpoint import load_checkpoint
     from lbdt_jax.checkpoint_folder import BEST, find_checkpoint
     from lbdt_jax.evaluate import evaluate
+    from lbdt_jax.hub import locate_checkpoint
     from lbdt_jax.parallel import exit_on_sigterm
     from lbdt_jax.train import train
 
@@ -59,10 +60,11 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
             validates and config.best_measure and Path(config.checkpoint).absolute() == (workdir / BEST).absolute()
         )
         if config.checkpoint and not own_best:  # it is evaluated after training
-            find_checkpoint(Path(config.checkpoint))
+            find_checkpoint(locate_checkpoint(config.checkpoint))
         train(config, workdir)
     exit_on_sigterm()  # an evaluation has nothing to save
-    evaluate(load_checkpoint(config.checkpoint or workdir, config.evaluated_weights), config, workdir)
+    path = locate_checkpoint(config.checkpoint) if config.checkpoint else workdir
+    evaluate(load_checkpoint(path, config.evaluated_weights), config, workdir)
 
 
 def start_jax(config: ConfigDict, workdir: Path) -> None:

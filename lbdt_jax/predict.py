@@ -363,8 +363,8 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         default=lbdt_jax.DEFAULT_CHECKPOINT,
-        help="a checkpoint's folder, WORKDIR for its newest one or WORKDIR/best for its best one (default: a small "
-        "model of colored shapes)",
+        help="a checkpoint's folder, WORKDIR for its newest one, WORKDIR/best for its best one, or OWNER/NAME on "
+        "the Hugging Face Hub (default: a small model of colored shapes)",
     )
     add("--video", required=True, type=path_flag, help="a clip, or a folder of images")
     add("--text", required=True, type=sentence, action="append", help="a sentence; may be given several times")

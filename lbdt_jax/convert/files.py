@@ -10,7 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,8 @@ from lbdt_jax.cli import atomic_write
 MAX_TORCH_BYTES, SMALL_BYTES = 16 * 2**30, 64 * 2**20
 #: Of the header of a .safetensors file, 100 bytes for each array.
 MAX_HEADER_BYTES = 16 * 2**20
+#: Names of dtypes in a .safetensors file.
+SAFETENSORS_DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
 #: What trainers name the state dict in what they save, the first one first; those of the second line hold averages.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema")
@@ -299,14 +301,19 @@ def write_torch(state: dict[str, np.ndarray], path: Path) -> None:
 
 
 def read_safetensors(
-    path: Path, check: Callable[[dict[str, np.ndarray]], object] | None = None
+    path: Path,
+    check: Callable[[dict[str, np.ndarray]], object] | None = None,
+    prefixes: tuple[str, ...] = ("",),
+    dtypes: Collection[str] = ("F32", "I64"),
 ) -> dict[str, np.ndarray]:
-    """Reads the arrays of a .safetensors file, float32 or int64.
+    """Reads the arrays of a .safetensors file.
 
     Args:
       path: of the file.
       check: called before anything is read, with arrays of the same names, shapes and dtypes that take no memory; it
         raises UserError if they are not those that are expected.
+      prefixes: only arrays are read whose names begin with one of these.
+      dtypes: those that the file may have, of SAFETENSORS_DTYPES.
 
     Raises:
       UserError: as `read_torch`, and as `check`.
@@ -323,8 +330,8 @@ def read_safetensors(
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
-            dtypes = {name: array.get_dtype() for name, array in slices.items()}
-            unsupported = [f"  {name:.200}: {dtype}" for name, dtype in dtypes.items() if dtype not in ("F32", "I64")]
+            found = {name: array.get_dtype() for name, array in slices.items()}
+            unsupported = [f"  {name:.200}: {dtype}" for name, dtype in found.items() if dtype not in dtypes]
             if unsupported:
                 heading = f"{path}: only float32 weights can be converted. Found instead:"
                 raise UserError("\n".join([heading, *first_ten(unsupported)]))
@@ -332,9 +339,9 @@ def read_safetensors(
             if sum(math.prod(shape) for shape in shapes.values()) > size // 4:
                 raise UserError(f"{path} is broken: its arrays would be larger than the file.")
             if check is not None:
-                zeros: dict[str, np.ndarray] = {"F32": np.zeros((), np.float32), "I64": np.zeros((), np.int64)}
-                check({name: np.broadcast_to(zeros[dtypes[name]], shape) for name, shape in shapes.items()})
-            return {name: file.get_tensor(name) for name in dtypes}
+                zeros = {name: np.zeros((), SAFETENSORS_DTYPES[dtype]) for name, dtype in found.items()}
+                check({name: np.broadcast_to(zeros[name], shape) for name, shape in shapes.items()})
+            return {name: file.get_tensor(name) for name in found if name.startswith(prefixes)}
     except (UserError, OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # SafetensorError, what numpy makes of impossible shapes, and panics

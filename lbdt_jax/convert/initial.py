@@ -16,8 +16,10 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint import load_checkpoint
 from lbdt_jax.checkpoint_folder import resolve_best
+from lbdt_jax.checkpoint_shared import is_shared
 from lbdt_jax.convert.files import first_ten, read_safetensors, read_torch
 from lbdt_jax.convert.names import COUNTER, Entry, architecture, check, convnext, from_torch, resnet
+from lbdt_jax.hub import locate_checkpoint
 
 #: torchvision's ImageNet weights, IMAGENET1K_V1, by the ResNet's depth or the number of res4 blocks and the channels of
 #: the ConvNeXt's res2 (https://pytorch.org/vision/stable/models.html).
@@ -63,16 +65,16 @@ def load_initial_weights(variables: Mapping[str, Any], path: str | Path) -> dict
       variables: {"params", "batch_stats"} of a model of any size.
       path: an image encoder like the model's, from which both streams start (LBDT paper, section 4.1; everything else
         keeps its random weights), see `load_image_encoder`. Or a complete LBDT: a released .ckpt, or a folder with a
-        checkpoint of this code.
+        checkpoint of this code. Instead of a folder also OWNER/NAME, a repository of the Hugging Face Hub.
 
     Raises:
       UserError: the file is missing, broken or of another model; all arrays that do not fit are listed.
       CheckpointError: the folder holds no valid checkpoint.
     """
-    path = resolve_best(Path(path))
+    path = resolve_best(locate_checkpoint(path, any_model=True))
     if not path.exists():
         raise UserError(_missing_message(path, variables))
-    if path.is_dir() and not (path / "model.safetensors").is_file():
+    if path.is_dir() and (is_shared(path) or not (path / "model.safetensors").is_file()):
         return _check_same_model(load_checkpoint(path).variables, variables, path)
     try:
         state = load_image_encoder(path) if path.is_dir() or path.suffix == ".safetensors" else read_torch(path)

@@ -5,8 +5,9 @@
                             [--max_seconds=20] [--max_megabytes=50] [--max_minutes=10]
 
 Without --checkpoint it runs the small model in the package, which only knows colored shapes. The page is served to this
-machine only, unless --host says otherwise, and loads nothing from the internet. Uploads and results are kept in one
-temporary folder, each for an hour or two, and all are deleted when the page is stopped.
+machine only, unless --host says otherwise, and loads nothing from the internet but, before it opens, a repository of
+the Hugging Face Hub that --checkpoint names. Uploads and results are kept in one temporary folder, each for an hour or
+two, and all are deleted when the page is stopped.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from input_pipeline.moving_shapes.raw_layout import FRAME_RATE
 from input_pipeline.moving_shapes.scenes import make_scene
 from lbdt_jax.cli import at_least
 from lbdt_jax.demo.checks import Limits
+from lbdt_jax.hub import locate_checkpoint
 from lbdt_jax.inference.segmenter import Segmenter
 from lbdt_jax.inference.video import Clip, ClipWriter
 from lbdt_jax.predict import describe_model
@@ -51,6 +53,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="lbdt_demo_", ignore_cleanup_errors=True) as folder,
     ):
         root = Path(folder).resolve()
+        checkpoint = locate_checkpoint(args.checkpoint)  # then nothing is fetched any longer
         prepare_environment(root)
         try:
             from lbdt_jax.demo.server import listen, serve
@@ -59,7 +62,7 @@ def main() -> None:
             fail(f"{error}. The page needs `pip install -r requirements-demo.txt`.")
         limits = Limits(args.max_seconds, args.max_megabytes, minutes=args.max_minutes)
         with listen(args.host, args.port) as listener:
-            segmenter = lbdt_jax.load(args.checkpoint, args.word_vectors)
+            segmenter = lbdt_jax.load(checkpoint, args.word_vectors)
             print(f"{describe_model(segmenter.checkpoint)}\nCompiling it ...", flush=True)
             warm_up(segmenter)
             serve(segmenter, Storage(root, limits), limits, draw_examples(segmenter, root), args.host, listener)
@@ -78,6 +81,8 @@ def prepare_environment(root: Path) -> None:
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]  # these could share the page or open more of it
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(root / "sent"), HF_HUB_OFFLINE="1")
+    if constants := sys.modules.get("huggingface_hub.constants"):  # they read the variable when they are imported
+        vars(constants)["HF_HUB_OFFLINE"] = True
     # The page connects to nothing, so a proxy has no part in it; some kinds of proxies would keep it from starting.
     os.environ.update(NO_PROXY="*", no_proxy="*")
     (root / "temporary").mkdir()
@@ -93,8 +98,8 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         default=lbdt_jax.DEFAULT_CHECKPOINT,
-        help="a checkpoint's folder, WORKDIR for its newest one or WORKDIR/best for its best one (default: a small one "
-        "that knows colored shapes)",
+        help="a checkpoint's folder, WORKDIR for its newest one, WORKDIR/best for its best one, or OWNER/NAME on "
+        "the Hugging Face Hub (default: a small one that knows colored shapes)",
     )
     add("--word_vectors", default="", help="where to look up words that are not in the checkpoint")
     add(
