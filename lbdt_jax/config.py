@@ -130,6 +130,7 @@ FIELDS: dict[str, Rule] = {
     "model.resnet_depth": choice(18, 34, 50, 101),
     "model.stream_width": integer(1, 512),
     "model.transfer_layers": integer(0, 64),
+    "model.early_transfer_layers": integer(0, 64),
     "model.transfer_width": integer(4, 8192),
     "model.attention_heads": integer(1, 1024),
     "model.dropout": FRACTION,
