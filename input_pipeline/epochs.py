@@ -22,7 +22,7 @@ def steps_per_epoch(config: ConfigDict) -> int:
     Where there are several datasets, they fill their shares of these batches.
 
     Raises:
-      UserError: there are no records, fewer samples than one batch, or a dataset without a share of an epoch.
+      UserError: there are no records, fewer samples than one batch, or too many by the shares of several datasets.
     """
     names, shares = training_datasets(config), [Fraction(share) for share in training_shares(config)]
     samples = groups_per_pass(config) * config.sentences_per_frame
@@ -71,10 +71,16 @@ def describe_epoch(config: ConfigDict) -> list[str]:
 
 
 def positions_of_datasets(config: ConfigDict, steps: int) -> list[np.ndarray]:
-    """The positions of an epoch that each dataset fills, see `epoch_positions`. Raises UserError if one has none."""
+    """The positions of an epoch that each dataset fills, see `epoch_positions`.
+
+    Raises:
+      UserError: a dataset has no samples, or none of the positions.
+    """
     slots = config.batch_size // config.sentences_per_frame
     positions = epoch_positions(training_shares(config), steps * slots)
     for name, own in zip(training_datasets(config), positions, strict=True):
+        if not groups_per_pass(dataset_config(config, name)):
+            raise UserError(f"The split 'train' of {name} has no sentences to train on: leave the dataset out.")
         if not len(own):
             raise UserError(
                 f"The share of {name} in config.training_datasets gives it none of the {steps * slots} places in an "

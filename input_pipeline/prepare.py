@@ -145,8 +145,8 @@ def prepare_for(config: ConfigDict, datasets: Sequence[str] = ()) -> None:
         raw, interval = (config.raw, config.frame_interval) if name == config.dataset else ("", None)
         if interval is None and records_exist(config.data_dir, name):
             interval = load_report(config.data_dir, name)["interval"]
-        # With several datasets, the field is that of those that have such sentences.
-        applies = len(trained) == 1 and name in trained or name in (with_no_target or [config.dataset])
+        # With several datasets, the field is for those that have such sentences.
+        applies = name in (trained if len(trained) == 1 else with_no_target or [config.dataset])
         no_target_sentences = config.no_target_sentences if applies else None
         prepare(name, raw, config.data_dir, interval, no_target_sentences=no_target_sentences)
 
