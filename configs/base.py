@@ -16,6 +16,10 @@ def get_config() -> ConfigDict:
 
     # -- data
     config.dataset = "a2d_sentences"
+    # Several datasets in one training: (dataset, share of the samples) each, as in configs/joint.py; () for
+    # config.dataset alone. config.dataset is one of them: an epoch is a pass through it, and raw, frame_interval,
+    # frame_rate and published are its own.
+    config.training_datasets = ()
     config.data_dir = "data"  # the TFRecords are in DATA_DIR/<dataset>/
     config.raw = ""  # folder of the unpacked dataset; "" for DATA_DIR/raw/<dataset>
     config.frame_interval = 6  # distance of the earlier frame, in frames [R]
@@ -102,8 +106,9 @@ def get_config() -> ConfigDict:
     config.validation_every_epochs = 0.0
     config.validation_every_steps = 0
     config.validation_split = ""  # "" for config.evaluation_split
+    config.validation_datasets = ()  # (dataset, split) each, as evaluation_datasets; () for these
     # The checkpoint that is best by this measure, PROTOCOL/MEASURE as in the json of an evaluation, is kept beside the
-    # newest ones; "" for none.
+    # newest ones; "" for none. With several datasets by its mean over them, or DATASET-SPLIT/PROTOCOL/MEASURE for one.
     config.best_measure = "paper/mean_iou"
 
     # -- training: options beyond the published recipe, off by default
@@ -122,6 +127,8 @@ def get_config() -> ConfigDict:
     # -- evaluation
     config.checkpoint = ""  # to evaluate: its folder, DIR/best, or DIR or "" for the newest one in DIR or in WORKDIR
     config.evaluation_split = "test"
+    # What to evaluate, (dataset, split) each; () for config.evaluation_split of all datasets of the training.
+    config.evaluation_datasets = ()
     config.evaluation_frames = 8  # frame pairs encoded at once on each device
     config.evaluation_sentences = 16  # sentences segmented at once on each device
     config.published = ()  # (protocol, measure, score) to print below our scores

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,17 +18,41 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.record_dataset import as_numpy, parse_record, record_files, record_parser, split_counts
 from input_pipeline.record_index import RecordIndex
-from input_pipeline.sample_order import epoch_order
+from input_pipeline.sample_order import sample_order
 
 
 class EncodedBatch(NamedTuple):
-    """A process's part of a batch, images and sentences still encoded, fields as in `input_pipeline.batch`."""
+    """A process's part of a batch, images and sentences still encoded, fields as in `input_pipeline.batch`.
+
+    Beside these, for each frame pair the index of its dataset among those of the training, and how often the training
+    has passed through that dataset before: the epoch, if it is the only one.
+    """
 
     frames: list[bytes]
     earlier_frames: list[bytes]
     masks: list[bytes]
     texts: list[bytes]
     names: list[bytes]
+    datasets: list[int]
+    epochs: list[int]
+
+
+class TrainingDataset(NamedTuple):
+    """A dataset of a training.
+
+    Attributes:
+      sentence_counts: (n,) number of sentences of each record.
+      source: its records.
+      positions: those that it fills of an epoch's batches, see `sample_order.epoch_positions`.
+      groups: number of groups of `sentences_per_frame` sentences in one pass through it.
+      name: where there are several; it begins the names of samples, and its random numbers are its own.
+    """
+
+    sentence_counts: np.ndarray
+    source: RecordIndex
+    positions: np.ndarray
+    groups: int
+    name: str = ""
 
 
 def encoded_batches(
@@ -39,41 +64,95 @@ def encoded_batches(
     process_index: int,
     process_count: int,
 ) -> Iterator[Callable[[], EncodedBatch]]:
-    """Yields functions that read a process's part of each batch, to be called in any order by any thread."""
-    sentences_per_frame = config.sentences_per_frame
-    slots = config.batch_size // sentences_per_frame
-    own_slots = slice(process_index * slots // process_count, (process_index + 1) * slots // process_count)
-    first_epoch, first_step_in_epoch = divmod(first_step, steps)
-    with contextlib.closing(source):
-        for epoch in itertools.count(first_epoch):
-            order = epoch_order(
-                sentence_counts,
-                sentences_per_frame,
-                slots,
-                config.shuffle_buffer,
-                config.seed,
-                epoch,
-                config.sentences_per_epoch,
-            )
-            skipped = first_step_in_epoch if epoch == first_epoch else 0
-            records, sentences = order.records[skipped:, own_slots], order.sentences[skipped:, own_slots]
-            # A record is read once and kept until all its groups have been used.
-            remaining = Counter(records.ravel().tolist())
-            kept: dict[int, _Record] = {}
-            for records_of_step, sentences_of_step in zip(records.tolist(), sentences.tolist(), strict=True):
-                groups = []
-                for record, group in zip(records_of_step, sentences_of_step, strict=True):
-                    groups.append((kept.setdefault(record, _Record(partial(source.read, record))), group))
-                    remaining[record] -= 1
-                    if not remaining[record]:
-                        del kept[record]
-                yield partial(_collect_groups, groups)
+    """`joint_batches` of one dataset: an epoch is a pass through it, up to its last complete batch."""
+    groups = steps * (config.batch_size // config.sentences_per_frame)
+    dataset = TrainingDataset(sentence_counts, source, np.arange(groups), groups)
+    yield from joint_batches(config, [dataset], steps, first_step, process_index, process_count)
+
+
+def joint_batches(
+    config: ConfigDict,
+    datasets: Sequence[TrainingDataset],
+    steps: int,
+    first_step: int,
+    process_index: int,
+    process_count: int,
+) -> Iterator[Callable[[], EncodedBatch]]:
+    """Yields functions that read a process's part of each batch, to be called in any order by any thread.
+
+    Each dataset is passed through again and again, whatever the epochs: every pass has each of its samples, in a new
+    order.
+
+    Args:
+      config: uses the fields batch_size, sentences_per_frame, sentences_per_epoch, shuffle_buffer and seed.
+      datasets: they fill all positions of an epoch.
+      steps: in an epoch.
+      first_step: number of batches to skip.
+      process_index: which part of each batch to read.
+      process_count: number of parts.
+    """
+    slots = config.batch_size // config.sentences_per_frame
+    own_slots = range(process_index * slots // process_count, (process_index + 1) * slots // process_count)
+    dataset_of = np.empty(steps * slots, np.int32)
+    for number, dataset in enumerate(datasets):
+        dataset_of[dataset.positions] = number
+    dataset_of = dataset_of.reshape(steps, slots)[:, own_slots.start : own_slots.stop]
+    with contextlib.ExitStack() as stack:
+        for dataset in datasets:
+            stack.enter_context(contextlib.closing(dataset.source))
+        groups = [
+            _groups_of(config, dataset, number, steps, first_step, own_slots) for number, dataset in enumerate(datasets)
+        ]
+        for step in itertools.count(first_step):
+            yield partial(_collect_groups, [next(groups[number]) for number in dataset_of[step % steps].tolist()])
+
+
+def _groups_of(
+    config: ConfigDict, dataset: TrainingDataset, number: int, steps: int, first_step: int, own_slots: range
+) -> Iterator[tuple[_Record, list[int]]]:
+    """Yields what a dataset puts into a process's slots: records, each with the indices of K of its sentences."""
+    slots, per_epoch = config.batch_size // config.sentences_per_frame, len(dataset.positions)
+    epoch, step = divmod(first_step, steps)
+    first_use = epoch * per_epoch + int(np.searchsorted(dataset.positions, step * slots))
+    own_seed = [int.from_bytes(hashlib.sha256(dataset.name.encode()).digest()[:8], "little")] if dataset.name else []
+    for completed in itertools.count(first_use // dataset.groups):  # passes
+        uses = np.arange(completed * dataset.groups, (completed + 1) * dataset.groups)
+        slot_of_use = dataset.positions[uses % per_epoch] % slots
+        order = sample_order(
+            dataset.sentence_counts,
+            config.sentences_per_frame,
+            slot_of_use,
+            config.shuffle_buffer,
+            (config.seed % 2**64, completed, *own_seed),
+            config.sentences_per_epoch,
+        )
+        own = (uses >= first_use) & (slot_of_use >= own_slots.start) & (slot_of_use < own_slots.stop)
+        records = order.records[own].tolist()
+        # A record is read once and kept until all its groups have been used.
+        remaining = Counter(records)
+        kept: dict[int, _Record] = {}
+        for record, sentences in zip(records, order.sentences[own].tolist(), strict=True):
+            read = partial(dataset.source.read, record)
+            group = kept.setdefault(record, _Record(read, number, completed, dataset.name)), sentences
+            remaining[record] -= 1
+            if not remaining[record]:
+                del kept[record]
+            yield group
 
 
 class _Record:
-    """A record that is read when it is first used, by whichever thread that is."""
+    """A record that is read when it is first used, by whichever thread that is.
 
-    def __init__(self, read: Callable[[], bytes]) -> None:
+    Args:
+      read: returns its data.
+      dataset: see `EncodedBatch`.
+      epoch: see `EncodedBatch`.
+      dataset_name: see `TrainingDataset`.
+    """
+
+    def __init__(self, read: Callable[[], bytes], dataset: int, epoch: int, dataset_name: str) -> None:
+        self.dataset, self.epoch = dataset, epoch
+        self.prefix = f"{dataset_name}/".encode() if dataset_name else b""
         self._read = read
         self._lock = threading.Lock()
         self._fields: dict[str, Any] | None = None
@@ -88,15 +167,17 @@ class _Record:
 
 def _collect_groups(groups: list[tuple[_Record, list[int]]]) -> EncodedBatch:
     """Reads the records of some groups: each a record with indices of its sentences."""
-    batch = EncodedBatch([], [], [], [], [])
+    batch = EncodedBatch([], [], [], [], [], [], [])
     for record, indices in groups:
         fields = record.fields()
         batch.frames.append(fields["frame"])
         batch.earlier_frames.append(fields["earlier_frame"])
+        batch.datasets.append(record.dataset)
+        batch.epochs.append(record.epoch)
         masks = dict(zip(fields["instances"]["id"], fields["instances"]["mask"], strict=True))
         for index in indices:
             text, instance = (fields["sentences"][name][index] for name in ("text", "instance"))
-            name = b"%s/%d/%d: %s" % (fields["video"], fields["frame_index"], instance, text)
+            name = b"%s%s/%d/%d: %s" % (record.prefix, fields["video"], fields["frame_index"], instance, text)
             if instance not in masks:
                 raise UserError(f"{name.decode()}: there is no mask to train with.")
             batch.masks.append(masks[instance])
@@ -130,10 +211,11 @@ def encoded_batches_without_index(
     # Each process takes a contiguous part of each batch, so that every device gets the samples that it would get if
     # there were only one process.
     dataset = dataset.batch(groups_per_batch // process_count).shard(process_count, process_index).prefetch(2)
-    for element in as_numpy(dataset, config, "train"):
+    for step, element in enumerate(as_numpy(dataset, config, "train"), first_step):
         fields = ("frame", "earlier_frame", "mask", "text", "name")
-        batch = EncodedBatch(*(element[name].ravel().tolist() for name in fields))
-        yield partial(EncodedBatch, *batch)
+        batch = {f"{name}s": element[name].ravel().tolist() for name in fields}
+        frame_pairs = len(batch["frames"])
+        yield partial(EncodedBatch, **batch, datasets=[0] * frame_pairs, epochs=[step // steps] * frame_pairs)
 
 
 def _sentence_groups(

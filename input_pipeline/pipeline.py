@@ -8,7 +8,8 @@ from its step alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,12 +18,20 @@ from tqdm import tqdm
 
 from input_pipeline.augmentation import Augmentation, SampleGroup, augment, is_augmented
 from input_pipeline.batch import Batch
-from input_pipeline.encoded_batches import EncodedBatch, encoded_batches, encoded_batches_without_index
+from input_pipeline.datasets import all_datasets, dataset_config, training_datasets
+from input_pipeline.encoded_batches import (
+    EncodedBatch,
+    TrainingDataset,
+    encoded_batches,
+    encoded_batches_without_index,
+    joint_batches,
+)
+from input_pipeline.epochs import groups_per_pass, positions_of_datasets, steps_per_epoch
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_labels, decode_mask, resize_frame, resize_target
 from input_pipeline.record_dataset import open_index, parse_record, read_records, split_counts
 from input_pipeline.records import NO_INSTANCE
-from input_pipeline.report import load_report
+from input_pipeline.report import load_report, records_dir
 from input_pipeline.resized import ImageDecoder, original_images, training_images
 from input_pipeline.text.encoders import SentenceEncoder
 from input_pipeline.text.mirroring import mirror_sentence, with_mirrored_tokens
@@ -76,27 +85,6 @@ def samples_per_epoch(config: ConfigDict, split: str) -> int:
     return split_counts(config, split)["sentences"]
 
 
-def steps_per_epoch(config: ConfigDict) -> int:
-    """Returns the number of complete batches of the split "train".
-
-    Raises:
-      UserError: there are no records, or fewer samples than one batch.
-    """
-    sentences_per_frame = config.sentences_per_frame
-    lengths = split_counts(config, "train")["sentences_per_frame_pair"]
-    groups = sum(
-        frame_pairs * -(-min(int(length), config.sentences_per_epoch or int(length)) // sentences_per_frame)
-        for length, frame_pairs in lengths.items()
-    )
-    steps = groups * sentences_per_frame // config.batch_size
-    if not steps:
-        raise UserError(
-            f"{groups * sentences_per_frame} training samples don't fill a batch of {config.batch_size}: lower "
-            "config.batch_size."
-        )
-    return steps
-
-
 def training_batches(
     config: ConfigDict,
     sentence_encoder: SentenceEncoder,
@@ -107,11 +95,11 @@ def training_batches(
     """Yields batches of the split "train", epoch after epoch, without end.
 
     A step has the same samples in the same order whatever the number of processes. The incomplete batch at the end of
-    an epoch is dropped.
+    an epoch is dropped. With several datasets nothing is dropped: each is passed through again and again.
 
     Args:
-      config: uses the fields data_dir, dataset, image_size, max_words, batch_size, sentences_per_frame,
-        sentences_per_epoch, shuffle_buffer, decoded_cache, augment_* and seed.
+      config: uses the fields data_dir, dataset, training_datasets, image_size, max_words, batch_size,
+        sentences_per_frame, sentences_per_epoch, shuffle_buffer, decoded_cache, augment_* and seed.
       sentence_encoder: converts sentences to `words` and `word_mask`.
       first_step: number of batches to skip. What follows is bit-identical to an uninterrupted run.
       process_index: which part of each batch to yield.
@@ -134,15 +122,16 @@ def augmented_groups(config: ConfigDict) -> Iterator[tuple[SampleGroup, SampleGr
     Args and errors as in `training_batches`. What is yielded as it is has the original size if `is_scaled`.
     """
     images, batches = _open_batches(config, 0, 0, 1)
-    for epoch, read in batches:
-        for group in _decode_groups(config, images, read()):
+    for read in batches:
+        encoded = read()
+        for epoch, group in zip(encoded.epochs, _decode_groups(config, images, encoded), strict=True):
             yield group, *augment(config, epoch, group)
 
 
 def _open_batches(
     config: ConfigDict, first_step: int, process_index: int, process_count: int
-) -> tuple[ImageDecoder, Iterator[tuple[int, Callable[[], EncodedBatch]]]]:
-    """How to decode images, and the batches from `first_step` on: the epoch of each, and a function that reads it.
+) -> tuple[list[ImageDecoder], Iterator[Callable[[], EncodedBatch]]]:
+    """How to decode the images of each dataset, and functions that read the batches from `first_step` on.
 
     Args and errors as in `training_batches`.
     """
@@ -152,26 +141,48 @@ def _open_batches(
             f"config.batch_size {config.batch_size} can't be divided among {process_count} processes, with "
             f"{sentences_per_frame} sentences for each frame."
         )
-    index, own = open_index(config, "train"), (process_index, process_count)
+    own = (process_index, process_count)
+    if len(training_datasets(config)) > 1:
+        return _open_joint_batches(config, steps, first_step, *own)
+    index = open_index(config, "train")
     if index is None:  # made by an earlier version: in its order, for which every process reads everything
-        batches, images = encoded_batches_without_index(config, steps, first_step, *own), original_images(config)
-    else:
-        source, images = training_images(config, index)
-        batches = encoded_batches(config, index.sentence_counts, source, steps, first_step, *own)
-    return images, ((step // steps, read) for step, read in enumerate(batches, first_step))
+        return [original_images(config)], encoded_batches_without_index(config, steps, first_step, *own)
+    source, images = training_images(config, index)
+    return [images], encoded_batches(config, index.sentence_counts, source, steps, first_step, *own)
+
+
+def _open_joint_batches(
+    config: ConfigDict, steps: int, first_step: int, process_index: int, process_count: int
+) -> tuple[list[ImageDecoder], Iterator[Callable[[], EncodedBatch]]]:
+    """`_open_batches` of several datasets."""
+    datasets: list[TrainingDataset] = []
+    images: list[ImageDecoder] = []
+    for name, positions in zip(training_datasets(config), positions_of_datasets(config, steps), strict=True):
+        own_config = dataset_config(config, name)
+        index = open_index(own_config, "train")
+        if index is None:
+            raise UserError(
+                f"The records of {name} were made by an earlier version, which can't be mixed with others. Delete "
+                f"{records_dir(config.data_dir, name)} and make them again."
+            )
+        source, decoder = training_images(own_config, index)
+        images.append(decoder)
+        groups = groups_per_pass(own_config)
+        datasets.append(TrainingDataset(index.sentence_counts, source, positions, groups, name))
+    return images, joint_batches(config, datasets, steps, first_step, process_index, process_count)
 
 
 def _decode_batch(
     config: ConfigDict,
     sentence_encoder: SentenceEncoder,
-    images: ImageDecoder,
-    batch: tuple[int, Callable[[], EncodedBatch]],
+    images: Sequence[ImageDecoder],
+    read: Callable[[], EncodedBatch],
 ) -> Batch:
     """Reads, decodes and augments a batch."""
-    epoch, read = batch
-    groups = _decode_groups(config, images, read())
+    encoded = read()
+    groups = _decode_groups(config, images, encoded)
     if is_augmented(config):
-        groups = [augment(config, epoch, group)[0] for group in groups]
+        groups = [augment(config, epoch, group)[0] for epoch, group in zip(encoded.epochs, groups, strict=True)]
     sentences = (sentence for group in groups for sentence in group.sentences)
     words, word_mask = _encode_sentences(sentence_encoder, sentences, config.max_words)
     return {
@@ -184,15 +195,15 @@ def _decode_batch(
     }
 
 
-def _decode_groups(config: ConfigDict, images: ImageDecoder, encoded: EncodedBatch) -> list[SampleGroup]:
+def _decode_groups(config: ConfigDict, images: Sequence[ImageDecoder], encoded: EncodedBatch) -> list[SampleGroup]:
     """Decodes the frame pairs of a batch, each with its samples."""
-    targets = [images.target(mask) for mask in encoded.masks]
     sentences, names = ([text.decode() for text in texts] for texts in (encoded.texts, encoded.names))
     groups, count = [], config.sentences_per_frame
-    for number, (frame, earlier_frame) in enumerate(zip(encoded.frames, encoded.earlier_frames, strict=True)):
-        own = slice(number * count, (number + 1) * count)
-        frames = images.frame(frame), images.frame(earlier_frame)
-        groups.append(SampleGroup(*frames, tuple(targets[own]), tuple(sentences[own]), tuple(names[own])))
+    for number, dataset in enumerate(encoded.datasets):
+        own, decoder = slice(number * count, (number + 1) * count), images[dataset]
+        frames = decoder.frame(encoded.frames[number]), decoder.frame(encoded.earlier_frames[number])
+        targets = tuple(map(decoder.target, encoded.masks[own]))
+        groups.append(SampleGroup(*frames, targets, tuple(sentences[own]), tuple(names[own])))
     return groups
 
 
@@ -271,8 +282,13 @@ def distinct_sentences(config: ConfigDict) -> list[str]:
 
 
 def vocabulary(config: ConfigDict) -> list[str]:
-    """Returns the tokens of all sentences, sorted, with those that training mirrors. Raises UserError."""
-    tokens = load_report(config.data_dir, config.dataset)["tokens"]
+    """Returns the tokens of all sentences of `all_datasets`, sorted, with those that training mirrors.
+
+    Raises:
+      UserError: there are no records.
+    """
+    first, *others = (load_report(config.data_dir, name)["tokens"] for name in all_datasets(config))
+    tokens = sorted({*first, *itertools.chain(*others)}) if others else first
     return with_mirrored_tokens(tokens) if config.augment_flip else tokens
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from input_pipeline.datasets import all_datasets, training_datasets
 from input_pipeline.errors import UserError, exit_on_error
 from input_pipeline.files import expand_home
 from input_pipeline.moving_shapes.reader import MovingShapes
@@ -85,8 +86,7 @@ def prepare(
     Raises:
       UserError: the dataset is unknown, raw data are missing, or records with other settings exist.
     """
-    if dataset not in READERS:
-        raise UserError(f"Unknown dataset {dataset!r}. Choose one of {', '.join(sorted(READERS))}.")
+    _check_name(dataset)
     raw = Path(raw or Path(data_dir) / "raw" / dataset)
     if interval is None:
         interval = READERS[dataset](raw).interval
@@ -123,10 +123,50 @@ def prepare(
     return report
 
 
-def prepare_for(config: ConfigDict) -> dict[str, Any]:
-    """`prepare` with the fields of a configuration."""
-    fields = (config.dataset, config.raw, config.data_dir, config.frame_interval)
-    return prepare(*fields, no_target_sentences=config.no_target_sentences)
+def prepare_for(config: ConfigDict, datasets: Sequence[str] = ()) -> None:
+    """`prepare` with the fields of a configuration.
+
+    The fields raw and frame_interval are those of config.dataset. The records of others are made from
+    DATA_DIR/raw/<dataset> with the published interval, or used as they are.
+
+    Args:
+      config: see configs/base.py.
+      datasets: to prepare; by default all that training and evaluation need.
+
+    Raises:
+      UserError: as `prepare`. Raw data that are missing are reported before any records are made.
+    """
+    datasets = datasets or all_datasets(config)
+    for name in datasets:
+        _check_raw_data(name, config)
+    trained = training_datasets(config)
+    with_no_target = [name for name in trained if name in READERS and _has_no_target_option(name)]
+    for name in datasets:
+        raw, interval = (config.raw, config.frame_interval) if name == config.dataset else ("", None)
+        if interval is None and records_exist(config.data_dir, name):
+            interval = load_report(config.data_dir, name)["interval"]
+        # With several datasets, the field is for those that have such sentences.
+        applies = name in (trained if len(trained) == 1 else with_no_target or [config.dataset])
+        no_target_sentences = config.no_target_sentences if applies else None
+        prepare(name, raw, config.data_dir, interval, no_target_sentences=no_target_sentences)
+
+
+def _check_raw_data(dataset: str, config: ConfigDict) -> None:
+    """Raises UserError if a dataset is unknown, or neither its records nor its raw folder exist."""
+    _check_name(dataset)
+    raw = Path((dataset == config.dataset and config.raw) or Path(config.data_dir) / "raw" / dataset)
+    if not (records_exist(config.data_dir, dataset) or raw.exists() or dataset == "moving_shapes"):
+        READERS[dataset](raw).inventory()  # its message says what to download
+
+
+def _check_name(dataset: str) -> None:
+    if dataset not in READERS:
+        raise UserError(f"Unknown dataset {dataset!r}. Choose one of {', '.join(sorted(READERS))}.")
+
+
+def _has_no_target_option(dataset: str) -> bool:
+    """Whether a dataset has sentences without a target, on which one may train or not."""
+    return hasattr(READERS[dataset](Path()), "no_target_sentences")
 
 
 def _make_records(
@@ -143,7 +183,7 @@ def _make_records(
     else:
         reader, layout = READERS[dataset](raw, interval), "raw"
     if no_target_sentences:
-        if not hasattr(reader, "no_target_sentences"):
+        if not _has_no_target_option(dataset):
             raise UserError(f"{dataset} has no sentences without a target: set config.no_target_sentences to False.")
         reader = READERS[dataset](raw, interval, no_target_sentences=True)
     print(f"{dataset} in {raw}:")

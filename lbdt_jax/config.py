@@ -92,6 +92,7 @@ EPOCHS = number(0, 1e5)
 LEARNING_RATE = number(1e-12, 10)
 WEIGHT = number(0, 1e6)
 SCALE = number(0.1, 10)
+SHARE = number(1e-6, 1e6)
 FRACTION = Rule("it must be a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
 PROTOCOLS = ("paper", "standard", "per_expression", "all_expressions", "gres")
 #: Values of config.evaluated_weights.
@@ -99,7 +100,18 @@ WEIGHTS = ("", "trained", "ema")
 
 
 def _is_measure(value: Any) -> bool:
-    return _is_text(value) and (not value or value.partition("/")[0] in PROTOCOLS and bool(value.partition("/")[2]))
+    if not _is_text(value):
+        return False
+    first, _, rest = value.partition("/")
+    protocol, _, measure = (first, "/", rest) if first in PROTOCOLS else rest.partition("/")
+    return not value or bool(first and measure) and protocol in PROTOCOLS
+
+
+def _are_pairs(rows: tuple[Any, ...], second: Rule) -> bool:
+    return all(
+        isinstance(row, (tuple, list)) and len(row) == 2 and NAME.accepts(row[0]) and second.accepts(row[1])
+        for row in rows
+    )
 
 
 def _is_published_score(row: Any) -> bool:
@@ -109,10 +121,21 @@ def _is_published_score(row: Any) -> bool:
     return protocol in PROTOCOLS and _is_text(measure) and _is_number(score) and 0 <= score <= 1
 
 
+#: Of evaluation_datasets and validation_datasets.
+SPLITS = sequence(
+    "it must be a tuple of (dataset, split), each once, such as (('refcoco', 'val'), ('refcoco', 'testA'))",
+    lambda rows: _are_pairs(rows, NAME) and len({(name, split) for name, split in rows}) == len(rows),
+)
+
 #: Field -> its rule, in the order of configs/base.py, which explains the fields.
 FIELDS: dict[str, Rule] = {
     "seed": integer(0),
     "dataset": NAME,
+    "training_datasets": sequence(
+        "it must be a tuple of (dataset, share), each dataset once and each share a number above 0, at most 1000000, "
+        "such as (('refer_youtube_vos', 3.0), ('refcoco', 1.0))",
+        lambda rows: _are_pairs(rows, SHARE) and len({name for name, _ in rows}) == len(rows),
+    ),
     "data_dir": TEXT,
     "raw": TEXT,
     "frame_interval": integer(1, 1_000_000),
@@ -182,8 +205,10 @@ FIELDS: dict[str, Rule] = {
     "validation_every_epochs": EPOCHS,
     "validation_every_steps": integer(0),
     "validation_split": TEXT,
+    "validation_datasets": SPLITS,
     "best_measure": Rule(
-        f'it must be "", or PROTOCOL/MEASURE as in paper/mean_iou, with a protocol of {", ".join(PROTOCOLS)}',
+        f'it must be "", or PROTOCOL/MEASURE as in paper/mean_iou, with a protocol of {", ".join(PROTOCOLS)}; with '
+        "several datasets also DATASET-SPLIT/PROTOCOL/MEASURE",
         _is_measure,
     ),
     "ema_decay": FRACTION,
@@ -198,6 +223,7 @@ FIELDS: dict[str, Rule] = {
     "focal_gamma": number(0, 100),
     "checkpoint": TEXT,
     "evaluation_split": NAME,
+    "evaluation_datasets": SPLITS,
     "evaluation_frames": integer(1, 65536),
     "evaluation_sentences": integer(1, 65536),
     "published": sequence(
@@ -366,6 +392,13 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"config.sentences_per_epoch is {values['sentences_per_epoch']}; it must be 0 or a multiple of "
             f"config.sentences_per_frame, {values['sentences_per_frame']}."
+        )
+    trained = [name for name, _ in values["training_datasets"]]
+    if trained and values["dataset"] not in trained:
+        yield (
+            f"config.dataset is {values['dataset']!r}, which is not one of config.training_datasets, "
+            f"{', '.join(trained)}. It must be one of them: an epoch is a pass through it, and the fields raw and "
+            "frame_interval are its own."
         )
     if "model.transformer.width" in values:
         fields = {name: values[f"model.transformer.{name}"] for name in TRANSFORMER_FIELDS}

@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.batch import MODEL_FIELDS
+from input_pipeline.datasets import all_datasets, dataset_config, evaluated_splits, label
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import EvaluationExample, evaluation_examples, samples_per_epoch
 from input_pipeline.prepare import prepare_for
+from input_pipeline.record_dataset import split_counts
 from input_pipeline.report import load_report
 from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors, extend
@@ -43,7 +45,7 @@ model_inputs = operator.attrgetter(*MODEL_FIELDS)  # of an EvaluationExample
 
 
 def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Scores a checkpoint on config.evaluation_split of config.dataset.
+    """Scores a checkpoint on config.evaluation_split of config.dataset, or on several splits of several datasets.
 
     All processes of a run call this and share the samples; the first one writes and prints. If the benchmark's own
     scorer needs files, the first process handles all samples.
@@ -53,7 +55,7 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
 
     Args:
       checkpoint: the model. Its own configuration determines the network and the preprocessing.
-      config: the dataset, batch sizes, and the dtype of the computation.
+      config: the datasets, batch sizes, and the dtype of the computation.
       workdir: where the results go; earlier results of the same name are replaced.
 
     Returns:
@@ -62,20 +64,37 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       (Moving Shapes: tiers); "without_truth" counts predictions without public ground truth, which have no scores;
       "notes" counts, by reason, what is missing or changed in the records; "weights" is "ema" where the moving average
       of the weights was scored. See `lbdt_jax.scoring` for what datasets add. Empty in processes other than the first.
+      Of several splits {"DATASET-SPLIT": the content of its json}.
 
     Raises:
       UserError: a field of the configuration is wrong; the dataset is missing, has no such split or words without
         suitable vectors; or config.published has the scores of another network.
     """
     check_config(config)
-    run_sequentially(lambda: prepare_for(config))
+    splits = evaluated_splits(config)
+    run_sequentially(lambda: prepare_for(config, list(dict.fromkeys(dataset for dataset, _ in splits))))
+    for dataset, split in splits:
+        split_counts(dataset_config(config, dataset), split)  # before hours of evaluation
     config = with_checkpoint_fields(config, checkpoint)
-    sentence_encoder = sentence_encoder_for(checkpoint, config)
     predictor = BatchedPredictor(
         make_model(config), checkpoint.variables, config.evaluation_frames, config.evaluation_sentences
     )
+    results = {}
+    for dataset, split in splits:
+        if len(splits) > 1:
+            print(f"\n{dataset}, split {split}:")
+        own_config = dataset_config(config, dataset, split)
+        results[label(dataset, split)] = evaluate_split(predictor, checkpoint, own_config, workdir)
+    return results if len(results) > 1 else results.popitem()[1]
+
+
+def evaluate_split(
+    predictor: BatchedPredictor, checkpoint: Checkpoint, config: ConfigDict, workdir: Path
+) -> dict[str, Any]:
+    """`evaluate` of one split: config.evaluation_split of config.dataset, whose records exist."""
+    sentence_encoder = sentence_encoder_for(checkpoint, config)
     split, folder = config.evaluation_split, workdir / "evaluation"
-    name = f"{config.dataset}-{split}"
+    name = label(config.dataset, split)
     folder.mkdir(parents=True, exist_ok=True)
     selector = SampleSelector(config.contact_sheet_samples, config.seed, jax.process_index())
     with tqdm(desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress:
@@ -144,13 +163,15 @@ def score_split(
 
 
 def check_evaluation_data(config: ConfigDict, sentence_encoder: SentenceEncoder) -> None:
-    """Checks, before hours of training, that the dataset has config.evaluation_split, and what its scorer needs.
+    """Checks, before hours of training, that each dataset has the split to evaluate, and what its scorer needs.
 
     Raises:
       UserError: there is no such split, or its records lack something.
     """
-    for example in itertools.islice(evaluation_examples(config, config.evaluation_split, sentence_encoder), 1):
-        SCORERS.get(config.dataset, Scorer).check(example)
+    for dataset, split in evaluated_splits(config):
+        examples = evaluation_examples(dataset_config(config, dataset), split, sentence_encoder)
+        for example in itertools.islice(examples, 1):
+            SCORERS.get(dataset, Scorer).check(example)
 
 
 def with_checkpoint_fields(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
@@ -184,7 +205,7 @@ def sentence_encoder_for(checkpoint: Checkpoint, config: ConfigDict) -> Sentence
     sentence_encoder = checkpoint.sentence_encoder
     vocabulary = load_report(config.data_dir, config.dataset)["tokens"]
     if isinstance(sentence_encoder, WordVectors) and (
-        not sentence_encoder.words or checkpoint.config.dataset != config.dataset
+        not sentence_encoder.words or config.dataset not in all_datasets(checkpoint.config)
     ):
         return extend(sentence_encoder, config.word_vectors, vocabulary)
     _, unknown = sentence_encoder.coverage(vocabulary)

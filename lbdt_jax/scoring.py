@@ -1,6 +1,7 @@
 """Scoring of predictions, by dataset, and the files that the benchmarks' own scorers read.
 
 a2d_sentences, jhmdb_sentences, moving_shapes, refcoco and its kin    scores over samples
+own                  the same, and for each video
 grefcoco             also the scores of GRES, for sentences about several objects or none
 refer_youtube_vos    also J and F over expressions, and two zips for the evaluation server (no ground truth
                      needed): Annotations/<video>/<expression>/<%05d>.png, 0 and 255
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import io
 import zipfile
@@ -324,6 +326,22 @@ class RefDAVIS17Scorer(Scorer):
         return result
 
 
+class OwnScorer(Scorer):
+    """Your own clips: the groups are the videos, if there are at most `MAX_GROUPS`."""
+
+    MAX_GROUPS = 30
+
+    def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:
+        """See `Scorer.add`."""
+        sentences = tuple(dataclasses.replace(sentence, group=example.video) for sentence in example.sentences)
+        return super().add(dataclasses.replace(example, sentences=sentences), logits)
+
+    def compute(self) -> dict[str, Any]:
+        """See `Scorer.compute`."""
+        result = super().compute()
+        return result if len(result["groups"]) <= self.MAX_GROUPS else {**result, "groups": {}}
+
+
 def object_index(sentence: Sentence) -> int:
     """The index of the sentence's object in its video, from 0: expression = 4 * object + annotator."""
     return int(sentence.expression) // len(ANNOTATORS)
@@ -347,6 +365,7 @@ def _encode_png(image: Image.Image) -> bytes:
 SCORERS: dict[str, type[Scorer]] = {
     "grefcoco": GRefCOCOScorer,
     "mevis": MeViSScorer,
+    "own": OwnScorer,
     "ref_davis17": RefDAVIS17Scorer,
     "refer_youtube_vos": ReferYouTubeVOSScorer,
 }

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from input_pipeline.datasets import all_datasets, dataset_config
 from input_pipeline.errors import UserError
 from input_pipeline.report import records_dir
 from input_pipeline.text.encoders import PrecomputedFeatures, SentenceEncoder, TransformerTokenizer
@@ -78,13 +79,14 @@ def with_transformer(variables: dict[str, Any], params: dict[str, Any]) -> dict[
 def precomputed_features(
     config: ConfigDict, variables: dict[str, Any], tokenizer: TransformerTokenizer
 ) -> PrecomputedFeatures:
-    """Returns the features of a frozen transformer for all sentences of a dataset.
+    """Returns the features of a frozen transformer for all sentences of a dataset, or of several.
 
-    They are computed once and stored next to the records, in a folder whose name is a hash of everything they depend
-    on.
+    They are computed once and stored next to the records of each, in a folder whose name is a hash of everything they
+    depend on.
 
     Args:
-      config: uses the fields data_dir, dataset, max_words, augment_flip and model.
+      config: uses the fields data_dir, dataset, max_words, augment_flip and model, and those that
+        `datasets.all_datasets` uses.
       variables: of the model, on this process's first device or on the host.
       tokenizer: of the transformer.
 
@@ -94,11 +96,15 @@ def precomputed_features(
     """
     params = jax.device_get(variables["params"]["text_encoder"]["transformer"])
     name = _features_name(config, params, tokenizer)
-    folder = records_dir(config.data_dir, config.dataset) / "text_features" / name
-    if not folder.is_dir():
-        with atomic_write(folder) as unfinished:
-            _write_features(config, params, tokenizer, unfinished)
-    return PrecomputedFeatures(folder, tokenizer)
+    features: PrecomputedFeatures | None = None
+    for dataset in reversed(all_datasets(config)):
+        folder = records_dir(config.data_dir, dataset) / "text_features" / name
+        if not folder.is_dir():
+            with atomic_write(folder) as unfinished:
+                _write_features(dataset_config(config, dataset), params, tokenizer, unfinished)
+        features = PrecomputedFeatures(folder, tokenizer, features)
+    assert features is not None  # there is at least config.dataset
+    return features
 
 
 def _features_name(config: ConfigDict, params: dict[str, Any], tokenizer: TransformerTokenizer) -> str:

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.batch import MODEL_FIELDS, Batch
+from input_pipeline.epochs import describe_epoch, steps_per_epoch
 from input_pipeline.errors import UserError
-from input_pipeline.pipeline import steps_per_epoch, training_batches, vocabulary
+from input_pipeline.pipeline import training_batches, vocabulary
 from input_pipeline.prepare import prepare_for
 from input_pipeline.text.encoders import SentenceEncoder
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
@@ -188,6 +189,7 @@ def set_up(config: ConfigDict, workdir: Path) -> tuple[Run, TrainState]:
     check_config(config)
     run_sequentially(lambda: prepare_for(config))
     epoch_steps = steps_per_epoch(config)
+    print("".join(f"{line}\n" for line in describe_epoch(config)), end="")
     steps = count_steps(config, epoch_steps)
     check_options(config, steps)
     config, sentence_encoder, transformer, unknown_words = open_sentence_encoder(config)

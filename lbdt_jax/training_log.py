@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from input_pipeline.datasets import dataset_config, evaluated_splits
 from input_pipeline.pipeline import evaluation_examples
 from input_pipeline.text.encoders import SentenceEncoder
 from lbdt_jax.evaluate import contact_sheet_rows
@@ -132,15 +133,21 @@ def log_predictions(
     text_input: SentenceEncoder,
     drawing: Background,
 ) -> None:
-    """Predicts the first frames of the evaluation split, and draws them in the background."""
+    """Predicts the first frames of the splits to evaluate, and draws them in the background."""
     predictor.use(to_local(evaluated_variables(state, config)))
-    examples = evaluation_examples(config, config.evaluation_split, text_input)
-    rows = contact_sheet_rows(predictor, itertools.islice(examples, config.contact_sheet_samples))
+    splits = evaluated_splits(config)
+    rows = []
+    for dataset, split in splits:
+        examples = evaluation_examples(dataset_config(config, dataset), split, text_input)
+        rows += contact_sheet_rows(
+            predictor, itertools.islice(examples, -(-config.contact_sheet_samples // len(splits)))
+        )
     drawing.submit(draw_predictions, writer, config, workdir, step, rows)
 
 
 def draw_predictions(writer: MetricWriter, config: ConfigDict, workdir: Path, step: int, rows: list[Example]) -> None:
     """Draws predictions to pictures/ and TensorBoard."""
-    sheet = contact_sheet(rows, f"{config.dataset} {config.evaluation_split}, step {step}")
+    splits = ", ".join(f"{dataset} {split}" for dataset, split in evaluated_splits(config))
+    sheet = contact_sheet(rows, f"{splits}, step {step}")
     save_image(sheet, workdir / "pictures" / f"step_{step:06d}.png")
     writer.write_images(step, {"predictions": np.asarray(sheet)[None]})

@@ -273,13 +273,16 @@ class PrecomputedFeatures:
     Args:
       folder: with the files sentences.json and features.npy.
       tokenizer: of the transformer.
+      others: the features of other datasets, for sentences that are not among these.
 
     Raises:
       UserError: a file is missing, or the files do not match.
     """
 
-    def __init__(self, folder: Path, tokenizer: TransformerTokenizer) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, tokenizer: TransformerTokenizer, others: PrecomputedFeatures | None = None
+    ) -> None:
+        self._folder, self._others = folder, others
         try:
             check_regular_file(folder / "features.npy")
             index = json.loads(read_limited(folder / "sentences.json", _MAX_SENTENCES_BYTES))
@@ -309,6 +312,8 @@ class PrecomputedFeatures:
         Raises:
           UserError: the sentence is not in the dataset, or the features were computed with a larger max_words.
         """
+        if sentence not in self._rows and self._others is not None:
+            return self._others.encode(sentence, max_words)
         begin, end = self._rows.get(sentence, (0, max_words + 1))
         if end - begin > max_words:
             raise UserError(

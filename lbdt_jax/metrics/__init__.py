@@ -6,7 +6,7 @@ processes or groups) into a new one, and `compute` returns the scores. States ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lbdt_jax.metrics.boundary import boundary_accuracy, region_similarity
@@ -21,6 +21,7 @@ __all__ = [
     "StandardScores",
     "boundary_accuracy",
     "resize_as_published",
+    "flat_scores",
     "foreground_score",
     "format_table",
     "merge_objects",
@@ -89,3 +90,12 @@ def format_table(groups: Mapping[str, Mapping[str, Any]], published: Iterable[tu
 
 def _percent(scores: Mapping[str, float], sign: str = "") -> dict[str, str]:
     return {measure: f"{100 * score:{sign}.1f}" for measure, score in scores.items()}
+
+
+def flat_scores(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """(protocol, measure, score) of all scores of a split or a group."""
+    for protocol in PROTOCOLS:
+        measures = scores.get(protocol)
+        for measure, value in measures.items() if isinstance(measures, Mapping) else ():
+            if isinstance(value, (int, float)):
+                yield protocol, measure, value

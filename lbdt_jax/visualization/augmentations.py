@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
 from input_pipeline.augmentation import Augmentation, SampleGroup, is_augmented
+from input_pipeline.datasets import training_datasets
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import augmented_groups
 from input_pipeline.prepare import prepare_for
@@ -48,7 +49,7 @@ def save_augmentations(config: ConfigDict, path: Path) -> None:
         return
     groups = itertools.islice(augmented_groups(config), config.contact_sheet_samples)
     rows = [_draw_row(*group) for group in groups]
-    save_image(stack_rows(rows, _COLUMNS, f"{config.dataset} train, augmented"), path)
+    save_image(stack_rows(rows, _COLUMNS, f"{', '.join(training_datasets(config))} train, augmented"), path)
     print(f"Augmented samples: {path}")
 
 

@@ -161,6 +161,21 @@ def test_wrong_types_and_numbers_are_refused_with_field_value_and_range(name: st
         ("best_measure", "mean_iou"),
         ("best_measure", "paper/"),
         ("best_measure", "../mean_iou"),
+        ("best_measure", "refcoco-val/mean_iou"),
+        ("best_measure", "/paper/mean_iou"),
+        ("best_measure", "refcoco-val/paper/"),
+        ("training_datasets", ["a2d_sentences"]),
+        ("training_datasets", ["a2d_sentences", 1.0]),
+        ("training_datasets", [["a2d_sentences", 0.0]]),
+        ("training_datasets", [["a2d_sentences", -1]]),
+        ("training_datasets", [["a2d_sentences", math.nan]]),
+        ("training_datasets", [["a2d_sentences", math.inf]]),
+        ("training_datasets", [["a2d_sentences", "1"]]),
+        ("training_datasets", [["a2d_sentences", 1], ["a2d_sentences", 2]]),
+        ("training_datasets", [["", 1]]),
+        ("evaluation_datasets", [["refcoco", ""]]),
+        ("evaluation_datasets", [["refcoco", "val"], ["refcoco", "val"]]),
+        ("validation_datasets", ["refcoco"]),
     ],
 )
 def test_wrong_values_are_refused(name: str, value: Any) -> None:
@@ -187,6 +202,11 @@ def test_fields_must_fit_each_other() -> None:
     config.update(validation_every_epochs=1.0, validation_every_steps=10)
     with pytest.raises(UserError, match="validation_every_epochs is 1.0 and config.validation_every_steps 10; set one"):
         check_config(config)
+    assert "dataset is 'a2d_sentences', which is not one of config.training_datasets, refcoco, mevis." in message(
+        config_with("training_datasets", [["refcoco", 1], ["mevis", 2.5]])
+    )
+    with_defaults(config_with("training_datasets", [["refcoco", 1], ["a2d_sentences", 2.5]]), "FOLDER")
+    with_defaults(config_with("best_measure", "refcoco-val/paper/mean_iou"), "FOLDER")
     assert "sentences_per_epoch is 3; it must be 0 or a multiple of config.sentences_per_frame, 2" in message(
         config_with("sentences_per_epoch", 3) | {"sentences_per_frame": 2}
     )

@@ -369,6 +369,37 @@ def test_grefcoco_is_trained_on_and_scored(config: ConfigDict, workdir: Path, tm
     assert batch["target"].any((1, 2)).all()
 
 
+def test_several_splits_are_scored_each(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(Path(config.data_dir) / "moving_shapes", data / "moving_shapes")
+    write_refcoco(data / "raw" / "refcoco")
+    config = config.copy_and_resolve_references()
+    config.update(data_dir=str(data), evaluation_attention_sheets=0)
+    config.evaluation_datasets = (("moving_shapes", "test"), ("refcoco", "val"), ("refcoco", "testA"))
+    results = evaluate(load_checkpoint(workdir), config, tmp_path)
+    assert list(results) == ["moving_shapes-test", "refcoco-val", "refcoco-testA"]
+    printed = capsys.readouterr().out
+    for name, result in results.items():
+        dataset, split = name.split("-")
+        assert (result["dataset"], result["split"]) == (dataset, split) and f"\n{dataset}, split {split}:" in printed
+        assert json.loads((tmp_path / "evaluation" / f"{name}.json").read_text()) == result
+        assert (tmp_path / "evaluation" / f"{name}-random.png").exists()
+    config.update(evaluation_datasets=())
+    assert evaluate(load_checkpoint(workdir), config, tmp_path) == results["moving_shapes-test"]
+    config.evaluation_datasets = (("moving_shapes", "test"), ("refcoco", "valid"))
+    with pytest.raises(UserError, match="refcoco has no split 'valid'; it has train, val, testA"):
+        evaluate(load_checkpoint(workdir), config, tmp_path)
+    config.update(validation_every_steps=2, validation_datasets=(("moving_shapes", "test"), ("refcoco", "val")))
+    for measure, message in (
+        ("refcoco-test/paper/mean_iou", "what is validated is moving_shapes-test, refcoco-val"),
+        ("refcoco-val/gres/giou", "split 'val' of refcoco has paper/f1"),
+        ("gres/giou", "split 'test' of moving_shapes has paper/f1"),
+    ):
+        config.best_measure = measure
+        with pytest.raises(UserError, match=message):
+            check_validation_data(config, load_word_vectors("random:8", ["dog"]))
+
+
 def test_refer_youtube_vos_with_some_ground_truth(config: ConfigDict, workdir: Path, tmp_path: Path, capsys) -> None:
     raw = write_refer_youtube_vos(tmp_path / "rvos")
     (raw / "valid/Annotations/0062f687f1/00005.png").unlink()

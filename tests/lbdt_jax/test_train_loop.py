@@ -176,6 +176,50 @@ def test_curves_and_the_best_checkpoint(
             read()
 
 
+def test_several_datasets_are_validated(
+    validated: tuple[ConfigDict, list[float | BaseException]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, results = validated
+    config.validation_datasets = (("refer_youtube_vos", "valid"), ("refcoco", "val"))
+    monkeypatch.setattr(train_module, "describe_epoch", lambda config: ["refcoco: 25.0% of the samples"])
+    # After 3, 6 and 9 steps; as if it was killed between the two validations of step 9.
+    results += [0.5, 0.7, 0.8, 0.2, 0.6, KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        train_module.train(config, tmp_path)
+    results += [0.6, 0.55, 0.1, 0.1]  # both of step 9 again, and those of step 10
+    train_module.train(config, tmp_path)
+    assert not results
+    history = json.loads((tmp_path / "validation.json").read_text())
+    expected = [(3, 0.5, 0.7), (6, 0.8, 0.2), (9, 0.6, 0.55), (10, 0.1, 0.1)]
+    assert [(e["step"], e["dataset"], e["split"], e["scores"]["paper"]["mean_iou"]) for e in history] == [
+        (step, dataset, split, score)
+        for step, *scores in expected
+        for (dataset, split), score in zip(config.validation_datasets, scores, strict=True)
+    ]
+    for position, name in enumerate(("refer_youtube_vos-valid", "refcoco-val"), start=1):
+        curve = {row[0]: row[position] for row in expected}
+        assert logged(tmp_path, f"validation/{name}/paper/mean_iou") == pytest.approx(curve)
+        assert logged(tmp_path, f"validation_groups/{name}/paper/mean_iou/attribute") == pytest.approx(curve)
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    assert best == {"step": 3, "measure": "paper/mean_iou", "score": 0.6}  # the mean of both
+    assert (tmp_path / "validation.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "refcoco: 25.0% of the samples" in printed
+    assert "step 10: refer_youtube_vos-valid/paper/mean_iou 0.1000, " in printed and ", refcoco-val/paper/" in printed
+    config.best_measure = "refcoco-val/standard/mean_iou"
+    train_module.train(config, tmp_path)
+    assert find_checkpoint(tmp_path / "best").name == "3"
+    # Alone, one of them is what it was, and its names have no dataset.
+    config.validation_datasets = (("refcoco", "val"),)
+    config.best_measure = "paper/mean_iou"
+    train_module.train(config, tmp_path)
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    assert best == {"step": 3, "measure": "paper/mean_iou", "score": 0.7}
+
+
 def test_options_that_contradict_the_training(config: ConfigDict, tmp_path: Path) -> None:
     config.update(learning_rate_schedule="cosine", warmup_steps=100)
     with pytest.raises(UserError, match="warmup_steps is 100; .* below the 100 steps"):

@@ -120,6 +120,18 @@ def write_features(folder: Path, lengths: Any = (1, 2), features: Any = None) ->
     np.save(folder / "features.npy", np.ones((3, 4), np.float32) if features is None else features)
 
 
+def test_features_of_several_datasets(tmp_path: Path) -> None:
+    for name, sentences in (("first", ["a", "b"]), ("second", ["b", "c"])):
+        (tmp_path / name).mkdir()
+        write_features(tmp_path / name, features=np.full((3, 4), len(name), np.float32))
+        (tmp_path / name / "sentences.json").write_text(json.dumps({"sentences": sentences, "lengths": [1, 2]}))
+    second = PrecomputedFeatures(tmp_path / "second", tokenizer())
+    features = PrecomputedFeatures(tmp_path / "first", tokenizer(), second)
+    assert [float(features.encode(sentence, 3)[0].max()) for sentence in "abc"] == [5, 5, 6]
+    with pytest.raises(UserError, match="second has no features of 'd'"):
+        features.encode("d", 3)
+
+
 def header(shape: str) -> bytes:
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
