@@ -293,6 +293,12 @@ def describe_field(name: str) -> str | None:
     return FIELDS[name].description if name in FIELDS else None
 
 
+def network_name(model: Mapping[str, Any]) -> str:
+    """What to call the network of `config.model` in messages: "LBDT-4"."""
+    early = "early-transfer " if model.get("early_transfer_layers", 0) else ""  # the field is newer than some results
+    return f"{early}LBDT-{model['transfer_layers']}"
+
+
 def encoder_name(model: Mapping[str, Any]) -> str:
     """What to call the image encoder of `config.model` in messages: "ResNet-50" or "ConvNeXt tiny"."""
     name = model.get("encoder", "resnet")  # results of benchmarks may be older than the field
