@@ -52,14 +52,11 @@ def translate(
     return graph.model(dict(zip(output_names, results, strict=True)), name)
 
 
-def run(graph: Graph, jaxpr: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
+def run(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, arguments: Sequence[Value]) -> list[Value]:
     """Translates all equations; returns the values of the outputs."""
-    return run_open(graph, jaxpr.jaxpr, [np.asarray(x) for x in jaxpr.consts], arguments)
-
-
-def run_open(graph: Graph, jaxpr: Jaxpr, constants: Sequence[Value], arguments: Sequence[Value]) -> list[Value]:
-    """`run`, where the constants are apart."""
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+    constants = [np.asarray(x) for x in getattr(jaxpr, "consts", ())]
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def read(variable: Any) -> Value:
         if isinstance(variable, Literal):
@@ -84,8 +81,7 @@ def translate_equation(graph: Graph, equation: Equation, inputs: list[Value]) ->
         return run(graph, params["branches"][int(inputs[0])], inputs[1:])
     for key in ("jaxpr", "call_jaxpr"):
         if name in INLINED and key in params:
-            inner = params[key]
-            return run(graph, inner, inputs) if hasattr(inner, "consts") else run_open(graph, inner, [], inputs)
+            return run(graph, params[key], inputs)
     if name == "scan":
         return scan(graph, equation, inputs)
     outputs = [variable.aval.shape for variable in equation.outvars]
@@ -111,10 +107,14 @@ def scan(graph: Graph, equation: Equation, inputs: list[Value]) -> list[Value]:
     """`jax.lax.scan`, whose number of steps is known, step after step."""
     params = equation.params
     body, length = params["jaxpr"], params["length"]
-    constants, rest = inputs[: params["num_consts"]], inputs[params["num_consts"] :]
-    carry = rest[: params["num_carry"]]
-    variables = equation.invars[params["num_consts"] + len(carry) :]
-    sequences = [graph.broadcast(x, y.aval.shape) for x, y in zip(rest[len(carry) :], variables, strict=True)]
+    if "ft_in" in params:  # JAX 0.12
+        constant_count, carry_count, _ = map(len, params["ft_in"].unpack())
+    else:
+        constant_count, carry_count = params["num_consts"], params["num_carry"]
+    constants, rest = inputs[:constant_count], inputs[constant_count:]
+    carry = rest[:carry_count]
+    variables = equation.invars[constant_count + carry_count :]
+    sequences = [graph.broadcast(x, y.aval.shape) for x, y in zip(rest[carry_count:], variables, strict=True)]
     steps: list[list[Value]] = []
     for step in reversed(range(length)) if params["reverse"] else range(length):
         elements = [
@@ -124,12 +124,12 @@ def scan(graph: Graph, equation: Equation, inputs: list[Value]) -> list[Value]:
             for x in sequences
         ]
         outputs = run(graph, body, [*constants, *carry, *elements])
-        carry = outputs[: len(carry)]
-        steps.append(outputs[len(carry) :])
+        carry = outputs[:carry_count]
+        steps.append(outputs[carry_count:])
     if params["reverse"]:
         steps.reverse()
     stacked = []
-    for variable, values in zip(equation.outvars[len(carry) :], zip(*steps, strict=True), strict=True):
+    for variable, values in zip(equation.outvars[carry_count:], zip(*steps, strict=True), strict=True):
         shape = variable.aval.shape
         full = [graph.broadcast(x, shape[1:]) for x in values]
         rows = [graph.emit("Unsqueeze", [x, np.zeros(1, np.int64)], (1, *shape[1:])) for x in full]

@@ -202,6 +202,14 @@ def stack(graph: Graph, equation: Equation, *inputs: Value) -> Value:
     return graph.emit("Concat", [graph.emit("Unsqueeze", [x, axes], one) for x in inputs], shape, axis=axis)
 
 
+def unstack(graph: Graph, equation: Equation, x: Value) -> list[Tensor]:
+    """Splits along an axis, which is dropped; a primitive since JAX 0.12."""
+    axis, shapes = int(equation.params["axis"]), [variable.aval.shape for variable in equation.outvars]
+    one = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    parts = graph.emit_many("Split", [x, np.ones(len(shapes), np.int64)], [one] * len(shapes), axis=axis)
+    return [graph.emit("Squeeze", [part, np.asarray([axis], np.int64)], shapes[0]) for part in parts]
+
+
 def cast(graph: Graph, equation: Equation, x: Value) -> Value:
     """`convert_element_type`."""
     if equation.invars[0].aval.dtype == equation.params["new_dtype"]:
@@ -297,4 +305,5 @@ RULES: dict[str, Callable[..., Any]] = {
     "squeeze": squeeze,
     "stack": stack,
     "transpose": lambda graph, equation, x: graph.transpose(x, equation.params["permutation"]),
+    "unstack": unstack,
 }

@@ -189,6 +189,7 @@ OPERATIONS = {
     "strided windows": (lambda x: x[:, 1::2, ::3] - x[:, 0::2, 1::3], "B, 4, 6"),
     "known rows": (lambda x: x[:, np.array([2, 0])] + x[:, -1:], "B, 3"),
     "rows along a later axis": (lambda x, y: x[:, jnp.minimum(y[0] ** 2, 1).astype(int) - 1], "B, 3, 2", "1, 5"),
+    "separate columns": (lambda x: [a - b * c for a, b, c in [jnp.unstack(x, axis=1)]][0], "B, 3, 2"),
     "borders": (lambda x: jnp.pad(x, ((0, 0), (1, 2)), constant_values=7)[:, ::-1], "B, 3"),
     "masks": (lambda x: jnp.where((x > 0) & ~(x >= 1) | (x == 0), -jnp.inf, jnp.minimum(x, -x)), "B, 3"),
     "functions": (
