@@ -35,6 +35,7 @@ LONGEST = (
     "test_command",
     "test_compatibility",
     "test_export",
+    "test_onnx",
     "test_explain",
     "test_benchmark",
     "test_records",

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
@@ -347,6 +348,14 @@ def test_exported_programs_take_token_ids(
     )
     expected_logits = predict(*(frames[name][frame_of_sentence] for name in frames), words, mask)
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-4)
+
+    export.write(checkpoint, tmp_path / "onnx", "onnx")
+    sessions = [onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx") for name in ("encode", "segment")]
+    names = [output.name for output in sessions[0].get_outputs()]
+    inputs = {"words": words, "word_mask": mask, "frame_of_sentence": frame_of_sentence}
+    inputs |= dict(zip(names, sessions[0].run(None, frames), strict=True))
+    np.testing.assert_allclose(sessions[1].run(None, inputs)[0], expected_logits, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "onnx" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
 def test_conversion_to_pytorch_is_rejected_and_weights_can_be_extracted(

@@ -1,9 +1,12 @@
-"""Exported programs run without this package, and give the same logits (lbdt_jax/export.py)."""
+"""Exported programs run without this package, and give the same logits (lbdt_jax/export)."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +23,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import export
 from lbdt_jax.checkpoint import Checkpoint, save_weights
+from lbdt_jax.cli import path_flag
+from lbdt_jax.export.__main__ import main, without_home
 from lbdt_jax.step import initial_variables, make_model
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -137,6 +142,58 @@ def test_programs_that_can_not_be_read(
         export.load_program(exported / file.replace("model.json", "encode.jax"))
 
 
+@pytest.mark.parametrize(
+    ("days", "version", "message"),
+    [
+        (181, "0.1.0", None),
+        (400, jax.__version__, None),  # what counts is which versions they are
+        (183, "0.1.0", r"still be read by jax .* On 20\d\d-\d\d-\d\d it was exported by jax 0\.1\.0\. .* half a year"),
+    ],
+)
+def test_programs_of_an_old_date_are_read_with_a_warning(
+    folder: Path, tmp_path: Path, days: int, version: str, message: str | None
+) -> None:
+    exported = shutil.copytree(folder / "exported", tmp_path / "exported")
+    described = json.loads((exported / "model.json").read_text())
+    assert described["exported"] == str(datetime.datetime.now(datetime.UTC).date()) and "checkpoint" not in described
+    described["exported"] = str(datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days))
+    described |= {"jax": version, "checkpoint": "~/my runs/best"}
+    (exported / "model.json").write_text(json.dumps(described))
+    command = re.escape("python -m lbdt_jax.export --checkpoint='~/my runs/best' --output=DIR")
+    with pytest.warns(UserWarning, match=f"{message}.*{command}") if message else contextlib.nullcontext():
+        assert export.load_program(exported / "encode.jax").platforms
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exported": "2024-02-30"}, "model.json is broken"),
+        ({"exported": ["2024"]}, "model.json is broken"),
+        ({"sha256": 3}, "model.json is broken"),
+        (
+            {"exported": "2024-02-03", "jax": "0.4.0"},
+            r"On 2024-02-03 it was exported by jax 0\.4\.0\. .*--checkpoint=DIR",
+        ),
+        ({"checkpoint": "runs/a; rm -r b"}, r"--checkpoint='runs/a; rm -r b' --output=DIR"),
+        ({"checkpoint": "a\x1b[2J"}, "--checkpoint=DIR --output=DIR"),
+    ],
+)
+def test_programs_of_a_calling_convention_that_jax_no_longer_reads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
+) -> None:
+    exported = shutil.copytree(folder / "exported", tmp_path / "exported")
+    described = json.loads((exported / "model.json").read_text())
+    version = described["calling_convention_version"]
+    (exported / "model.json").write_text(json.dumps(described | changes))
+    for bound in ("minimum", "maximum"):
+        monkeypatch.setattr(f"jax.export.{bound}_supported_calling_convention_version", version + 1)
+    expected = message if "broken" in message else f"calling convention has version {version}, not {version + 1} to"
+    with pytest.raises(UserError, match=f"(?s){message}") as error:
+        export.load_program(exported / "answer.jax")
+    assert expected in str(error.value) or "broken" in message
+    assert "Export again: python -m lbdt_jax.export --checkpoint=" in str(error.value)
+
+
 def test_network_without_transfer_has_fewer_features(tmp_path: Path) -> None:
     config = tiny_config()
     config.model.transfer_layers = 0
@@ -158,6 +215,12 @@ def test_errors_of_the_command(
     ]:
         monkeypatch.setattr(sys, "argv", ["export", f"--checkpoint={checkpoint}", f"--output={output}"])
         with pytest.raises(SystemExit) as exit_info:
-            export.main()
+            main()
         assert exit_info.value.code == 2 and message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("path", "written"), [("~/runs/a", "~/runs/a"), ("/root/at/home/b", "~/b"), ("c/d", "c/d")])
+def test_the_description_names_no_home_folder(path: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/root/at/home")
+    assert str(without_home(path_flag(path))) == written
