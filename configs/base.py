@@ -61,7 +61,8 @@ def get_config() -> ConfigDict:
 
     # -- training
     # "" for random ones, an ImageNet ResNet for both streams (torchvision's .pth, a .safetensors file or a local folder
-    # of a Hugging Face repository), or a complete LBDT (.ckpt, or a folder with a checkpoint of ours).
+    # of a Hugging Face repository), or a complete LBDT (.ckpt, or a folder with a checkpoint of ours). Instead of a
+    # folder also OWNER/NAME, a repository of the Hugging Face Hub.
     config.initial_weights = ""
     config.batch_size = 16  # samples on all devices together; published: 8 on each of 2 GPUs [R]
     config.sentences_per_frame = 1  # samples of a batch that share a frame pair, which is encoded only once
@@ -125,7 +126,8 @@ def get_config() -> ConfigDict:
     config.focal_gamma = 2.0  # how little pixels weigh that are right already, in the focal loss (arXiv 1708.02002)
 
     # -- evaluation
-    config.checkpoint = ""  # to evaluate: its folder, DIR/best, or DIR or "" for the newest one in DIR or in WORKDIR
+    # To evaluate: its folder, DIR/best, OWNER/NAME on the Hub, or DIR or "" for the newest one in DIR or in WORKDIR.
+    config.checkpoint = ""
     config.evaluation_split = "test"
     # What to evaluate, (dataset, split) each; () for config.evaluation_split of all datasets of the training.
     config.evaluation_datasets = ()
