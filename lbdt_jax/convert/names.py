@@ -352,7 +352,10 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     if {row.path for row in rows} != flat.keys():
         wrong = sorted("/".join(path) for path in {row.path for row in rows} ^ flat.keys())
         listed = first_few([*map(repr, wrong)])
-        raise UserError(f"These variables are not a complete LBDT; missing or unexpected: [{listed}]")
+        raise UserError(
+            f"These variables are not a complete LBDT as published; missing or unexpected: [{listed}]. A network with "
+            "other parts, such as ConvNeXts or an early transfer, can be written to a folder, but not to a state dict."
+        )
     word_vector_size = flat["params", "text_encoder", "input_kernel"].shape[0]
     wrong = [
         f"  {'/'.join(path)}: expected {shape}, found {flat[path].shape}"
