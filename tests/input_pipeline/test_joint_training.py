@@ -267,6 +267,24 @@ def test_records_of_all_datasets_are_prepared(config: ConfigDict, data_dir: Path
     assert load_report(config.data_dir, "refcoco")["interval"] == 2
 
 
+def test_sentences_without_a_target_are_trained_on_where_there_are_some(config: ConfigDict, tmp_path: Path) -> None:
+    write_a2d(tmp_path / "raw" / "a2d_sentences")
+    write_refcoco(tmp_path / "raw" / "grefcoco", "grefcoco", "grefs(unc).json")
+    config.update(data_dir=str(tmp_path), no_target_sentences=True, batch_size=2)
+    config.training_datasets = (("a2d_sentences", 1.0), ("grefcoco", 1.0))
+    prepare_for(config)
+    assert load_report(tmp_path, "grefcoco")["splits"]["train"]["groups"]["no target"] == 1
+    names = [name for batch in take(config, 6) for name in batch["name"]]
+    assert any(name.endswith("/0: a green horse") for name in names)
+    config.no_target_sentences = False
+    with pytest.raises(UserError, match="were made with training sentences that have no target, but config.no_target"):
+        prepare_for(config)
+    shutil.rmtree(tmp_path / "a2d_sentences")
+    config.update(no_target_sentences=True, training_datasets=())
+    with pytest.raises(UserError, match="a2d_sentences has no sentences without a target: set config.no_target_sent"):
+        prepare_for(config)
+
+
 def test_errors_of_several_datasets(config: ConfigDict, data_dir: Path, tmp_path: Path) -> None:
     config.training_datasets = (("a2d_sentences", 1.0), ("ref_coco", 1.0))
     with pytest.raises(UserError, match="Unknown dataset 'ref_coco'. Choose one of a2d_sentences, "):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import onnxruntime
 import pytest
+from fake_refcoco import write_refcoco
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 from ml_collections import ConfigDict
@@ -223,6 +224,19 @@ def test_features_include_mirrored_sentences(config: ConfigDict, checkpoint: Che
             np.testing.assert_array_equal(words, features.encode(expected, 20)[0])
             used |= set(expected.rstrip(".").split()) & mirrored if expected != sentence else set()
     assert used
+
+
+def test_features_of_several_datasets(config: ConfigDict, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    filled, tokenizer = trained_config(checkpoint, config), checkpoint.sentence_encoder
+    shutil.copytree(Path(config.data_dir) / "moving_shapes", tmp_path / "moving_shapes")
+    prepare("refcoco", write_refcoco(tmp_path / "raw"), tmp_path)
+    filled.update(data_dir=str(tmp_path), training_datasets=(("moving_shapes", 1.0), ("refcoco", 1.0)))
+    features = precomputed_features(filled, checkpoint.variables, tokenizer)
+    assert len(list(tmp_path.glob("*/*/text_features/*"))) == 2
+    (batch,) = itertools.islice(training_batches(filled, features), 1)
+    assert {name.split("/")[0] for name in batch["name"]} == {"moving_shapes", "refcoco"}
+    for name, words in zip(batch["name"], batch["words"], strict=True):
+        np.testing.assert_array_equal(words, features.encode(name.split(": ")[1], 20)[0])
 
 
 @pytest.mark.slow
