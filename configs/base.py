@@ -44,8 +44,6 @@ def get_config() -> ConfigDict:
     # channels at 64, and they are proportional to it.
     config.model.stream_width = 64
     config.model.transfer_layers = 4  # LBDT-1 or LBDT-4; 0 removes the language-bridged transfer [P table 3]
-    # Layers of another transfer after res3, at stride 8; not published, see configs/shapes_early.py.
-    config.model.early_transfer_layers = 0
     config.model.transfer_width = 512  # of the transfer, the LSTM and the sentence feature [P 4.1]
     config.model.attention_heads = 8  # [R]
     config.model.dropout = 0.1  # in the transfer [R], and in a transformer that is fine-tuned

@@ -153,7 +153,6 @@ FIELDS: dict[str, Rule] = {
     "model.resnet_depth": choice(18, 34, 50, 101),
     "model.stream_width": integer(1, 512),
     "model.transfer_layers": integer(0, 64),
-    "model.early_transfer_layers": integer(0, 64),
     "model.transfer_width": integer(4, 8192),
     "model.attention_heads": integer(1, 1024),
     "model.dropout": FRACTION,
@@ -291,12 +290,6 @@ def describe_field(name: str) -> str | None:
     if name in GROUPS:
         return "it must be set field by field, see configs/base.py"
     return FIELDS[name].description if name in FIELDS else None
-
-
-def network_name(model: Mapping[str, Any]) -> str:
-    """What to call the network of `config.model` in messages: "LBDT-4"."""
-    early = "early-transfer " if model.get("early_transfer_layers", 0) else ""  # the field is newer than some results
-    return f"{early}LBDT-{model['transfer_layers']}"
 
 
 def encoder_name(model: Mapping[str, Any]) -> str:

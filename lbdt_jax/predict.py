@@ -41,7 +41,7 @@ from input_pipeline.errors import UserError, exit_on_error, first_few, printable
 from input_pipeline.images import encode_mask
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.cli import at_least, atomic_write, path_flag
-from lbdt_jax.config import encoder_name, network_name
+from lbdt_jax.config import encoder_name
 from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmentation, Segmenter, TimedFramePair
 from lbdt_jax.inference.stopwatch import Stopwatch
@@ -343,7 +343,7 @@ def describe_model(checkpoint: Checkpoint) -> str:
     text_encoder = "" if config.text_encoder == "glove_lstm" else f" and the text encoder {config.text_encoder}"
     average = "; moving average of the weights" if checkpoint.weights == "ema" else ""
     description = (
-        f"Model: {network_name(config.model)} with {encoder_name(config.model)}{text_encoder} of "
+        f"Model: LBDT-{config.model.transfer_layers} with {encoder_name(config.model)}{text_encoder} of "
         f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}{average}."
     )
     if checkpoint.path.is_relative_to(lbdt_jax.DEFAULT_CHECKPOINT):

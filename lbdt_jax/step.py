@@ -17,7 +17,6 @@ from input_pipeline.batch import MODEL_FIELDS, random_batch
 from input_pipeline.errors import UserError
 from lbdt_jax import losses
 from lbdt_jax.config import check_config
-from lbdt_jax.models.early_transfer import EarlyTransferLBDT
 from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.models.transformer import TransformerConfig
 from lbdt_jax.models.types import Array
@@ -67,16 +66,14 @@ def make_model(config: ConfigDict) -> LBDT:
     """
     check_config(config)
     fields = config.model.to_dict()
-    transformer, early_transfer_layers = fields.pop("transformer"), fields.pop("early_transfer_layers")
+    transformer = fields.pop("transformer")
     if not transformer and config.text_encoder != "glove_lstm":
         raise UserError("config.model.transformer is empty; call lbdt_jax.text_features.open_text_encoder first.")
-    fields |= {
-        "transformer": TransformerConfig(**transformer) if transformer else None,
-        "norm_axis_name": DATA_AXIS if config.global_batch_norm else None,
-    }
-    if early_transfer_layers:
-        return EarlyTransferLBDT(**fields, early_transfer_layers=early_transfer_layers)
-    return LBDT(**fields)
+    return LBDT(
+        **fields,
+        transformer=TransformerConfig(**transformer) if transformer else None,
+        norm_axis_name=DATA_AXIS if config.global_batch_norm else None,
+    )
 
 
 def is_frozen(config: ConfigDict) -> bool:

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_limited
 from lbdt_jax.benchmark.timing import Row
-from lbdt_jax.config import encoder_name, network_name
+from lbdt_jax.config import encoder_name
 from lbdt_jax.visualization.overlays import PALETTE
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def describe(result: Row) -> str:
     device, config, ceiling = result["device"], result["config"], result["ceiling"]
     model = config["model"]
     return (
-        f"{network_name(model)}, {encoder_name(model)}, {model['dtype']}, "
+        f"LBDT-{model['transfer_layers']}, {encoder_name(model)}, {model['dtype']}, "
         f"{config['image_size'][0]}x{config['image_size'][1]}; {device['count']} x {device['kind']}, "
         f"{device['cores']} cores, JAX {result['jax']}\n"
         f"Ceiling, matrix products: {', '.join(f'{dtype} {rate:.2f} TFLOP/s' for dtype, rate in ceiling.items())}"

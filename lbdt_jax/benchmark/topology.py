@@ -36,6 +36,7 @@ from lbdt_jax.benchmark.measure import (
     run_jobs,
 )
 from lbdt_jax.benchmark.timing import Row, compile_program, shard
+from lbdt_jax.models.lbdt import LBDT
 from lbdt_jax.optimizer import make_optimizer
 from lbdt_jax.parallel import DATA_AXIS, make_mesh
 from lbdt_jax.step import initial_state, initial_variables, is_frozen, make_model, make_train_step
@@ -177,19 +178,19 @@ def _jobs(
 
     def encode(size: int) -> Row:
         batch = inputs(size, 1)
-        program = shard(functools.partial(model.apply, method="encode"), mesh, (replicated, sharded, sharded))
+        program = shard(functools.partial(model.apply, method=LBDT.encode), mesh, (replicated, sharded, sharded))
         return compile_row(program, variables, batch["frame"], batch["earlier_frame"], samples=size)
 
     def segment(size: int, count: int) -> Row:
         batch = inputs(size * count, count)
         features = jax.eval_shape(
-            functools.partial(model.apply, method="encode"), variables, batch["frame"], batch["earlier_frame"]
+            functools.partial(model.apply, method=LBDT.encode), variables, batch["frame"], batch["earlier_frame"]
         )
         features = _with_sharding(features, mesh, sharded)
 
         def program(variables: Any, features: Any, words: Any, word_mask: Any) -> Any:
             features = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), features)
-            return model.apply(variables, features, words, word_mask, method="segment")
+            return model.apply(variables, features, words, word_mask, method=LBDT.segment)
 
         arguments = (variables, features, batch["words"], batch["word_mask"])
         return compile_row(shard(program, mesh, (replicated, *[sharded] * 3)), *arguments, samples=size * count)

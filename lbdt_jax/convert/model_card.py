@@ -20,7 +20,7 @@ import configs
 from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.checkpoint_checks import by_name
-from lbdt_jax.config import PROTOCOLS, encoder_name, network_name
+from lbdt_jax.config import PROTOCOLS, encoder_name
 from lbdt_jax.hub import import_hub
 
 #: Of a file of scores. validation.json has about 10 kB for each validation.
@@ -85,7 +85,7 @@ def make_card(
 
 
 def _name(config: ConfigDict) -> str:
-    return f"{network_name(config.model)} with {encoder_name(config.model)}"
+    return f"LBDT-{config.model.transfer_layers} with {encoder_name(config.model)}"
 
 
 def _datasets(config: ConfigDict) -> list[str]:

@@ -354,7 +354,7 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
         listed = first_few([*map(repr, wrong)])
         raise UserError(
             f"These variables are not a complete LBDT as published; missing or unexpected: [{listed}]. A network with "
-            "other parts, such as ConvNeXts or an early transfer, can be written to a folder, but not to a state dict."
+            "other parts, such as ConvNeXts, can be written to a folder, but not to a state dict."
         )
     word_vector_size = flat["params", "text_encoder", "input_kernel"].shape[0]
     wrong = [

@@ -83,7 +83,7 @@ from input_pipeline.text.encoders import TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.cli import atomic_write, write_json
-from lbdt_jax.config import encoder_name, network_name
+from lbdt_jax.config import encoder_name
 from lbdt_jax.export import onnx_programs, stablehlo
 from lbdt_jax.export.stablehlo import describe, export_programs, load_program
 from lbdt_jax.inference.segmenter import check_fits
@@ -146,7 +146,7 @@ def describe_export(checkpoint: Checkpoint, format: str, source: str | Path | No
     """What model.json says about every export, apart from its programs and sentences."""
     config = checkpoint.config
     return {
-        "model": f"{network_name(config.model)}, {encoder_name(config.model)}",
+        "model": f"LBDT-{config.model.transfer_layers}, {encoder_name(config.model)}",
         "format": format,
         "exported": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "jax": jax.__version__,

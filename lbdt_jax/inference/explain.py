@@ -29,7 +29,7 @@ class BridgeAttention:
     but nothing uses them.
 
     Attributes:
-      stage: 4 or 5, the ResNet stage before the transfer; 3 for an early transfer, which has a position for each 8 x 8.
+      stage: 4 or 5, the ResNet stage before the transfer.
       layer: counted from 1.
       source, target: "spatial" and "temporal", or the other way round.
       words_to_words: (N, N) weights of each word (row) over all words; rows sum to 1. Equal in both directions.
@@ -116,7 +116,7 @@ def collect(logits: Array, collections: Mapping[str, Any], sample: int) -> Expla
     attention = collections.get("attention", {})
     height, width = logits.shape[1:]
     bridges = []
-    for stage, stride in ((3, 8), (4, 16), (5, 32)):
+    for stage, stride in ((4, 16), (5, 32)):
         layers = attention.get(f"duplex_transfer{stage}", {})
         size = height // stride, width // stride
         for layer in range(len(layers)):

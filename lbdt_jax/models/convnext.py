@@ -101,14 +101,10 @@ class ConvNeXt(nn.Module):
         self.res4 = stage(lengths[2], widths[2], downsampled=True)
         self.res5 = stage(lengths[3], widths[3], downsampled=True)
 
-    def stem_to_res3(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """(B, H, W, 3) -> res2, res3 at strides 4, 8."""
-        res2 = self.res2(self.stem_norm(self.stem(x)), train)
-        return res2, self.res3(res2, train)
-
     def stem_to_res4(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
         """(B, H, W, 3) -> res2, res3, res4 at strides 4, 8, 16."""
-        res2, res3 = self.stem_to_res3(x, train)
+        res2 = self.res2(self.stem_norm(self.stem(x)), train)
+        res3 = self.res3(res2, train)
         return res2, res3, self.res4(res3, train)
 
 

@@ -2,8 +2,7 @@
 
 An image encoder is a module with `stem_to_res4(x, train)`, which turns a picture (B, H, W, 3) into res2, res3 and res4
 at strides 4, 8 and 16, and `res5(x, train)`, which turns res4 into res5 at stride 32. They are apart since the first
-duplex transfer is between them. The early transfer splits the first once more, into `stem_to_res3` and `res4`. To add
-one, write such a module and its lines here and in lbdt_jax/config.py.
+duplex transfer is between them. To add one, write such a module and its lines here and in lbdt_jax/config.py.
 """
 
 from __future__ import annotations

@@ -130,7 +130,6 @@ class LBDT(nn.Module):
         """
         word_features, sentence = self.text_encoder(words, word_mask, train)
         spatial, temporal = features.spatial_res4, features.temporal_res4
-        assert spatial is not None and temporal is not None
         if self.transfer_layers:
             # As published, the mask at stride 32 is repeated end to end, not upsampled, to have the size at stride 16.
             res4_mask = None if image_mask is None else jnp.tile(image_mask, (1, 4))

@@ -122,16 +122,12 @@ class ResNet(nn.Module):
         self.res4 = stage(lengths[2], 4 * self.width, 2)
         self.res5 = stage(lengths[3], 8 * self.width, 2)
 
-    def stem_to_res3(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """(B, H, W, 3) -> res2, res3 at strides 4, 8."""
+    def stem_to_res4(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
+        """(B, H, W, 3) -> res2, res3, res4 at strides 4, 8, 16."""
         x = ops.max_pool(self.stem(x, train))
         self.sow("intermediates", "pooled", x)
         res2 = self.res2(x, train)
-        return res2, self.res3(res2, train)
-
-    def stem_to_res4(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
-        """(B, H, W, 3) -> res2, res3, res4 at strides 4, 8, 16."""
-        res2, res3 = self.stem_to_res3(x, train)
+        res3 = self.res3(res2, train)
         return res2, res3, self.res4(res3, train)
 
 

@@ -13,23 +13,19 @@ class FramePairFeatures:
     """Features of B frame pairs of H x W pixels, before any sentence plays a part.
 
     Attributes:
-      spatial_res4, temporal_res4: (B, H/16, W/16, C) outputs of res4 of both streams; None with an early transfer.
+      spatial_res4, temporal_res4: (B, H/16, W/16, C) outputs of res4 of both streams.
       spatial_reduced, temporal_reduced: (B, H/16, W/16, transfer width) the same, reduced for the first duplex
         transfer; None in a network without one.
       spatial_high_resolution, temporal_high_resolution: (B, H/4, W/4, decoder width) the decoders' sums over res2 and
-        res3; with an early transfer over res2 alone.
-      spatial_res3, temporal_res3: (B, H/8, W/8, C) outputs of res3 with an early transfer, for which
-        `spatial_reduced` and `temporal_reduced` are then reduced; else None.
+        res3.
     """
 
-    spatial_res4: Array | None
-    temporal_res4: Array | None
+    spatial_res4: Array
+    temporal_res4: Array
     spatial_reduced: Array | None
     temporal_reduced: Array | None
     spatial_high_resolution: Array
     temporal_high_resolution: Array
-    spatial_res3: Array | None = None
-    temporal_res3: Array | None = None
 
     def for_sentences(self, frame_of_sentence: Array) -> FramePairFeatures:
         """One frame pair for each of S sentences: frame_of_sentence (S,) int32 is the index of its frame pair."""
