@@ -131,8 +131,18 @@ def convert_to_torch(source: Path, target: Path) -> None:
     from lbdt_jax.convert.names import complete, to_torch
 
     import_torch()  # fails early if it is not installed
+
+    def load_variables() -> Mapping[str, Mapping]:
+        checkpoint = load_checkpoint(source)
+        if not checkpoint.config.model.frame_difference:
+            raise UserError(
+                f"{checkpoint.path} was trained with config.model.frame_difference=False. The published code always "
+                "takes the difference of the frames, and would compute something else with these weights."
+            )
+        return checkpoint.variables
+
     # No reference to the checkpoint is kept, so that its arrays can be freed one by one.
-    state = complete(to_torch(load_checkpoint(source).variables), load_unused(source))
+    state = complete(to_torch(load_variables()), load_unused(source))
     count = len(state)  # write_torch empties it
     write_torch(state, target)
     print(f"{count} arrays, as the published code names them: {target}")

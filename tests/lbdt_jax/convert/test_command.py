@@ -313,6 +313,15 @@ def test_other_widths_are_ten_lines(tiny_run: Path, tmp_path: Path, capsys) -> N
     assert re.fullmatch(r"  \.\.\. and \d{3} more", lines[-1])
 
 
+def test_a_network_that_the_published_code_would_run_differently_is_rejected(tmp_path: Path, capsys) -> None:
+    config = tiny_config()
+    config.model.frame_difference = False
+    save_weights(tmp_path / "run", tiny_variables(), config, WordVectors((), np.zeros((0, 6), np.float32)), {})
+    assert "was trained with config.model.frame_difference=False" in error_of(
+        tmp_path / "run", tmp_path / "x.ckpt", capsys
+    )
+
+
 def test_weights_that_are_not_finite_are_rejected(tmp_path: Path, capsys) -> None:
     state = tensors(torch_state("lbdt1_r50"))
     state["bn1_1.running_mean"][3] = torch.nan

@@ -11,7 +11,7 @@ from tiny import WORD_VECTOR_SIZE, tiny_config, tiny_variables
 from input_pipeline.batch import random_batch
 from lbdt_jax.inference import predictor as predictor_module
 from lbdt_jax.inference.predictor import BatchedPredictor, ModelInputs
-from lbdt_jax.models.lbdt import LBDT
+from lbdt_jax.models.lbdt import LBDT, normalize_frames
 from lbdt_jax.models.types import FramePairFeatures
 from lbdt_jax.parallel import make_mesh
 from lbdt_jax.step import make_model
@@ -106,6 +106,20 @@ def test_several_sentences_per_frame_equal_one_by_one(
     )
     expected_logits = np.concatenate([expected[2][:2], expected[1][:2]])
     np.testing.assert_allclose(logits, expected_logits, rtol=0, atol=1e-5 * np.abs(expected_logits).max())
+
+
+def test_without_the_frame_difference_the_temporal_stream_reads_the_earlier_frame(
+    model: LBDT, examples: list[ModelInputs]
+) -> None:
+    frame, earlier_frame = examples[0][0][None], examples[0][1][None]
+
+    def temporal_res4(model: LBDT, method: str, *inputs: np.ndarray) -> np.ndarray:
+        return np.asarray(model.apply(tiny_variables(), *inputs, method=method).temporal_res4)
+
+    without = temporal_res4(model.clone(frame_difference=False), "encode", frame, earlier_frame)
+    normalized = normalize_frames(frame), normalize_frames(earlier_frame)
+    np.testing.assert_array_equal(without, temporal_res4(model, "encode_normalized", *normalized))
+    assert not np.allclose(without, temporal_res4(model, "encode", frame, earlier_frame))
 
 
 def test_features_for_sentences() -> None:
