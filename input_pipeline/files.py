@@ -62,8 +62,11 @@ def read_limited(path: str | os.PathLike[str], max_bytes: int) -> bytes:
       OSError: there is no such file, or it can't be read.
     """
     with open_regular_file(path, max_bytes) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:  # it has grown, or its size is unknown as in /proc
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)  # not `max_bytes`, for which Python would take memory at once
+        if len(content) > size:  # it has grown, or its size is unknown as in /proc
+            content += file.read(max_bytes + 1 - len(content))
+    if len(content) > max_bytes:
         raise UserError(_too_large(Path(path), len(content), max_bytes))
     return content
 

@@ -228,7 +228,8 @@ def test_features_include_mirrored_sentences(config: ConfigDict, checkpoint: Che
 
 def test_features_of_several_datasets(config: ConfigDict, checkpoint: Checkpoint, tmp_path: Path) -> None:
     filled, tokenizer = trained_config(checkpoint, config), checkpoint.sentence_encoder
-    shutil.copytree(Path(config.data_dir) / "moving_shapes", tmp_path / "moving_shapes")
+    source, without_features = Path(config.data_dir) / "moving_shapes", shutil.ignore_patterns("text_features")
+    shutil.copytree(source, tmp_path / "moving_shapes", ignore=without_features)
     prepare("refcoco", write_refcoco(tmp_path / "raw"), tmp_path)
     filled.update(data_dir=str(tmp_path), training_datasets=(("moving_shapes", 1.0), ("refcoco", 1.0)))
     features = precomputed_features(filled, checkpoint.variables, tokenizer)
