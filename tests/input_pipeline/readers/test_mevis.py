@@ -321,6 +321,15 @@ def test_memory_does_not_grow_with_the_files(raw: Path) -> None:
     """Ten times as many videos and masks, 20 MB of text, take 2 % of their size: where they lie in the files."""
     counts = "".join(rle(np.random.default_rng(0).random((HEIGHT, WIDTH)) > 0.5)["counts"])
     masks = [{"size": [HEIGHT, WIDTH], "counts": counts}] * 30
+
+    def peak() -> int:
+        tracemalloc.start()
+        reader = MeViS(raw)
+        assert len(read_all(reader, VALID_U)[0]) == 3
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
     sizes, peaks = [], []
     for factor in (5, 50):  # both files of masks are longer than what is read at once
         videos = {f"{number:012x}": {**entry(VALID_U)} for number in range(20 * factor)}
@@ -328,10 +337,6 @@ def test_memory_does_not_grow_with_the_files(raw: Path) -> None:
         others = {str(1000 + number): masks for number in range(10 * factor)}
         text = json.dumps({**others, **masks_of("valid_u")})
         sizes.append((raw / "valid_u/mask_dict.json").write_text(text))
-        tracemalloc.start()
-        reader = MeViS(raw)
-        assert len(read_all(reader, VALID_U)[0]) == 3
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(min(peak() for _ in range(3)))  # other threads of this process may take memory meanwhile
     assert sizes[1] - sizes[0] > 2e7 and len(OF_VIDEO[VALID_U]) == 3
     assert peaks[1] < peaks[0] + 0.02 * (sizes[1] - sizes[0])
