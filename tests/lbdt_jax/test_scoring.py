@@ -120,6 +120,19 @@ def test_refer_youtube_vos_weights_every_expression_equally(tmp_path: Path) -> N
     assert result["standard"]["mean_iou"] == pytest.approx(2 / 5)
 
 
+def test_own_clips_have_scores_for_each_video_unless_they_are_many(tmp_path: Path) -> None:
+    mask, sentence = box(5, 6), Sentence("a", 1, "", "0")
+    with SCORERS["own"](tmp_path / "x") as scorer:
+        for number in range(31):
+            scorer.add(make_example(f"v{number}", 0, {sentence: mask}), logits(mask if number else ~mask))
+            if number in (1, 30):
+                result = scorer.compute()
+                assert {name: group["standard"]["j"] for name, group in result["groups"].items()} == (
+                    {"v0": 0, "v1": 1} if number == 1 else {}
+                )
+    assert result["samples"] == 31 and result["standard"]["j"] == pytest.approx(30 / 31)
+
+
 def test_the_zips_for_the_server_hold_expressions_with_and_without_ground_truth(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     public, hidden = Sentence("a", 1, "", "0"), Sentence("b", None, "", "7")
