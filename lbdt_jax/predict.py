@@ -37,6 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 import lbdt_jax
+from input_pipeline.datasets import training_datasets
 from input_pipeline.errors import UserError, exit_on_error, first_few, printable, say
 from input_pipeline.images import encode_mask
 from lbdt_jax.checkpoint import Checkpoint
@@ -344,7 +345,7 @@ def describe_model(checkpoint: Checkpoint) -> str:
     average = "; moving average of the weights" if checkpoint.weights == "ema" else ""
     description = (
         f"Model: LBDT-{config.model.transfer_layers} with {encoder_name(config.model)}{text_encoder} of "
-        f"{checkpoint.path}, {checkpoint.step} steps on {config.dataset}{average}."
+        f"{checkpoint.path}, {checkpoint.step} steps on {' and '.join(training_datasets(config))}{average}."
     )
     if checkpoint.path.is_relative_to(lbdt_jax.DEFAULT_CHECKPOINT):
         description += (

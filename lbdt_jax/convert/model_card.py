@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 import configs
+from input_pipeline.datasets import training_datasets
 from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.checkpoint_checks import by_name
@@ -63,7 +64,7 @@ def make_card(
     """
     scores = list(_find_scores(checkpoint))
     # What a converted model was trained on isn't known.
-    datasets = _datasets(config) if checkpoint.step else []
+    datasets = training_datasets(config) if checkpoint.step else []
     sections = [
         _header(config, datasets, scores),
         " on ".join([f"# {_name(config)}", *([_listed(datasets)] if datasets else [])]),
@@ -86,10 +87,6 @@ def make_card(
 
 def _name(config: ConfigDict) -> str:
     return f"LBDT-{config.model.transfer_layers} with {encoder_name(config.model)}"
-
-
-def _datasets(config: ConfigDict) -> list[str]:
-    return [name for name, _ in config.get("training_datasets", ())] or [config.dataset]
 
 
 def _listed(names: list[str]) -> str:
@@ -138,7 +135,8 @@ def _facts(checkpoint: Checkpoint, config: ConfigDict) -> Iterator[str]:
         state = "fine-tuned" if config.text_encoder_learning_rate else "frozen"
         yield f"text encoder: {_code(config.text_encoder)}, {state}"
     if checkpoint.step:
-        yield f"trained on {_listed(_datasets(config))}: {checkpoint.step:,} steps of {config.batch_size} samples"
+        datasets = _listed(training_datasets(config))
+        yield f"trained on {datasets}: {checkpoint.step:,} steps of {config.batch_size} samples"
         yield f"initial weights: {_code(config.initial_weights) if config.initial_weights else 'random'}"
     else:
         yield "converted from a file of PyTorch, which does not say what it was trained on"
