@@ -37,6 +37,7 @@ from lbdt_jax.checkpoint_checks import (
     tokenizer_for,
 )
 from lbdt_jax.checksums import FILE_NAME, find_changed, read_checksums
+from lbdt_jax.cli import read_json_or_none
 from lbdt_jax.config import MAX_JSON_BYTES, with_defaults
 from lbdt_jax.convert.files import SAFETENSORS_DTYPES, read_safetensors
 
@@ -204,10 +205,7 @@ def _read_words(folder: Path) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A dictionary in json; an empty one if there is none, whatever the reason."""
-    try:
-        content = json.loads(read_limited(path, MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    content = read_json_or_none(path, MAX_JSON_BYTES)
     return content if isinstance(content, dict) else {}
 
 

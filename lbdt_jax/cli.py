@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import UserError, fail
-from input_pipeline.files import expand_home
+from input_pipeline.files import expand_home, read_limited
 from lbdt_jax.config import describe_field
 
 # TensorFlow and XLA print pages of log lines as they load. Every command imports this module before them.
@@ -188,3 +188,11 @@ def write_json(value: Any, path: Path) -> None:
     """Writes a value as json, completely or not at all."""
     with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+def read_json_or_none(path: Path, max_bytes: int) -> Any:
+    """The content of a json file; None if it is missing, broken or larger than `max_bytes`."""
+    try:
+        return json.loads(read_limited(path, max_bytes))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -18,11 +18,12 @@ from ml_collections import ConfigDict
 
 import configs
 from input_pipeline.datasets import training_datasets
-from input_pipeline.files import read_limited
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.checkpoint_checks import by_name
-from lbdt_jax.config import PROTOCOLS, encoder_name
+from lbdt_jax.cli import read_json_or_none
+from lbdt_jax.config import encoder_name
 from lbdt_jax.hub import import_hub
+from lbdt_jax.metrics import flat_scores
 
 #: Of a file of scores. validation.json has about 10 kB for each validation.
 MAX_JSON_BYTES = 64 * 2**20
@@ -183,10 +184,10 @@ def _find_scores(checkpoint: Checkpoint) -> Iterator[Scores]:
     if workdir is None:
         return
     for path in [*sorted((workdir / "evaluation").glob("*.json")), workdir / "scores.json"]:
-        result = _read_json(path)
+        result = read_json_or_none(path, MAX_JSON_BYTES)
         if isinstance(result, dict) and _is_of(result, "checkpoint_step", checkpoint):
             yield from _scores(result, result.get("dataset"), result.get("split"))
-    history = _read_json(workdir / "validation.json")
+    history = read_json_or_none(workdir / "validation.json", MAX_JSON_BYTES)
     for entry in history if isinstance(history, list) else ():
         if isinstance(entry, dict) and _is_of(entry, "step", checkpoint):
             yield from _scores(entry.get("scores"), dataset, f"{entry.get('split')}, while training")
@@ -199,11 +200,9 @@ def _is_of(result: Mapping[str, Any], field: str, checkpoint: Checkpoint) -> boo
 def _scores(result: Any, dataset: Any, split: Any) -> Iterator[Scores]:
     """The numbers in what an evaluation has written, if there are any."""
     measures: dict[str, dict[str, float]] = {}
-    for protocol in PROTOCOLS:
-        values = result.get(protocol) if isinstance(result, dict) else None
-        for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, (int, float)) and 0 <= value <= 1 and re.fullmatch(r"[\w@.]+", name):
-                measures.setdefault(protocol, {})[name] = float(value)
+    for protocol, name, value in flat_scores(result) if isinstance(result, dict) else ():
+        if 0 <= value <= 1 and re.fullmatch(r"[\w@.]+", name):
+            measures.setdefault(protocol, {})[name] = float(value)
     samples = result.get("samples") if isinstance(result, dict) else None
     if measures:
         yield Scores(f"{dataset}", f"{split}", samples if isinstance(samples, int) else None, measures)
@@ -225,7 +224,7 @@ def _table(scores: Scores) -> str:
 def _best(checkpoint: Checkpoint) -> Iterator[str]:
     """A sentence, if this is the best checkpoint of its training."""
     workdir = _workdir(checkpoint)
-    best = _read_json(workdir / "checkpoints" / "best.json") if workdir else None
+    best = read_json_or_none(workdir / "checkpoints" / "best.json", MAX_JSON_BYTES) if workdir else None
     if isinstance(best, dict) and best.get("step") == checkpoint.step:
         yield f"It is the best checkpoint of its training by {_code(best.get('measure'))}."
 
@@ -234,14 +233,6 @@ def _workdir(checkpoint: Checkpoint) -> Path | None:
     """WORKDIR of a checkpoint's training; None if the checkpoint is not in one."""
     folder = checkpoint.path.parent
     return folder.parent if folder.name == "checkpoints" else None
-
-
-def _read_json(path: Path) -> Any:
-    """The content of a json file; None if it is missing or broken: the card then lacks it."""
-    try:
-        return json.loads(read_limited(path, MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _code(text: Any) -> str:

@@ -19,7 +19,7 @@ from jax.export import is_symbolic_dim
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from lbdt_jax.export.onnx_graph import OPSET, Equation, Graph, Tensor, UnsupportedOperationError, Value
-from lbdt_jax.export.onnx_rules import BROADCASTING, LAZY, RULES, broadcasting
+from lbdt_jax.export.onnx_rules import BROADCASTING, LAZY, RULES, broadcasting, stack_values
 
 __all__ = ["OPSET", "UnsupportedOperationError", "translate"]
 
@@ -131,7 +131,5 @@ def scan(graph: Graph, equation: Equation, inputs: list[Value]) -> list[Value]:
     stacked = []
     for variable, values in zip(equation.outvars[carry_count:], zip(*steps, strict=True), strict=True):
         shape = variable.aval.shape
-        full = [graph.broadcast(x, shape[1:]) for x in values]
-        rows = [graph.emit("Unsqueeze", [x, np.zeros(1, np.int64)], (1, *shape[1:])) for x in full]
-        stacked.append(graph.emit("Concat", rows, shape, axis=0))
+        stacked.append(stack_values(graph, [graph.broadcast(x, shape[1:]) for x in values], shape))
     return [*carry, *stacked]

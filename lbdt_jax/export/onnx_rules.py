@@ -197,9 +197,13 @@ def concatenate(graph: Graph, equation: Equation, *inputs: Value) -> Value:
 
 def stack(graph: Graph, equation: Equation, *inputs: Value) -> Value:
     """Concatenates along a new axis."""
-    axis, shape = int(equation.params["axis"]), equation.outvars[0].aval.shape
+    return stack_values(graph, inputs, equation.outvars[0].aval.shape, int(equation.params["axis"]))
+
+
+def stack_values(graph: Graph, values: Sequence[Value], shape: Shape, axis: int = 0) -> Value:
+    """Concatenates values along a new axis; `shape` is that of the result."""
     axes, one = np.asarray([axis], np.int64), (*shape[:axis], 1, *shape[axis + 1 :])
-    return graph.emit("Concat", [graph.emit("Unsqueeze", [x, axes], one) for x in inputs], shape, axis=axis)
+    return graph.emit("Concat", [graph.emit("Unsqueeze", [x, axes], one) for x in values], shape, axis=axis)
 
 
 def unstack(graph: Graph, equation: Equation, x: Value) -> list[Tensor]:

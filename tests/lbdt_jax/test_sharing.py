@@ -21,8 +21,8 @@ from absl.testing import flagsaver
 from clips import SENTENCES, numbered_frame, tiny_checkpoint
 from flax.traverse_util import flatten_dict
 from huggingface_hub import errors
+from model_folders import edit_arrays, edit_json
 from paths import GOLDEN
-from safetensors.numpy import load_file, save_file
 
 import lbdt_jax
 from input_pipeline.errors import UserError
@@ -181,23 +181,6 @@ def test_a_broken_file(shared: Path, name: str, damage: Callable[[Path], None], 
         reason = "SHA256SUMS, line|was changed|is not listed"
     with pytest.raises(CheckpointError, match=f"(?s)shared model {shared} is broken.*({name} .*{reason}|{reason})"):
         load_checkpoint(shared)
-
-
-def edit_json(name: str, edit: Callable[[Any], Any]) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(edit(content) or content))
-
-    return change
-
-
-def edit_arrays(edit: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        arrays = load_file(folder / "model.safetensors")
-        edit(arrays)
-        save_file(arrays, folder / "model.safetensors")
-
-    return change
 
 
 def write_header(header: bytes) -> Callable[[Path], object]:

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from model_folders import edit_arrays, edit_json
+from safetensors.numpy import save_file
 from tiny_transformer import LONGEST, write_bert, write_roberta
 from tokenizers import Tokenizer, models
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, PreTrainedModel, XLMRobertaModel
@@ -148,20 +149,7 @@ def test_features_are_zero_at_padding_and_can_be_precomputed(tmp_path: Path, flo
 
 
 def edit_config(**fields: object) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return edit
-
-
-def edit_weights(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        state = load_file(folder / "model.safetensors")
-        change(state)
-        save_file(state, folder / "model.safetensors")
-
-    return edit
+    return edit_json("config.json", lambda config: config | fields)
 
 
 def as_pickle(folder: Path) -> None:
@@ -204,9 +192,9 @@ NORM = "encoder.layer.1.output.LayerNorm.weight"
         (edit_config(num_attention_heads=5), "12 channels can't be divided among 5 heads"),
         (edit_config(num_hidden_layers=3), r"missing: \['encoder.layer.2.attention.output.LayerNorm.bias'"),
         (edit_config(intermediate_size=21), r"intermediate.dense.bias: expected \(21,\), found \(20,\)"),
-        (edit_weights(lambda state: state.pop(NORM)), rf"missing: \['{NORM}'\]"),
-        (edit_weights(lambda state: state.update(extra=state[NORM])), r"unexpected: \['extra'\]"),
-        (edit_weights(lambda state: state.update({NORM: state[NORM].astype(np.float16)})), "only float32 weights"),
+        (edit_arrays(lambda state: state.pop(NORM)), rf"missing: \['{NORM}'\]"),
+        (edit_arrays(lambda state: state.update(extra=state[NORM])), r"unexpected: \['extra'\]"),
+        (edit_arrays(lambda state: state.update({NORM: state[NORM].astype(np.float16)})), "only float32 weights"),
     ],
 )
 def test_unusable_folders_are_rejected(
