@@ -116,6 +116,8 @@ def get_config() -> ConfigDict:
     # Which weights are validated, evaluated, predicted with and exported: "trained", "ema" for their average, or "" for
     # the average where there is one.
     config.evaluated_weights = ""
+    # "adamw" as published, or "muon" (arXiv 2502.16982), which makes steps of the same size at the same learning rate.
+    config.optimizer = "adamw"
     config.clip_gradient_norm = 0.0  # largest norm of all gradients together (ReferFormer: 0.1); 0.0 for no limit
     # "drops", or "cosine" for a half cosine that ends at 0 (arXiv 1608.03983) and does not use learning_rate_drops.
     config.learning_rate_schedule = "drops"

@@ -215,6 +215,7 @@ FIELDS: dict[str, Rule] = {
         'it must be "trained", "ema", or "" for the average where there is one',
         lambda value: isinstance(value, str) and value in WEIGHTS,
     ),
+    "optimizer": choice("adamw", "muon"),
     "clip_gradient_norm": WEIGHT,
     "learning_rate_schedule": choice("drops", "cosine"),
     "focal_weight": WEIGHT,

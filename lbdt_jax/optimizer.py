@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers, muon
 
 from lbdt_jax.models.types import Array
 
@@ -54,6 +55,11 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """AdamW with PyTorch's defaults; weight decay applies to all parameters, norms and biases included, as published.
 
+    With config.optimizer "muon", the momentum of matrices and convolution kernels is orthogonalized (Jordan et al.,
+    https://kellerjordan.github.io/posts/muon) and scaled to the root mean square 0.2 of AdamW's updates, so that
+    AdamW's learning rate and weight decay suit it (Liu et al., arXiv 2502.16982, section 2.2). Biases, norms and
+    embeddings are left to AdamW. Both have Nesterov momentum.
+
     A fine-tuned transformer follows the same schedule, scaled to the peak config.text_encoder_learning_rate, and both
     streams follow it scaled by config.encoder_learning_rate_factor. With config.clip_gradient_norm, gradients of a
     larger norm are first scaled down to it, all by the same factor (Pascanu et al., arXiv 1211.5063).
@@ -61,19 +67,41 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
     optax adds the weight decay to the update before scaling by the learning rate, PyTorch shrinks the parameter first:
     the result is the same.
     """
-    adamw = optax.adamw(
-        learning_rate_schedule(config, steps_per_epoch), b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
-    )
-    parts = [adamw]
+    schedule = learning_rate_schedule(config, steps_per_epoch)
+    if config.optimizer == "muon":
+        optimizer = muon(
+            schedule,
+            weight_decay=config.weight_decay,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        optimizer = optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay)
+    parts = [optimizer]
     if config.clip_gradient_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_gradient_norm))
     if config.model.transformer and config.text_encoder_learning_rate:
-        # The whole update of AdamW, weight decay included, is proportional to the learning rate.
+        # The whole update, weight decay included, is proportional to the learning rate.
         ratio = config.text_encoder_learning_rate / config.learning_rate
         parts.append(optax.masked(optax.scale(ratio), _in_modules(("text_encoder", "transformer"))))
     if config.encoder_learning_rate_factor != 1:
         parts.append(optax.masked(optax.scale(config.encoder_learning_rate_factor), _in_modules(*STREAMS)))
-    return optax.chain(*parts) if len(parts) > 1 else adamw
+    return optax.chain(*parts) if len(parts) > 1 else optimizer
+
+
+def _matrices(params: Any) -> Any:
+    """The parameters' matrices, (inputs, outputs), as Muon is told of them; None for all other parameters.
+
+    The inputs of a convolution are all entries of its window. A table of embeddings is a list of vectors, no matrix.
+    """
+
+    def dimensions(path: tuple[jax.tree_util.DictKey, ...], x: Array) -> MuonDimensionNumbers | None:
+        if x.ndim < 2 or path[-1].key == "embedding":
+            return None
+        return MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def _in_modules(*paths: tuple[str, ...]) -> Callable[[Any], Any]:

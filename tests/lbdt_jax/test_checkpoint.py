@@ -211,6 +211,19 @@ def test_the_moving_average_is_a_part_of_its_own(tmp_path: Path, saved: Path) ->
         restore(saved, state)
 
 
+def test_the_state_of_muon(tmp_path: Path) -> None:
+    config = tiny_config()
+    config.optimizer = "muon"
+    variables = state_on_host(5).variables
+    optimizer = make_optimizer(config, 10)
+    state = replicate(initial_state(variables, optimizer), make_mesh(jax.devices()[:1]))
+    _, moments = optimizer.update(variables["params"], state.optimizer_state, variables["params"])
+    state = dataclasses.replace(state, optimizer_state=moments)
+    with CheckpointWriter(tmp_path / "checkpoints", 1) as writer:
+        writer.save(state, config, WORD_VECTORS)
+    assert_same_bytes(restore(tmp_path, jax.tree.map(jnp.zeros_like, state)), state)
+
+
 def test_a_step_is_saved_once(workdir: Path) -> None:
     before = contents(workdir)
     save(workdir, 12)

@@ -157,6 +157,7 @@ def test_wrong_types_and_numbers_are_refused_with_field_value_and_range(name: st
         ("ema_decay", 1.0),
         ("focal_alpha", 1.5),
         ("learning_rate_schedule", "linear"),
+        ("optimizer", "sgd"),
         ("evaluated_weights", "best"),
         ("best_measure", "mean_iou"),
         ("best_measure", "paper/"),

@@ -241,6 +241,35 @@ def test_adamw(float64: None) -> None:
         np.testing.assert_allclose(params, expected, rtol=0, atol=1e-12)
 
 
+def test_muon(float64: None) -> None:
+    """The first step keeps a gradient's singular vectors and makes its singular values about equal."""
+    config = a2d.get_config()
+    config.update(optimizer="muon", learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    rng = np.random.default_rng(0)
+    shapes = {"conv": {"kernel": (3, 3, 4, 8), "bias": (8,)}, "dense": {"kernel": (8, 5)}, "words": {"embedding": (9, 4)}}
+    params, gradients = (
+        jax.tree.map(lambda shape: jnp.asarray(rng.standard_normal(shape)), shapes, is_leaf=lambda x: isinstance(x, tuple))
+        for _ in range(2)
+    )
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+
+    for module in ("conv", "dense"):
+        kernel, gradient = (np.asarray(x[module]["kernel"]) for x in (params, gradients))
+        step = np.asarray(updates[module]["kernel"]) / -0.1 - 0.5 * kernel
+        inputs, outputs = kernel.size // kernel.shape[-1], kernel.shape[-1]
+        left, _, right = np.linalg.svd(gradient.reshape(inputs, outputs), full_matrices=False)
+        singular_values = left.T @ step.reshape(inputs, outputs) @ right.T / (0.2 * np.sqrt(max(inputs, outputs)))
+        diagonal = np.diag(singular_values)
+        close(singular_values, np.diag(diagonal), 1e-10)
+        assert (0.65 < diagonal).all() and (diagonal < 1.25).all()
+
+    adamw = optax.adamw(0.1, weight_decay=0.5, nesterov=True)
+    expected, _ = adamw.update(gradients, adamw.init(params), params)
+    close(updates["conv"]["bias"], expected["conv"]["bias"], 1e-12)
+    close(updates["words"]["embedding"], expected["words"]["embedding"], 1e-12)
+
+
 def test_learning_rate_by_epoch() -> None:
     expected = json.loads((GOLDEN / "units.json").read_text())["learning_rate_by_epoch"]
     schedule = learning_rate_schedule(a2d.get_config(), steps_per_epoch=7)
