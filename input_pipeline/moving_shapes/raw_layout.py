@@ -6,9 +6,10 @@ text_annotations/moving_shapes_groups.csv, with the group under which every sent
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import av
@@ -56,15 +57,22 @@ def write_raw(raw: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES
         return
     if raw.exists():
         raise UserError(f"{raw} exists and is not Moving Shapes. Name another folder, or move it away.")
-    raw.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = raw.with_name(f"{raw.name}.incomplete{os.getpid()}")
+    with new_folder(raw) as unfinished:
+        _write_all(unfinished, seed, scenes, workers)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder beside `path`, which does not exist yet, and renames it to `path` if no error occurs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.incomplete{os.getpid()}")
     unfinished.mkdir()
     try:
-        _write_all(unfinished, seed, scenes, workers)
-        unfinished.rename(raw)
+        yield unfinished
+        unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    for leftover in sorted(raw.parent.glob(f"{raw.name}.incomplete*")):
+    for leftover in sorted(path.parent.glob(f"{path.name}.incomplete*")):
         print(f"An interrupted run left {leftover}. Delete it unless another run is still writing it.")
 
 

@@ -246,9 +246,12 @@ def test_muon(float64: None) -> None:
     config = a2d.get_config()
     config.update(optimizer="muon", learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     rng = np.random.default_rng(0)
-    shapes = {"conv": {"kernel": (3, 3, 4, 8), "bias": (8,)}, "dense": {"kernel": (8, 5)}, "words": {"embedding": (9, 4)}}
     params, gradients = (
-        jax.tree.map(lambda shape: jnp.asarray(rng.standard_normal(shape)), shapes, is_leaf=lambda x: isinstance(x, tuple))
+        {
+            "conv": {"kernel": rng.standard_normal((3, 3, 4, 8)), "bias": rng.standard_normal(8)},
+            "dense": {"kernel": rng.standard_normal((8, 5))},
+            "words": {"embedding": rng.standard_normal((9, 4))},
+        }
         for _ in range(2)
     )
     optimizer = make_optimizer(config, 10)

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from reader_checks import read_all
 
 from input_pipeline.errors import UserError
 from input_pipeline.moving_shapes import raw_layout
@@ -27,8 +28,11 @@ from input_pipeline.moving_shapes.shapes import (
     WIDTH,
     Shape,
 )
+from input_pipeline.moving_shapes.stills import SEED as STILLS_SEED
+from input_pipeline.moving_shapes.stills import write_stills
 from input_pipeline.moving_shapes.wording import HELD_OUT_WORDINGS, HELD_OUT_WORDS, LEXICON, WORDINGS
 from input_pipeline.readers.a2d_sentences import read_masks
+from input_pipeline.readers.refcoco import RefCOCO
 from input_pipeline.text.tokenizer import tokenize
 from input_pipeline.text.word_vectors import PACKAGE, load_word_vectors
 from input_pipeline.types import FramePair
@@ -375,3 +379,27 @@ def test_error_names_a_damaged_file_of_groups(
         (tmp_path / GROUPS).write_text("\n".join(change(lines)) + "\n")
     with pytest.raises(UserError, match=message):
         MovingShapes(tmp_path).videos("train")
+
+
+# -- Still images in RefCOCO's format.
+
+
+def test_stills_are_read_by_the_reader_of_refcoco(tmp_path: Path) -> None:
+    raw = tmp_path / "stills"
+    write_stills(raw, train=2, val=1, workers=2)
+    reader = RefCOCO(raw)
+    assert reader.splits() == ("train", "val") and reader.skipped() == ()
+    videos = [video for split in ("train", "val") for video in reader.videos(split)]
+    assert len(videos) == 3
+    for number, video in enumerate(videos, 1):
+        scene, frame = make_scene(STILLS_SEED, "train", number), ANNOTATED_FRAMES[number % 2]
+        (pair,), skipped = read_all(reader, video)
+        assert skipped == [] and pair.sentences
+        assert np.abs(pair.frame.astype(int) - scene.frames[frame - 1]).mean() < 2  # JPEG
+        for sentence in pair.sentences:
+            tier, _, (shape,) = interpret(sentence.text, scene.shapes)
+            assert sentence.instance is not None and tier != "motion"
+            assert not {"fastest", "slowest", "like", "way", "direction"} & set(simplify(sentence.text).split())
+            np.testing.assert_array_equal(pair.masks[sentence.instance], scene.masks[frame][shape])
+    with pytest.raises(UserError, match=r"stills exists\. Name another folder"):
+        write_stills(raw)
