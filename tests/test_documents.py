@@ -16,7 +16,7 @@ FOLDERS = ("benchmarks", "configs", "input_pipeline", "launch", "lbdt_jax")
 SOURCES = [file for folder in FOLDERS for pattern in ("*.py", "*.sh") for file in (ROOT / folder).rglob(pattern)]
 
 COMMAND = re.compile(
-    r"python (?:-m (?P<module>(?:lbdt_jax|input_pipeline)\.\w+)|(?P<script>\w+/\w+\.py))(?P<rest>[^\n`]*)"
+    r"python (?:-m (?P<module>(?:lbdt_jax|input_pipeline)(?:\.\w+)+)|(?P<script>\w+/\w+\.py))(?P<rest>[^\n`]*)"
 )
 FLAG = re.compile(r"(?<![\w-])--(\w+)")
 CONFIG_FIELD = re.compile(r"--config\.([a-z_.]*[a-z_])")
