@@ -41,7 +41,7 @@ class TrainState:
       step: () int32, the number of steps taken.
       params: float32 parameters.
       batch_stats: running mean and variance of every BatchNorm, float32.
-      optimizer_state: AdamW's moments of the trainable parameters.
+      optimizer_state: the moments of the trainable parameters.
       ema: with config.ema_decay, the moving average of {"params", "batch_stats"}, float32; a frozen transformer, which
         does not change, is not part of it. Else empty.
     """
