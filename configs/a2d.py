@@ -26,8 +26,7 @@ PUBLISHED = {
 
 def get_config(model: str = "lbdt4") -> ConfigDict:
     """The published recipe. Raises ValueError for a model that is not in LAYERS."""
-    if model not in LAYERS:
-        raise ValueError(f"configs/a2d.py:{model} is unknown; choose a2d.py:{' or a2d.py:'.join(LAYERS)}.")
+    base.check_variant("a2d.py", model, LAYERS)
     config = base.get_config()
     config.model.transfer_layers = LAYERS[model]
     config.published = tuple(("paper", *row) for row in zip(MEASURES, PUBLISHED[model], strict=True))

@@ -6,6 +6,8 @@ Not run by itself: the other files of this folder build on it, and each opens wi
 Sources: [P] the LBDT paper (Ding et al., CVPR 2022, arXiv 2206.03789), [R] its released code.
 """
 
+from collections.abc import Collection
+
 from ml_collections import ConfigDict
 
 
@@ -137,3 +139,10 @@ def get_config() -> ConfigDict:
     config.contact_sheet_samples = 8  # samples on each sheet: best, worst and random ones; 0 for no sheets
     config.evaluation_attention_sheets = 3  # number of random samples whose attention is drawn
     return config
+
+
+def check_variant(file: str, variant: str, variants: Collection[str]) -> None:
+    """Raises ValueError, with those that there are, for a FILE:VARIANT that a file of this folder does not have."""
+    if variant not in variants:
+        choices = " or ".join(f"{file}:{name}" for name in variants)
+        raise ValueError(f"configs/{file}:{variant} is unknown; choose {choices}.")

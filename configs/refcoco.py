@@ -17,17 +17,14 @@ configs/a2d.py requires.
 
 from ml_collections import ConfigDict
 
-from configs import a2d
+from configs import a2d, base
 
 DATASETS = ("refcoco", "refcoco_plus", "refcocog", "grefcoco")
 
 
 def get_config(dataset: str = "refcoco") -> ConfigDict:
     """The recipe of A2D-Sentences for fewer epochs. Raises ValueError for a dataset that is not in DATASETS."""
-    if dataset not in DATASETS:
-        raise ValueError(
-            f"configs/refcoco.py:{dataset} is unknown; choose refcoco.py:{' or refcoco.py:'.join(DATASETS)}."
-        )
+    base.check_variant("refcoco.py", dataset, DATASETS)
     config = a2d.get_config()
     config.dataset = dataset
     config.frame_interval = 1  # has no meaning

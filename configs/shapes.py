@@ -25,10 +25,7 @@ def get_config(optimizer: str = "adamw") -> ConfigDict:
 
     Raises ValueError for an optimizer that is not in LEARNING_RATES.
     """
-    if optimizer not in LEARNING_RATES:
-        raise ValueError(
-            f"configs/shapes.py:{optimizer} is unknown; choose shapes.py:{' or shapes.py:'.join(LEARNING_RATES)}."
-        )
+    base.check_variant("shapes.py", optimizer, LEARNING_RATES)
     config = base.get_config()
     config.dataset = "moving_shapes"
     config.frame_rate = 12.0

