@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,8 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
 from lbdt_jax.models.types import Array
+
+KeyPath = tuple[jax.tree_util.DictKey, ...]
 
 #: The paths of both image encoders.
 STREAMS = (("spatial_stream",), ("temporal_stream",))
@@ -69,12 +73,14 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
     """
     schedule = learning_rate_schedule(config, steps_per_epoch)
     if config.optimizer == "muon":
-        optimizer = muon(
-            schedule,
-            weight_decay=config.weight_decay,
-            adam_weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=0.2,
+        optimizer = _on_stacked_matrices(
+            muon(
+                schedule,
+                weight_decay=config.weight_decay,
+                adam_weight_decay=config.weight_decay,
+                muon_weight_dimension_numbers={"matrices": MuonDimensionNumbers(1, 2), "others": None},
+                consistent_rms=0.2,
+            )
         )
     else:
         optimizer = optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay)
@@ -90,18 +96,49 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
     return optax.chain(*parts) if len(parts) > 1 else optimizer
 
 
-def _matrices(params: Any) -> Any:
-    """For optax's Muon: which axes of a parameter are inputs and which outputs of a matrix; None if it is none.
+def _on_stacked_matrices(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Stacks all matrices of one shape before it calls `optimizer`, and takes its updates apart again.
 
-    The inputs of a convolution are all entries of its window. A table of embeddings is a list of vectors, no matrix.
+    A network has many small matrices, and the products of Muon are faster for a stack of them (on CPU, half the time).
+    `optimizer` gets {"matrices": {"IxO": (N, I, O)}, "others": {path: parameter}}. A convolution kernel is a matrix
+    whose I inputs are all entries of its window. A table of embeddings is a list of vectors, no matrix.
     """
 
-    def dimensions(path: tuple[jax.tree_util.DictKey, ...], x: Array) -> MuonDimensionNumbers | None:
-        if x.ndim < 2 or path[-1].key == "embedding":
-            return None
-        return MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+    def stack(params: optax.Params) -> optax.Params:
+        matrices: dict[str, list[Array]] = defaultdict(list)
+        others = {}
+        for path, x in jax.tree_util.tree_leaves_with_path(params):
+            if _is_matrix(path, x):
+                matrices[_matrix_shape(x)].append(x.reshape(-1, x.shape[-1]))
+            else:
+                others[jax.tree_util.keystr(path)] = x
+        return {"matrices": {shape: jnp.stack(arrays) for shape, arrays in matrices.items()}, "others": others}
 
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    def unstack(stacked: optax.Params, like: optax.Params) -> optax.Params:
+        matrices = {shape: iter(arrays) for shape, arrays in stacked["matrices"].items()}
+
+        def take(path: KeyPath, x: Array) -> Array:
+            if _is_matrix(path, x):
+                return next(matrices[_matrix_shape(x)]).reshape(x.shape)
+            return stacked["others"][jax.tree_util.keystr(path)]
+
+        return jax.tree_util.tree_map_with_path(take, like)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        new_updates, state = optimizer.update(stack(updates), state, stack(params))
+        return unstack(new_updates, updates), state
+
+    return optax.GradientTransformation(lambda params: optimizer.init(stack(params)), update)
+
+
+def _is_matrix(path: KeyPath, x: Array) -> bool:
+    return x.ndim >= 2 and path[-1].key != "embedding"
+
+
+def _matrix_shape(x: Array) -> str:
+    return f"{math.prod(x.shape[:-1])}x{x.shape[-1]}"
 
 
 def _in_modules(*paths: tuple[str, ...]) -> Callable[[Any], Any]:

@@ -252,6 +252,7 @@ def test_muon(float64: None) -> None:
         {
             "conv": {"kernel": rng.standard_normal((3, 3, 4, 8)), "bias": rng.standard_normal(8)},
             "dense": {"kernel": rng.standard_normal((8, 5))},
+            "dense_like_conv": {"kernel": rng.standard_normal((36, 8))},
             "words": {"embedding": rng.standard_normal((9, 4))},
         }
         for _ in range(2)
@@ -259,7 +260,7 @@ def test_muon(float64: None) -> None:
     optimizer = make_optimizer(config, 10)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
 
-    for module in ("conv", "dense"):
+    for module in ("conv", "dense", "dense_like_conv"):
         kernel, gradient = (np.asarray(x[module]["kernel"]) for x in (params, gradients))
         step = np.asarray(updates[module]["kernel"]) / -0.1 - 0.5 * kernel
         inputs, outputs = kernel.size // kernel.shape[-1], kernel.shape[-1]
