@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-LAYERS = {"lbdt1": 1, "lbdt4": 4}
+#: For each network the number of bridges in a duplex transfer.
+VARIANTS = {"lbdt1": 1, "lbdt4": 4}
 MEASURES = (*(f"precision@0.{tenth}" for tenth in range(5, 10)), "mean_precision", "overall_iou", "mean_iou")
 #: Scores on the test split, protocol "paper" [R]; sources as in base.py.
 PUBLISHED = {
@@ -25,10 +26,10 @@ PUBLISHED = {
 
 
 def get_config(model: str = "lbdt4") -> ConfigDict:
-    """The published recipe. Raises ValueError for a model that is not in LAYERS."""
-    base.check_variant("a2d.py", model, LAYERS)
+    """The published recipe. Raises ValueError for a model that is not in VARIANTS."""
+    base.check_variant("a2d.py", model, VARIANTS)
     config = base.get_config()
-    config.model.transfer_layers = LAYERS[model]
+    config.model.transfer_layers = VARIANTS[model]
     config.published = tuple(("paper", *row) for row in zip(MEASURES, PUBLISHED[model], strict=True))
     # Validated on "test" after every epoch, and the checkpoints of the last six epochs kept [R]
     config.validation_every_epochs = 1.0

@@ -142,7 +142,7 @@ def get_config() -> ConfigDict:
 
 
 def check_variant(file: str, variant: str, variants: Collection[str]) -> None:
-    """Raises ValueError, with those that there are, for a FILE:VARIANT that a file of this folder does not have."""
+    """Raises ValueError, with those that there are, for a FILE:VARIANT that is not among VARIANTS of the file."""
     if variant not in variants:
         choices = " or ".join(f"{file}:{name}" for name in variants)
         raise ValueError(f"configs/{file}:{variant} is unknown; choose {choices}.")

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import a2d
 
+VARIANTS = a2d.VARIANTS
 #: Scores of 928 sentences on three frames each, protocol "paper" [R]; sources as in base.py.
 PUBLISHED = {
     "lbdt1": (0.864, 0.751, 0.507, 0.116, 0.001, 0.403, 0.646, 0.652),
@@ -25,7 +26,7 @@ PUBLISHED = {
 
 
 def get_config(model: str = "lbdt4") -> ConfigDict:
-    """The published evaluation. Raises ValueError for a model that is not in a2d.LAYERS."""
+    """The published evaluation. Raises ValueError for a model that is not in VARIANTS."""
     config = a2d.get_config(model)
     config.dataset = "jhmdb_sentences"
     config.frame_interval = 5

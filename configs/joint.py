@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 
 from configs import refer_youtube_vos
 
+VARIANTS = refer_youtube_vos.VARIANTS
+
 
 def get_config(model: str = "lbdt4") -> ConfigDict:
-    """The recipe of Refer-YouTube-VOS. Raises ValueError for a model that is not in a2d.LAYERS."""
+    """The recipe of Refer-YouTube-VOS. Raises ValueError for a model that is not in VARIANTS."""
     config = refer_youtube_vos.get_config(model)
     config.training_datasets = (("refer_youtube_vos", 3.0), ("refcoco", 1.0))
     config.evaluation_datasets = (("refer_youtube_vos", "valid"), ("refcoco", "val"))

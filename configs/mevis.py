@@ -18,11 +18,12 @@ from ml_collections import ConfigDict
 
 from configs import a2d
 
+VARIANTS = a2d.VARIANTS
 PUBLISHED = (("j", 0.278), ("f", 0.308), ("j_and_f", 0.293))  # split "valid", which is not "valid_u"
 
 
 def get_config(model: str = "lbdt4") -> ConfigDict:
-    """The recipe of A2D-Sentences for fewer epochs. Raises ValueError for a model that is not in a2d.LAYERS."""
+    """The recipe of A2D-Sentences for fewer epochs. Raises ValueError for a model that is not in VARIANTS."""
     config = a2d.get_config(model)
     config.dataset = "mevis"
     config.frame_interval = 5

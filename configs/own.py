@@ -18,25 +18,25 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import a2d, shapes
+from configs import a2d, base, shapes
 
+VARIANTS = ("small", *a2d.VARIANTS)
 PRETRAINED = str(Path(__file__).parent.parent / "lbdt_jax" / "pretrained")
 
 
 def get_config(model: str = "small") -> ConfigDict:
-    """The recipe of a network ("small", or one of a2d.LAYERS) for a few frames. Raises ValueError for another model."""
+    """The recipe of a network for a few frames. Raises ValueError for one that is not in VARIANTS."""
+    base.check_variant("own.py", model, VARIANTS)
     if model == "small":
         config = shapes.get_config("adamw")
         config.initial_weights = PRETRAINED
         config.learning_rate = 5e-4
         config.frame_rate = 30.0
-    elif model in a2d.LAYERS:
+    else:
         config = a2d.get_config(model)
         config.published = ()
         config.initial_weights = "runs/a2d"
         config.learning_rate = 1e-5
-    else:
-        raise ValueError(f"configs/own.py:{model} is unknown; choose own.py, own.py:{' or own.py:'.join(a2d.LAYERS)}.")
     config.dataset = "own"
     config.evaluation_split = "val"
     config.batch_size = 8

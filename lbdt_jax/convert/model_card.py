@@ -148,18 +148,22 @@ def _facts(checkpoint: Checkpoint, config: ConfigDict) -> Iterator[str]:
 def _command(
     checkpoint: Checkpoint, config: ConfigDict, without_local_paths: Callable[[ConfigDict], ConfigDict]
 ) -> Iterator[str]:
-    """The command that trains such a model: the most similar file of configs/, and a flag for each other difference."""
+    """The command that trains such a model: the most similar configuration, and a flag for each difference."""
     if not checkpoint.step:
         return
     wanted, candidates = _flat(config), []
-    for module in pkgutil.iter_modules(configs.__path__):
-        if module.name != "base":
-            default = _flat(without_local_paths(importlib.import_module(f"configs.{module.name}").get_config()))
+    for file in pkgutil.iter_modules(configs.__path__):
+        if file.name == "base":
+            continue
+        module = importlib.import_module(f"configs.{file.name}")
+        for variant in ("", *getattr(module, "VARIANTS", ())):
+            default = _flat(without_local_paths(module.get_config(variant) if variant else module.get_config()))
             different = {name: value for name, value in wanted.items() if default.get(name) != value}
-            candidates.append(("dataset" in different, len(different), module.name, different))
+            name = f"{file.name}.py:{variant}" if variant else f"{file.name}.py"
+            candidates.append(("dataset" in different, len(different), name, different))
     *_, name, different = min(candidates, key=lambda candidate: candidate[:3])
     flags = [f"--config.{field}={shlex.quote(str(value))}" for field, value in different.items()]
-    yield "\n".join(["```", " \\\n    ".join([f"python -m lbdt_jax.main --config=configs/{name}.py", *flags]), "```"])
+    yield "\n".join(["```", " \\\n    ".join([f"python -m lbdt_jax.main --config=configs/{name}", *flags]), "```"])
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:

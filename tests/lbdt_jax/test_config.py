@@ -93,9 +93,8 @@ def message(config: dict[str, Any]) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_is_valid(name: str) -> None:
     module = importlib.import_module(f"configs.{name}")
-    variants = getattr(module, "LAYERS", getattr(module, "LEARNING_RATES", None)) or [None]
-    for variant in variants:
-        config = module.get_config() if variant is None else module.get_config(variant)
+    for variant in [(), *((name,) for name in getattr(module, "VARIANTS", ()))]:
+        config = module.get_config(*variant)
         check_config(config)
         assert with_defaults(json.loads(config.to_json()), "FILE") == json.loads(config.to_json())
 

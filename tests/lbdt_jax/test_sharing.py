@@ -139,7 +139,7 @@ def test_the_model_card(run: Path) -> None:
         "LBDT-1 with ResNet-18",
         "trained on `moving_shapes`: 70 steps of 8 samples",
         "initial weights: `resnet18.pth`",
-        "--config=configs/shapes.py \\\n",
+        "--config=configs/shapes.py:adamw \\\n",
         "--config.learning_rate_drops='(1.5, 2.0)'",
         "--config.initial_weights=resnet18.pth",
         "python -m lbdt_jax.predict --checkpoint=MODEL",
