@@ -2,7 +2,7 @@
 
     python -m lbdt_jax.main --config=configs/shapes.py                  shapes.py:adamw for the published optimizer
 
-Cost: under nine minutes on two CPU cores, with the generation of the data and the evaluation (8 min 57 s, Zen 4).
+Cost: nine minutes on two CPU cores, with the generation of the data and the evaluation (8:57 and 9:07, Zen 4).
 Result: mean IoU .882, .884, .887, .885 and .883 in protocol "paper", .839, .841, .845, .841 and .840 in "standard"
 (seeds 3407, 1, 2, 4 and 5). With AdamW, in as much time, .841, .847, .851, .848 and .832, "standard" .812, .817, .816,
 .814 and .804.
