@@ -7,7 +7,7 @@ import functools
 import jax
 from flax import linen as nn
 
-from lbdt_jax.models.layers import Conv, Dense
+from lbdt_jax.models.layers import Conv, Dense, LayerNorm
 from lbdt_jax.models.types import Array
 
 #: Name -> (number of blocks in res2..res5, channels of res2 as published).
@@ -18,7 +18,8 @@ CONVNEXTS = {
 }
 
 _init = nn.initializers.truncated_normal(0.02)
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+#: Of every LayerNorm.
+EPSILON = 1e-6
 
 
 class ConvNeXtBlock(nn.Module):
@@ -39,7 +40,7 @@ class ConvNeXtBlock(nn.Module):
             kernel_init=_init,
             dtype=self.dtype,
         )
-        self.norm = LayerNorm(dtype=self.dtype)
+        self.norm = LayerNorm(EPSILON, self.dtype)
         self.expand = Dense(4 * self.width, kernel_init=_init, dtype=self.dtype)
         self.project = Dense(self.width, kernel_init=_init, dtype=self.dtype)
         self.layer_scale = self.param("layer_scale", nn.initializers.constant(1e-6), (self.width,))
@@ -62,7 +63,7 @@ class ConvNeXtStage(nn.Module):
 
     def setup(self) -> None:
         if self.downsampled:
-            self.downsample_norm = LayerNorm(dtype=self.dtype)
+            self.downsample_norm = LayerNorm(EPSILON, self.dtype)
             self.downsample = Conv(self.width, (2, 2), strides=2, padding="VALID", kernel_init=_init, dtype=self.dtype)
         block = nn.remat(ConvNeXtBlock) if self.rematerialise else ConvNeXtBlock
         self.blocks = [block(self.width, self.dtype) for _ in range(self.length)]
@@ -95,7 +96,7 @@ class ConvNeXt(nn.Module):
         widths = output_channels(self.kind, self.width)
         stage = functools.partial(ConvNeXtStage, rematerialise=self.rematerialise, dtype=self.dtype)
         self.stem = Conv(widths[0], (4, 4), strides=4, padding="VALID", kernel_init=_init, dtype=self.dtype)
-        self.stem_norm = LayerNorm(dtype=self.dtype)
+        self.stem_norm = LayerNorm(EPSILON, self.dtype)
         self.res2 = stage(lengths[0], widths[0], downsampled=False)
         self.res3 = stage(lengths[1], widths[1], downsampled=True)
         self.res4 = stage(lengths[2], widths[2], downsampled=True)

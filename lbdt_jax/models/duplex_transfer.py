@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lbdt_jax.models.attention import MultiHeadAttention, linear_init
-from lbdt_jax.models.layers import ConvNorm, Dense, Dropout, rematerialized
+from lbdt_jax.models.layers import ConvNorm, Dense, Dropout, LayerNorm, rematerialized
 from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.types import Array
 
@@ -27,7 +27,7 @@ class LanguageBridge(nn.Module):
 
     def setup(self) -> None:
         attention = functools.partial(MultiHeadAttention, self.width, self.heads, self.dropout, self.dtype)
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype)
+        norm = functools.partial(LayerNorm, epsilon=1e-5, dtype=self.dtype)
         dense = functools.partial(Dense, self.width, kernel_init=linear_init, dtype=self.dtype)
         self.words_to_words, self.words_norm = attention(), norm()
         self.words_from_source, self.source_norm = attention(), norm()

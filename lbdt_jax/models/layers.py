@@ -121,6 +121,25 @@ def _batch_normalize_backward(
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
+class LayerNorm(nn.Module):
+    """Layer normalization (Ba et al., 2016): flax's, computed as the platform does it best.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: of the result.
+    """
+
+    epsilon: float
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x (..., C) -> the same shape."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return ops.layer_normalize(x, scale, bias, self.epsilon, self.dtype)
+
+
 class Dropout(nn.Module):
     """Dropout, which needs the random stream "dropout" in training.
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lbdt_jax.models.attention import MultiHeadAttention
-from lbdt_jax.models.layers import Dense, Dropout
+from lbdt_jax.models.layers import Dense, Dropout, LayerNorm
 from lbdt_jax.models.types import Array
 
 #: Activation functions by their name in config.json.
@@ -73,7 +73,7 @@ class TransformerLayer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        norm = functools.partial(nn.LayerNorm, epsilon=config.norm_epsilon, use_fast_variance=False, dtype=self.dtype)
+        norm = functools.partial(LayerNorm, epsilon=config.norm_epsilon, dtype=self.dtype)
         dense = functools.partial(Dense, kernel_init=normal_init, dtype=self.dtype)
         self.attention = MultiHeadAttention(config.width, config.heads, self.dropout, self.dtype)
         self.attention_norm, self.feed_forward_norm = norm(), norm()
@@ -108,7 +108,7 @@ class Transformer(nn.Module):
         self.word_embeddings = embed(config.vocabulary, name="words")
         self.position_embeddings = embed(config.positions, name="places")
         self.token_type_embeddings = embed(config.token_types, name="types")
-        self.norm = nn.LayerNorm(epsilon=config.norm_epsilon, use_fast_variance=False, dtype=self.dtype)
+        self.norm = LayerNorm(epsilon=config.norm_epsilon, dtype=self.dtype)
         self.drop = Dropout(self.dropout)
         self.layers = [TransformerLayer(config, self.dropout, self.dtype) for _ in range(config.layers)]
 

@@ -90,6 +90,16 @@ def test_mean_and_variance_far_from_zero(estimate: float, tolerance: float) -> N
     assert (constant >= 0).all()
 
 
+# In one pass, as on GPUs and TPUs, the variance would be wrong by a percent.
+def test_layer_normalization_far_from_zero() -> None:
+    x = np.random.default_rng(0).normal(300, 1, (4, 5, 64)).astype(np.float32)
+    scale, bias = np.linspace(0.5, 2, 64, dtype=np.float32), np.linspace(-1, 1, 64, dtype=np.float32)
+    exact = x.astype(float)
+    expected = (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True) * scale + bias
+    result = jax.jit(lambda x: ops.layer_normalize(x, scale, bias, 1e-12, "float32"))(x)
+    np.testing.assert_allclose(result, expected, atol=5e-4)
+
+
 @pytest.mark.parametrize("rate", [0.25, 6554 / 2**16])
 def test_dropout_mask_keeps_the_right_share(rate: float) -> None:
     key, shape = jax.random.key(0, impl="rbg"), (333, 301)  # odd: 16-bit numbers are drawn in pairs
