@@ -39,11 +39,11 @@ class TrainState:
 
     Attributes:
       step: () int32, the number of steps taken.
-      params: float32 parameters.
-      batch_stats: running mean and variance of every BatchNorm, float32.
+      params: the parameters, float32; float64 with config.model.dtype "float64".
+      batch_stats: running mean and variance of every BatchNorm, of the parameters' dtype.
       optimizer_state: the moments of the trainable parameters.
-      ema: with config.ema_decay, the moving average of {"params", "batch_stats"}, float32; a frozen transformer, which
-        does not change, is not part of it. Else empty.
+      ema: with config.ema_decay, the moving average of {"params", "batch_stats"}; a frozen transformer, which does not
+        change, is not part of it. Else empty.
     """
 
     step: Array

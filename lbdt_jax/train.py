@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -256,15 +257,18 @@ def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
 def starting_variables(
     config: ConfigDict, workdir: Path, model: LBDT, word_vector_size: int, transformer: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Random variables; in a new run with the weights of the pretrained transformer and of config.initial_weights."""
+    """Random variables; in a new run with the weights of the pretrained transformer and of config.initial_weights.
+
+    They are float32; float64 with config.model.dtype "float64", so that nothing of a step is rounded to float32.
+    """
     variables = initial_variables(model, config, word_vector_size)
-    if has_checkpoint(workdir):  # it will replace them all
-        return variables
-    if transformer:
+    is_new = not has_checkpoint(workdir)  # else it will replace them all
+    if is_new and transformer:
         variables = with_transformer(variables, transformer)
-    if config.initial_weights:
+    if is_new and config.initial_weights:
         variables = load_initial_weights(variables, config.initial_weights)
-    return variables
+    dtype = jnp.promote_types(config.model.dtype, jnp.float32)
+    return jax.tree.map(lambda array: jnp.asarray(array, dtype), variables)
 
 
 def print_summary(config: ConfigDict, mesh: Mesh, state: TrainState, total_steps: int) -> None:
