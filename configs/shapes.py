@@ -2,7 +2,7 @@
 
     python -m lbdt_jax.main --config=configs/shapes.py                  shapes.py:adamw for the published optimizer
 
-Cost: 6.5 minutes on two quiet CPU cores of an Intel Xeon with AMX, below nine on two of Zen 4 (3,914 steps instead of
+Cost: 6:27 and 8:42 on two quiet CPU cores of an Intel Xeon with AMX, below nine on two of Zen 4 (3,914 steps instead of
 the present 3,399 took 8:31) and ten on a busy host, with the generation of the data and the evaluation.
 Result: mean IoU .872, .875, .876, .869 and .878 in protocol "paper", .835, .835, .837, .831 and .841 in "standard"
 (seeds 3407, 1, 2, 4 and 5, Zen 4). The Xeon sums in another order: .865, .880, .870, .880 and .877, "standard" .830,
