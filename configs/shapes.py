@@ -2,8 +2,9 @@
 
     python -m lbdt_jax.main --config=configs/shapes.py                  shapes.py:adamw for the published optimizer
 
-Cost: 6:27 and 8:42 on two quiet CPU cores of an Intel Xeon with AMX, below nine on two of Zen 4 (3,914 steps instead of
-the present 3,399 took 8:31) and ten on a busy host, with the generation of the data and the evaluation.
+Cost, with the generation of the data and the evaluation: 6:27 on two CPU cores of an Intel Xeon with AMX at 10.5
+steps/s, 8:42 and 9:10 on the same ones at 7.7; below nine minutes on two quiet cores of Zen 4 (3,914 steps instead of
+the present 3,399 took 8:31), 9:28 to 10:10 on a busy host.
 Result: mean IoU .872, .875, .876, .869 and .878 in protocol "paper", .835, .835, .837, .831 and .841 in "standard"
 (seeds 3407, 1, 2, 4 and 5, Zen 4). The Xeon sums in another order: .865, .880, .870, .880 and .877, "standard" .830,
 .842, .829, .841 and .840. With AdamW, in a little more time, .841, .847, .851, .848 and .832, "standard" .812, .817,
