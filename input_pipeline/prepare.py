@@ -137,8 +137,7 @@ def prepare_for(config: ConfigDict, datasets: Sequence[str] = ()) -> None:
       UserError: as `prepare`. Raw data that are missing are reported before any records are made.
     """
     datasets = datasets or all_datasets(config)
-    for name in datasets:
-        _check_raw_data(name, config)
+    check_raw_data(config, datasets)
     trained = training_datasets(config)
     with_no_target = [name for name in trained if name in READERS and _has_no_target_option(name)]
     for name in datasets:
@@ -151,12 +150,13 @@ def prepare_for(config: ConfigDict, datasets: Sequence[str] = ()) -> None:
         prepare(name, raw, config.data_dir, interval, no_target_sentences=no_target_sentences)
 
 
-def _check_raw_data(dataset: str, config: ConfigDict) -> None:
-    """Raises UserError if a dataset is unknown, or neither its records nor its raw folder exist."""
-    _check_name(dataset)
-    raw = Path((dataset == config.dataset and config.raw) or Path(config.data_dir) / "raw" / dataset)
-    if not (records_exist(config.data_dir, dataset) or raw.exists() or dataset == "moving_shapes"):
-        READERS[dataset](raw).inventory()  # its message says what to download
+def check_raw_data(config: ConfigDict, datasets: Sequence[str] = ()) -> None:
+    """Raises UserError if a dataset of `prepare_for` is unknown, or neither its records nor its raw folder exist."""
+    for dataset in datasets or all_datasets(config):
+        _check_name(dataset)
+        raw = Path((dataset == config.dataset and config.raw) or Path(config.data_dir) / "raw" / dataset)
+        if not (records_exist(config.data_dir, dataset) or raw.exists() or dataset == "moving_shapes"):
+            READERS[dataset](raw).inventory()  # its message says what to download
 
 
 def _check_name(dataset: str) -> None:

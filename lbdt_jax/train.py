@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from input_pipeline.batch import MODEL_FIELDS, Batch
 from input_pipeline.epochs import describe_epoch, steps_per_epoch
 from input_pipeline.errors import UserError
 from input_pipeline.pipeline import training_batches, vocabulary
-from input_pipeline.prepare import prepare_for
+from input_pipeline.prepare import check_raw_data, prepare_for
 from input_pipeline.text.encoders import SentenceEncoder
+from input_pipeline.text.word_vectors import check_word_vectors
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
 from lbdt_jax.checkpoint_folder import has_checkpoint
 from lbdt_jax.config import INT32_MAX, check_config
-from lbdt_jax.convert.initial import load_initial_weights
+from lbdt_jax.convert.initial import find_initial_weights, load_initial_weights
 from lbdt_jax.evaluate import check_evaluation_data, with_precomputed_features
 from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.models.lbdt import LBDT
@@ -188,6 +190,7 @@ class Run(NamedTuple):
 def set_up(config: ConfigDict, workdir: Path) -> tuple[Run, TrainState]:
     """Checks configuration, data and devices, and prepares the records. Returns the initial state, too."""
     check_config(config)
+    initial_weights = find_files(config, workdir)
     run_sequentially(lambda: prepare_for(config))
     epoch_steps = steps_per_epoch(config)
     print("".join(f"{line}\n" for line in describe_epoch(config)), end="")
@@ -201,12 +204,43 @@ def set_up(config: ConfigDict, workdir: Path) -> tuple[Run, TrainState]:
     check_batch_size(config, mesh)
     model, optimizer = make_model(config), make_optimizer(config, epoch_steps)
     learning_rate = learning_rate_schedule(config, epoch_steps)
-    variables = starting_variables(config, workdir, model, sentence_encoder.size, transformer)
+    variables = starting_variables(config, workdir, model, sentence_encoder, transformer, initial_weights)
     state = initial_state(variables, optimizer, is_frozen(config), ema=bool(config.ema_decay))
     state = replicate(state, mesh)
     print_summary(config, mesh, state, steps)
     run = Run(config, epoch_steps, steps, mesh, model, optimizer, learning_rate, sentence_encoder, unknown_words)
     return run, state
+
+
+def find_files(config: ConfigDict, workdir: Path) -> Path | None:
+    """Looks for the files that a training reads, before the records are made, which may take hours.
+
+    Returns:
+      Where the initial weights of a new run are; None if it starts from random ones, or resumes.
+
+    Raises:
+      UserError: raw data, word vectors or initial weights are missing. The message names all that are.
+    """
+    initial_weights, errors = None, list[str]()
+
+    @contextlib.contextmanager
+    def noting_errors() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            errors.append(str(error))
+
+    with noting_errors():
+        check_raw_data(config)
+    with noting_errors():
+        if config.text_encoder == "glove_lstm":
+            check_word_vectors(config.word_vectors)
+    with noting_errors():
+        if config.initial_weights and not has_checkpoint(workdir):
+            initial_weights = find_initial_weights(config.initial_weights, config.model)
+    if errors:
+        raise UserError("\n".join(errors))
+    return initial_weights
 
 
 def count_steps(config: ConfigDict, epoch_steps: int) -> int:
@@ -255,18 +289,23 @@ def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def starting_variables(
-    config: ConfigDict, workdir: Path, model: LBDT, word_vector_size: int, transformer: dict[str, Any] | None
+    config: ConfigDict,
+    workdir: Path,
+    model: LBDT,
+    sentence_encoder: SentenceEncoder,
+    transformer: dict[str, Any] | None,
+    initial_weights: Path | None,
 ) -> dict[str, Any]:
-    """Random variables; in a new run with the weights of the pretrained transformer and of config.initial_weights.
+    """Random variables; in a new run with the weights of the pretrained transformer and the initial weights.
 
     They are float32; float64 with config.model.dtype "float64", so that nothing of a step is rounded to float32.
     """
-    variables = initial_variables(model, config, word_vector_size)
+    variables = initial_variables(model, config, sentence_encoder.size)
     is_new = not has_checkpoint(workdir)  # else it will replace them all
     if is_new and transformer:
         variables = with_transformer(variables, transformer)
-    if is_new and config.initial_weights:
-        variables = load_initial_weights(variables, config.initial_weights)
+    if initial_weights:
+        variables = load_initial_weights(variables, initial_weights, config, sentence_encoder)
     dtype = jnp.promote_types(config.model.dtype, jnp.float32)
     return jax.tree.map(lambda array: jnp.asarray(array, dtype), variables)
 

@@ -113,6 +113,7 @@ def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
     Raises:
       UserError: the source is missing or malformed, or contains no word of the vocabulary.
     """
+    check_word_vectors(source)
     vocabulary = set(vocabulary) - {""}
     if source.startswith(_RANDOM):
         vectors = _random_vectors(source, vocabulary)
@@ -126,6 +127,25 @@ def load_word_vectors(source: str, vocabulary: Iterable[str]) -> WordVectors:
         )
     words = tuple(sorted(vectors))
     return WordVectors(words, np.stack([vectors[word] for word in words]).astype(np.float32), source)
+
+
+def check_word_vectors(source: str) -> None:
+    """Raises UserError, which says what to download, if a source as for `load_word_vectors` is missing."""
+    if source.startswith(_RANDOM):
+        size = source.removeprefix(_RANDOM)
+        if not (size.isascii() and size.isdecimal() and len(size) <= 5 and 1 <= int(size) <= MAX_SIZE):
+            raise UserError(
+                f'word_vectors "{source}": append the size of the vectors, 1 to {MAX_SIZE}, to "random:", as in '
+                '"random:50".'
+            )
+    elif source == PACKAGE:
+        if importlib.util.find_spec(PACKAGE) is None or importlib.util.find_spec("pyarrow") is None:
+            raise UserError(f'word_vectors "{PACKAGE}": the package or pyarrow is not installed. {_OTHER_CHOICES}')
+    elif not Path(source).exists():
+        raise UserError(
+            f"{source}: no such file of word vectors. The published system uses GloVe: download "
+            f"https://nlp.stanford.edu/data/glove.840B.300d.zip, unpack it and use its path. {_OTHER_CHOICES}"
+        )
 
 
 def extend(trained: WordVectors, source: str, vocabulary: Iterable[str]) -> WordVectors:
@@ -199,24 +219,18 @@ def _warn_unchecked(trained_source: str, source: str) -> None:
 
 
 def _random_vectors(source: str, vocabulary: set[str]) -> dict[str, np.ndarray]:
-    size = source.removeprefix(_RANDOM)
-    if not (size.isascii() and size.isdecimal() and len(size) <= 5 and 1 <= int(size) <= MAX_SIZE):
-        raise UserError(
-            f'word_vectors "{source}": append the size of the vectors, 1 to {MAX_SIZE}, to "random:", as in '
-            '"random:50".'
-        )
+    size = int(source.removeprefix(_RANDOM))
 
     def draw(word: str) -> np.ndarray:
         digest = hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
-        return np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(int(size))
+        return np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(size)
 
     return {word: draw(word) for word in vocabulary}
 
 
 def _read_package(vocabulary: set[str]) -> dict[str, np.ndarray]:
     package = importlib.util.find_spec(PACKAGE)
-    if package is None or package.origin is None or importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f'word_vectors "{PACKAGE}": the package or pyarrow is not installed. {_OTHER_CHOICES}')
+    assert package is not None and package.origin is not None  # see check_word_vectors
     import pyarrow.parquet  # only this source needs it
 
     folder = Path(package.origin).parent / "data"
@@ -236,11 +250,6 @@ def _read_glove(path: Path, vocabulary: set[str]) -> dict[str, np.ndarray]:
     are not UTF-8. Of duplicate words the last one counts, as in torchtext, with which the released weights were
     trained.
     """
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such file of word vectors. The published system uses GloVe: download "
-            f"https://nlp.stanford.edu/data/glove.840B.300d.zip, unpack it and use its path. {_OTHER_CHOICES}"
-        )
     word_by_bytes = {word.encode("utf-8", "surrogatepass"): word for word in vocabulary}
     vectors = {}
     size = None  # of a vector, from the first line that has one

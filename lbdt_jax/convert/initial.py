@@ -11,27 +11,32 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_limited
-from lbdt_jax.checkpoint import load_checkpoint
+from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
+from input_pipeline.text.word_vectors import WordVectors, check_same_vectors, load_word_vectors
+from lbdt_jax.checkpoint import Checkpoint, load_checkpoint
 from lbdt_jax.checkpoint_folder import resolve_best
 from lbdt_jax.checkpoint_shared import is_shared
-from lbdt_jax.convert.files import first_ten, read_safetensors, read_torch
+from lbdt_jax.convert.files import first_ten, import_torch, read_safetensors, read_torch
 from lbdt_jax.convert.names import COUNTER, Entry, architecture, check, convnext, from_torch, resnet
 from lbdt_jax.hub import locate_checkpoint
 
-#: torchvision's ImageNet weights, IMAGENET1K_V1, by the ResNet's depth or the number of res4 blocks and the channels of
-#: the ConvNeXt's res2 (https://pytorch.org/vision/stable/models.html).
+#: torchvision's ImageNet weights, IMAGENET1K_V1, of image encoders of the published width
+#: (https://pytorch.org/vision/stable/models.html).
 DOWNLOADS = {
-    18: "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-    34: "https://download.pytorch.org/models/resnet34-b627a593.pth",
-    50: "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-    101: "https://download.pytorch.org/models/resnet101-63fe2227.pth",
-    (9, 96): "https://download.pytorch.org/models/convnext_tiny-983f1562.pth",
-    (27, 96): "https://download.pytorch.org/models/convnext_small-0c510722.pth",
-    (27, 128): "https://download.pytorch.org/models/convnext_base-6075fbad.pth",
+    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
+    "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    "convnext_tiny": "https://download.pytorch.org/models/convnext_tiny-983f1562.pth",
+    "convnext_small": "https://download.pytorch.org/models/convnext_small-0c510722.pth",
+    "convnext_base": "https://download.pytorch.org/models/convnext_base-6075fbad.pth",
 }
+#: Fields of config.model that change what a network computes, and none of its arrays.
+FIELDS_WITHOUT_ARRAYS = ("attention_heads", "frame_difference")
 #: Of a config.json; that of microsoft/resnet-50 has 70 kB.
 MAX_JSON_BYTES = 8 * 2**20
 #: Arrays of the classifier and the normalization before it, which LBDT doesn't use, in torchvision's ResNet and
@@ -58,24 +63,50 @@ CONVNEXT_PARTS = {
 }
 
 
-def load_initial_weights(variables: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+def find_initial_weights(source: str | Path, model: ConfigDict) -> Path:
+    """Where the weights are that `load_initial_weights` can load.
+
+    Args:
+      source: a path, or OWNER/NAME, a repository of the Hugging Face Hub.
+      model: config.model; the message says what to download for it.
+
+    Raises:
+      UserError: there are none, or PyTorch, which reads such a file, is not installed.
+    """
+    path = resolve_best(locate_checkpoint(source, any_model=True))
+    if not path.exists():
+        raise UserError(_missing_message(path, model))
+    if path.is_file() and path.suffix != ".safetensors":
+        import_torch()
+    return path
+
+
+def load_initial_weights(
+    variables: Mapping[str, Any], path: Path, config: ConfigDict, sentence_encoder: SentenceEncoder
+) -> dict[str, Any]:
     """Replaces a model's random weights by those of a file or folder.
 
     Args:
       variables: {"params", "batch_stats"} of a model of any size.
       path: an image encoder like the model's, from which both streams start (LBDT paper, section 4.1; everything else
         keeps its random weights), see `load_image_encoder`. Or a complete LBDT: a released .ckpt, or a folder with a
-        checkpoint of this code. Instead of a folder also OWNER/NAME, a repository of the Hugging Face Hub.
+        checkpoint of this code.
+      config: of the new training.
+      sentence_encoder: of the new training.
 
     Raises:
-      UserError: the file is missing, broken or of another model; all arrays that do not fit are listed.
+      UserError: the file is broken or of another model; all arrays that do not fit are listed. Or a checkpoint was
+        trained with other word vectors, another tokenizer or another setting that the arrays don't show.
       CheckpointError: the folder holds no valid checkpoint.
     """
-    path = resolve_best(locate_checkpoint(path, any_model=True))
-    if not path.exists():
-        raise UserError(_missing_message(path, variables))
     if path.is_dir() and (is_shared(path) or not (path / "model.safetensors").is_file()):
-        return _check_same_model(load_checkpoint(path).variables, variables, path)
+        checkpoint = load_checkpoint(path)
+        loaded = _check_same_model(checkpoint.variables, variables, path)
+        try:
+            _check_same_inputs(checkpoint, config, sentence_encoder)
+        except UserError as error:
+            raise UserError(f"config.initial_weights, {path}: {error}") from error
+        return loaded
     try:
         state = load_image_encoder(path) if path.is_dir() or path.suffix == ".safetensors" else read_torch(path)
         if STEM_OF_RESNET in state or STEM_OF_CONVNEXT in state:
@@ -132,28 +163,24 @@ def _check_settings(path: Path) -> None:
         )
 
 
-def _missing_message(path: Path, variables: Mapping[str, Any]) -> str:
+def _missing_message(path: Path, model: ConfigDict) -> str:
     """The message for a missing file or folder, with where to get it."""
-    stream = variables["params"]["spatial_stream"]
-    size = (
-        (len(_blocks(stream["res4"])), len(stream["stem_norm"]["bias"]))
-        if _is_convnext(stream)
-        else architecture(variables)[0]
-    )
-    if not path.suffix or size not in DOWNLOADS:
+    is_resnet = model.encoder == "resnet"
+    encoder = f"resnet{model.resnet_depth}" if is_resnet else model.encoder
+    if not path.suffix or model.stream_width != 64 or encoder not in DOWNLOADS:
         return (
             f"config.initial_weights: there is no {path}. Train that model first, or name the folder of another one "
             "with --config.initial_weights=DIR."
         )
-    advice = "Download" if _is_convnext(stream) else "For the published recipe download"
+    advice = "For the published recipe download" if is_resnet else "Download"
     return (
-        f"config.initial_weights: there is no {path}. {advice} {DOWNLOADS[size]} and save it as {path}; or start from "
-        "random weights with --config.initial_weights=''."
+        f"config.initial_weights: there is no {path}. {advice} {DOWNLOADS[encoder]} and save it as {path}; or start "
+        "from random weights with --config.initial_weights=''."
     )
 
 
-def _blocks(stage: Mapping[str, Any]) -> list[str]:
-    return [name for name in stage if name.startswith("blocks_")]
+def _count_blocks(stage: Mapping[str, Any]) -> int:
+    return sum(name.startswith("blocks_") for name in stage)
 
 
 def _is_convnext(stream: Mapping[str, Any]) -> bool:
@@ -205,7 +232,7 @@ def _stream_rows(stream: str, variables: Mapping[str, Any], convnext_given: bool
         found, needed = ("ConvNeXt", "ResNet") if convnext_given else ("ResNet", "ConvNeXt")
         raise UserError(f"this is a {found}, but config.model.encoder is a {needed}.")
     if convnext_given:
-        return list(convnext(stream, [len(_blocks(params[stage])) for stage in ("res2", "res3", "res4", "res5")]))
+        return list(convnext(stream, [_count_blocks(params[stage]) for stage in ("res2", "res3", "res4", "res5")]))
     depth, _ = architecture(variables)
     if depth is None:
         raise UserError("only LBDT with a ResNet of depth 18, 34, 50 or 101 can start from a ResNet's weights.")
@@ -227,3 +254,19 @@ def _check_same_model(loaded: Mapping[str, Any], variables: Mapping[str, Any], p
             "\n".join([f"config.initial_weights: {path} holds another model than config.model.", *first_ten(wrong)])
         )
     return jax.tree.map(np.asarray, dict(loaded))
+
+
+def _check_same_inputs(checkpoint: Checkpoint, config: ConfigDict, sentence_encoder: SentenceEncoder) -> None:
+    """Raises UserError if a network would read other words than its checkpoint, or compute something else from them."""
+    trained = checkpoint.sentence_encoder
+    if isinstance(trained, WordVectors) and isinstance(sentence_encoder, WordVectors):
+        if trained.words and not set(trained.words) & set(sentence_encoder.words):
+            sentence_encoder = load_word_vectors(config.word_vectors, trained.words)
+        check_same_vectors(trained, sentence_encoder)
+    elif isinstance(trained, TransformerTokenizer) and isinstance(sentence_encoder, TransformerTokenizer):
+        if trained.text != sentence_encoder.text:
+            raise UserError(f"it was trained with another tokenizer than that of {config.text_encoder}.")
+    for field in FIELDS_WITHOUT_ARRAYS:
+        trained_value, value = checkpoint.config.model[field], config.model[field]
+        if trained_value != value:
+            raise UserError(f"it was trained with config.model.{field}={trained_value}, not {value}.")

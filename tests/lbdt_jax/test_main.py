@@ -33,6 +33,7 @@ from paths import ROOT
 from PIL import Image
 from tiny import tiny_config
 
+from configs import a2d
 from input_pipeline.batch import Batch, random_batch
 from input_pipeline.errors import UserError
 from input_pipeline.moving_shapes.raw_layout import write_raw
@@ -454,7 +455,7 @@ def test_an_unknown_split_raises(config: ConfigDict, workdir: Path) -> None:
         ("evaluation_split", "tset", "no split 'tset'.*test"),  # needed by the evaluation only
         ("evaluation_frames", 0, "evaluation_frames is 0"),
         ("word_vectors", "no/such/file.txt", "no/such/file.txt"),
-        ("initial_weights", "no/such.pth", "resnet18-f37072fd.pth and save it as no/such.pth"),
+        ("initial_weights", "no/such.pth", "there is no no/such.pth"),
     ],
 )
 def test_an_invalid_configuration_raises(config, field, value, message, tmp_path: Path) -> None:
@@ -463,6 +464,12 @@ def test_an_invalid_configuration_raises(config, field, value, message, tmp_path
     with pytest.raises(UserError, match=message):
         train(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_all_missing_files_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"(?s)kgavrilyuk\.github\.io.*glove\.840B.*resnet50-0676ba61\.pth"):
+        train(a2d.get_config(), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -21,16 +22,19 @@ from absl.testing import flagsaver
 from clips import SENTENCES, numbered_frame, tiny_checkpoint
 from flax.traverse_util import flatten_dict
 from huggingface_hub import errors
+from ml_collections import ConfigDict
 from model_folders import edit_arrays, edit_json
 from paths import GOLDEN
+from tiny import tiny_config
 
 import lbdt_jax
 from input_pipeline.errors import UserError
+from input_pipeline.text.word_vectors import WordVectors, load_word_vectors
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_unused, save_weights
 from lbdt_jax.checkpoint_folder import find_checkpoint
 from lbdt_jax.checksums import write_checksums
 from lbdt_jax.convert.__main__ import main
-from lbdt_jax.convert.initial import load_initial_weights
+from lbdt_jax.convert.initial import find_initial_weights, load_initial_weights
 from lbdt_jax.convert.sharing import write_shared
 from lbdt_jax.hub import locate_checkpoint
 
@@ -336,11 +340,25 @@ def test_a_repository_is_read_where_a_folder_is(hub: FakeHub, run: Path, tmp_pat
     assert not list((hub.folder / "cache").rglob("modeling.py"))
     convert("jane/shapes", tmp_path / "ours")
     assert load_checkpoint(tmp_path / "ours").step == STEP
-    variables = load_initial_weights(tiny_checkpoint().variables, "jane/shapes")
-    assert (
-        variables["params"]["head"]["project"]["bias"]
-        == tiny_checkpoint().variables["params"]["head"]["project"]["bias"]
-    )
+    assert find_initial_weights("jane/shapes", tiny_config().model) == locate_checkpoint("jane/shapes")
+
+
+def test_initial_weights_are_of_a_model_that_reads_the_same(shared: Path) -> None:
+    checkpoint, config, words = load_checkpoint(shared), tiny_config(), load_word_vectors("random:6", ["the", "fox"])
+
+    def initialize(config: ConfigDict, words: WordVectors) -> Any:
+        return load_initial_weights(checkpoint.variables, shared, config, words)
+
+    for same in (words, load_word_vectors("random:6", ["fox"])):  # of which the checkpoint knows one word or none
+        np.testing.assert_array_equal(
+            initialize(config, same)["params"]["head"]["project"]["bias"],
+            checkpoint.variables["params"]["head"]["project"]["bias"],
+        )
+    with pytest.raises(UserError, match="initial_weights, .*: The model was trained with other word vectors"):
+        initialize(config, dataclasses.replace(words, vectors=-words.vectors))
+    config.model.attention_heads = 4
+    with pytest.raises(UserError, match=r"it was trained with config\.model\.attention_heads=2, not 4"):
+        initialize(config, words)
 
 
 def test_of_another_model_no_weights_are_fetched(hub: FakeHub) -> None:

@@ -57,7 +57,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
     config.update(image_size=(160, 160), epochs=1.0, log_every_steps=20, picture_every_steps=1000)
     batch = random_batch(8, (160, 160)) | {"name": np.array(["a sample"] * 8, object)}
     word_vectors = load_word_vectors("random:6", ["red"])
-    for name in ("prepare_for", "check_evaluation_data"):
+    for name in ("find_files", "prepare_for", "check_evaluation_data"):
         monkeypatch.setattr(train_module, name, lambda *arguments: None)
     monkeypatch.setattr(train_module, "steps_per_epoch", lambda config: STEPS)
     monkeypatch.setattr(train_module, "open_sentence_encoder", lambda config: (config, word_vectors, None, []))

@@ -32,12 +32,13 @@ from published import encode_and_segment, published_inputs, torch_state
 from safetensors.numpy import save_file
 from tiny import tiny_config, tiny_state, tiny_variables
 
+from configs import base
 from input_pipeline.errors import UserError
 from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_unused, save_weights
 from lbdt_jax.convert.__main__ import main
 from lbdt_jax.convert.files import read_torch
-from lbdt_jax.convert.initial import CLASSIFIER, load_image_encoder, load_initial_weights
+from lbdt_jax.convert.initial import CLASSIFIER, find_initial_weights, load_image_encoder, load_initial_weights
 from lbdt_jax.convert.names import from_torch, resnet, shapes
 from lbdt_jax.parallel import make_mesh, replicate
 from lbdt_jax.step import make_model
@@ -88,6 +89,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not stderr.getvalue()
     (folder / "back.ckpt.txt").write_text(stdout.getvalue())
     return folder
+
+
+def initialize(variables: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`load_initial_weights` for a training with the published settings and vectors of 300 numbers."""
+    return load_initial_weights(variables, path, base.get_config(), WordVectors((), np.zeros((0, 300), np.float32)))
 
 
 def assert_same_file(first: Path, second: Path) -> None:
@@ -478,10 +484,10 @@ def assert_both_streams_hold(variables: dict[str, Any], state: dict[str, np.ndar
 def test_imagenet_weights_fill_both_streams(depth: int, tmp_path: Path) -> None:
     state = imagenet(depth)
     torch.save(tensors(state), tmp_path / "resnet.pth")
-    assert_both_streams_hold(load_initial_weights(constant_variables(depth), tmp_path / "resnet.pth"), state, depth)
+    assert_both_streams_hold(initialize(constant_variables(depth), tmp_path / "resnet.pth"), state, depth)
     repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False)
     for path in (repository, repository / "model.safetensors"):
-        assert_both_streams_hold(load_initial_weights(constant_variables(depth), path), state, depth)
+        assert_both_streams_hold(initialize(constant_variables(depth), path), state, depth)
     assert load_image_encoder(repository).keys() == state.keys() - set(CLASSIFIER)
 
 
@@ -495,21 +501,21 @@ def test_names_are_those_of_microsoft_resnet_50() -> None:
 def test_a_stride_in_the_first_convolution_is_rejected(variables, tmp_path: Path) -> None:
     repository = save_repository(tmp_path / "v1", imagenet(50), downsample_in_bottleneck=True)
     with pytest.raises(UserError, match="downsample_in_bottleneck is true"):
-        load_initial_weights(variables, repository)
+        initialize(variables, repository)
 
 
 def test_another_resnet_is_rejected_with_all_names(variables, tmp_path: Path) -> None:
     torch.save(tensors(imagenet(101)), tmp_path / "deeper.pth")
     with pytest.raises(UserError, match=r"deeper.pth: (?s:.*)unexpected: \['layer3\.10\.bn1\.bias'"):
-        load_initial_weights(variables, tmp_path / "deeper.pth")
+        initialize(variables, tmp_path / "deeper.pth")
     state = imagenet(50)
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][:1]
     save_repository(tmp_path / "narrow", state)
     with pytest.raises(UserError, match=r"layer1.0.conv1.weight: expected \(64, 64, 1, 1\), found \(1, 64, 1, 1\)"):
-        load_initial_weights(variables, tmp_path / "narrow")
+        initialize(variables, tmp_path / "narrow")
     (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="broken.safetensors is broken"):
-        load_initial_weights(variables, tmp_path / "broken.safetensors")
+        initialize(variables, tmp_path / "broken.safetensors")
 
 
 def impossible(header: Any, data: bytes = b"1234", size: int | None = None) -> bytes:
@@ -553,22 +559,24 @@ def test_a_broken_config_of_a_resnet(content: Any, tmp_path: Path) -> None:
         load_image_encoder(tmp_path)
 
 
-def test_the_message_for_a_missing_file_says_what_to_download(variables) -> None:
+def test_the_message_for_a_missing_file_says_what_to_download() -> None:
     with pytest.raises(
         UserError, match=r"resnet50-0676ba61\.pth and save it as data/r\.pth.*--config\.initial_weights="
     ):
-        load_initial_weights(variables, "data/r.pth")
+        find_initial_weights("data/r.pth", base.get_config().model)
+    with pytest.raises(UserError, match=r"there is no data/r\.pth\. Train that model first"):
+        find_initial_weights("data/r.pth", tiny_config().model)
 
 
 def test_initial_weights_from_a_complete_lbdt(folder: Path, variables) -> None:
     expected = flatten_dict(from_torch(torch_state("lbdt1_r50")))
     for source in ("published.ckpt", "ours"):
-        actual = flatten_dict(load_initial_weights(variables, folder / source))
+        actual = flatten_dict(initialize(variables, folder / source))
         assert actual.keys() == expected.keys()
         assert all(np.array_equal(actual[path], expected[path]) for path in actual)
     del variables["params"]["duplex_transfer5"]
     with pytest.raises(UserError, match="params/duplex_transfer5/.*: expected nothing, found"):
-        load_initial_weights(variables, folder / "ours")
+        initialize(variables, folder / "ours")
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tiny import WORD_VECTOR_SIZE, tiny_batch, tiny_config
 
 from input_pipeline.batch import MODEL_FIELDS
 from input_pipeline.errors import UserError
+from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.convert.initial import load_image_encoder, load_initial_weights
 from lbdt_jax.models.convnext import CONVNEXTS, ConvNeXt
 from lbdt_jax.optimizer import make_optimizer
@@ -30,6 +31,7 @@ WIDTH = 8  # an eighth of the published channels
 DEPTHS = (1, 1, 2, 1)  # of "convnext_tiny" in these tests, for which more would prove no more
 SIZES = {"hidden_sizes": [12, 24, 48, 96], "depths": [*DEPTHS]}
 PUBLISHED = dict(CONVNEXTS)
+WORDS = WordVectors((), np.zeros((0, WORD_VECTOR_SIZE), np.float32))
 SOURCES = {
     "convnext": (transformers.ConvNextConfig, transformers.ConvNextForImageClassification),
     "dinov3_convnext": (transformers.DINOv3ConvNextConfig, transformers.DINOv3ConvNextModel),
@@ -81,14 +83,16 @@ def features(module: ConvNeXt, x: jax.Array) -> tuple[jax.Array, ...]:
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_stage_equals_the_reference(kind: str, variables: dict[str, Any], tmp_path: Path, float64: None) -> None:
+def test_every_stage_equals_the_reference(
+    kind: str, convnext_config: Any, variables: dict[str, Any], tmp_path: Path, float64: None
+) -> None:
     network = random_network(kind)
     repository = save_repository(tmp_path / kind, network, kind)
     torch.save(
         {name: torch.tensor(array) for name, array in load_image_encoder(repository).items()}, tmp_path / "a.pth"
     )
-    loaded = load_initial_weights(variables, repository)
-    from_torchvision = load_initial_weights(variables, tmp_path / "a.pth")
+    loaded = load_initial_weights(variables, repository, convnext_config, WORDS)
+    from_torchvision = load_initial_weights(variables, tmp_path / "a.pth", convnext_config, WORDS)
     jax.tree.map(np.testing.assert_array_equal, loaded, from_torchvision)
     for size in ((64, 96), (96, 64)):
         x = np.random.default_rng(0).standard_normal((2, *size, 3))
@@ -136,19 +140,17 @@ def test_a_network_with_convnexts_learns(convnext_config: Any, variables: dict[s
     assert not still
 
 
-def test_what_does_not_fit_is_told(variables: dict[str, Any], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_told(convnext_config: Any, variables: dict[str, Any], tmp_path: Path) -> None:
     network = random_network("convnext")
     repository = save_repository(tmp_path / "relu", network, "convnext", hidden_act="relu")
     with pytest.raises(UserError, match="hidden_act is 'relu'"):
-        load_initial_weights(variables, repository)
+        load_initial_weights(variables, repository, convnext_config, WORDS)
     resnet = initial_variables(make_model(tiny_config()), tiny_config(), WORD_VECTOR_SIZE)
     repository = save_repository(tmp_path / "good", network, "convnext")
     with pytest.raises(UserError, match="this is a ConvNeXt, but config.model.encoder is a ResNet"):
-        load_initial_weights(resnet, repository)
+        load_initial_weights(resnet, repository, convnext_config, WORDS)
     state = dict(network.state_dict())
     del state["convnext.encoder.stages.2.layers.1.layer_scale_parameter"]
     save_file(state, repository / "model.safetensors")
     with pytest.raises(UserError, match=r"missing: \['features\.5\.1\.layer_scale'\]"):
-        load_initial_weights(variables, repository)
-    with pytest.raises(UserError, match=r"there is no data/c\.pth\. Train that model first"):
-        load_initial_weights(variables, "data/c.pth")
+        load_initial_weights(variables, repository, convnext_config, WORDS)
