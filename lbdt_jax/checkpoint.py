@@ -305,8 +305,11 @@ def save_weights(
     sentence_encoder: SentenceEncoder,
     unused: dict[str, np.ndarray],
     step: int = 0,
+    weights: str = "trained",
 ) -> None:
     """Saves weights as WORKDIR/checkpoints/STEP, together with `unused` arrays that only `load_unused` returns.
+
+    `weights` says which ones they are, see `Checkpoint.weights`.
 
     Raises:
       OSError: the files can't be written.
@@ -320,7 +323,7 @@ def save_weights(
     folder.parent.mkdir(parents=True, exist_ok=True)  # if orbax can't make it, the process never ends
     try:
         with context:
-            ocp.save_checkpointables(folder, arrays, custom_metadata=_metadata(config, sentence_encoder))
+            ocp.save_checkpointables(folder, arrays, custom_metadata=_metadata(config, sentence_encoder, weights))
     except Exception as error:  # orbax passes on whatever its storage layers raise
         raise OSError(_root_cause(error)) from error
     write_checksums(folder)
@@ -384,7 +387,10 @@ def load_checkpoint(path: str | Path, weights: str = "") -> Checkpoint:
         for name, shape in shapes(part).items():
             if expected.get(name) != shape:
                 raise CheckpointError(misfit_message(folder, name, shape, expected.get(name)))
-    weights = _choose_weights(folder, weights, config, "ema" in variables)
+    held = ("trained", "ema") if "ema" in variables else (metadata.get("weights", "trained"),)
+    if any(name not in ("trained", "ema") for name in held):
+        raise CheckpointError(broken_message(folder, "Its json doesn't say which weights it holds."))
+    weights = _choose_weights(folder, weights, config, held)
     if weights == "trained":
         variables.pop("ema", None)
     loaded = _load(folder, stored, _on_first_device(variables))
@@ -397,22 +403,28 @@ def load_checkpoint(path: str | Path, weights: str = "") -> Checkpoint:
 def _load_shared(folder: Path, requested: str) -> Checkpoint:
     """`load_checkpoint` of a folder to share."""
     shared = load_shared(folder)
-    if requested not in ("", shared.weights):
-        held = "the moving average of the weights" if shared.weights == "ema" else "the weights as trained"
-        raise CheckpointError(f"{folder} holds {held} alone. Leave config.evaluated_weights empty.")
+    _choose_weights(folder, requested, shared.config, (shared.weights,))
     variables = jax.device_put(shared.variables, jax.local_devices()[0])
     return Checkpoint(variables, shared.config, shared.sentence_encoder, shared.step, folder, shared.weights)
 
 
-def _choose_weights(folder: Path, requested: str, config: ConfigDict, has_ema: bool) -> str:
-    """ "trained" or "ema", see `load_checkpoint`. Raises CheckpointError if there is no average to choose."""
-    if requested == "ema" and not has_ema:
-        raise CheckpointError(
-            f"{folder} holds no moving average of the weights: it was trained without config.ema_decay. Leave "
-            "config.evaluated_weights empty."
-        )
-    # Where only weights were kept, they are those that the configuration asked for.
-    return (requested or config.evaluated_weights or "ema") if has_ema else "trained"
+def _choose_weights(folder: Path, requested: str, config: ConfigDict, held: tuple[str, ...]) -> str:
+    """ "trained" or "ema", see `load_checkpoint`; `held` are those that the folder holds, one or both.
+
+    Raises:
+      CheckpointError: it doesn't hold those that are requested.
+    """
+    if len(held) > 1:
+        return requested or config.evaluated_weights or "ema"
+    if requested in ("", *held):
+        return held[0]
+    if held == ("ema",):
+        reason = "holds the moving average of the weights alone"
+    elif config.ema_decay:
+        reason = "holds the weights as trained alone"
+    else:
+        reason = "holds no moving average of the weights: it was trained without config.ema_decay"
+    raise CheckpointError(f"{folder} {reason}. Leave config.evaluated_weights empty.")
 
 
 # -- The content of a checkpoint
@@ -427,9 +439,12 @@ def _text_arrays(sentence_encoder: SentenceEncoder) -> dict[str, dict[str, jax.A
     return {"word_vectors": {"vectors": jnp.asarray(vectors)}}
 
 
-def _metadata(config: ConfigDict, sentence_encoder: SentenceEncoder) -> dict[str, Any]:
-    """The json of a checkpoint: {"config", "words"}, and "tokenizer" of a transformer."""
-    metadata: dict[str, Any] = {"config": json.loads(config.to_json()), "words": []}
+def _metadata(config: ConfigDict, sentence_encoder: SentenceEncoder, weights: str = "trained") -> dict[str, Any]:
+    """The json of a checkpoint: {"config", "words", "weights"}, and "tokenizer" of a transformer.
+
+    "weights" are those under "variables"; beside them, a training's checkpoint may hold their moving average.
+    """
+    metadata: dict[str, Any] = {"config": json.loads(config.to_json()), "words": [], "weights": weights}
     if isinstance(sentence_encoder, TransformerTokenizer):
         metadata["tokenizer"] = sentence_encoder.text
     elif isinstance(sentence_encoder, WordVectors):

@@ -31,6 +31,12 @@ def is_step(name: str) -> bool:
     return re.fullmatch(r"0|[1-9]\d{0,8}", name, re.ASCII) is not None  # below 2**31
 
 
+def checkpoint_name(path: Path, workdir: Path) -> str:
+    """A checkpoint's name in the results of WORKDIR: "checkpoints/STEP" for one of its own, else the whole path."""
+    path, workdir = path.resolve(), workdir.resolve()
+    return str(path.relative_to(workdir) if path.is_relative_to(workdir) else path)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Deletes what is left of saves and deletions that were interrupted, also those of earlier versions."""
     for entry in folder.iterdir():

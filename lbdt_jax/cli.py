@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import re
 import reprlib
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,17 +29,13 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 Number = TypeVar("Number", int, float)
 
 
-def at_least(
-    number_type: Callable[[str], Number], minimum: Number, maximum: Number | None = None
-) -> Callable[[str], Number]:
-    """Makes an argparse type: finite numbers that are not below a minimum, nor above a maximum."""
+def in_range(number_type: Callable[[str], Number], minimum: Number, maximum: Number) -> Callable[[str], Number]:
+    """Makes an argparse type: numbers that are not below a minimum, nor above a maximum."""
 
     def parse(text: str) -> Number:
         number = number_type(text)
-        if not (number >= minimum and math.isfinite(number)):
-            raise argparse.ArgumentTypeError(f"{text} is below {minimum}, or not finite")
-        if maximum is not None and number > maximum:
-            raise argparse.ArgumentTypeError(f"{text} is above {maximum}")
+        if not minimum <= number <= maximum:  # nan is in no range
+            raise argparse.ArgumentTypeError(f"{text:.30} is not a number from {minimum:g} to {maximum:g}")
         return number
 
     parse.__name__ = getattr(number_type, "__name__", "number")  # argparse: "invalid int value"
@@ -103,6 +99,13 @@ def path_flag(text: str) -> Path:
     return Path(expand_home(text))
 
 
+def parse_flags(arguments: Sequence[str]) -> None:
+    """Parses a command line with absl. Raises flags.Error for a flag that is unknown, and for what is no flag."""
+    rest = flags.FLAGS(expand_flags(arguments))[1:]
+    if rest:
+        raise flags.Error(f"{rest[0]}: unexpected argument; only flags are accepted.")
+
+
 def expand_flags(arguments: Sequence[str]) -> list[str]:
     """Replaces the ~ of paths on a command line that absl parses, where no other value begins with it."""
     path = re.compile(r"(^(?:--?[\w.]+=)?|,)(~[^,]*)")
@@ -140,7 +143,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the number of the process, which is the same in many containers.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         yield unfinished
         if path.is_dir():  # os.replace can't replace a folder that is not empty
@@ -154,7 +158,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def _replace_folder(new: Path, path: Path) -> None:
     """Moves a file or folder to the path of a folder. If that fails, the old folder is back at its path."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = new.with_name(f"{new.name}.old")
     os.replace(path, old)
     try:
         os.replace(new, path)
@@ -180,7 +184,7 @@ def remove_unfinished(folder: Path, name: str) -> None:
       name: of the files that were being written, as a regular expression.
     """
     for path in folder.glob(".*"):
-        if re.fullmatch(rf"\.({name})\.\d+", path.name) and path.is_file():
+        if re.fullmatch(rf"\.({name})\.[0-9a-f]+", path.name) and path.is_file():
             path.unlink()
 
 

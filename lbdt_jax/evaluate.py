@@ -25,6 +25,7 @@ from input_pipeline.report import load_report
 from input_pipeline.text.encoders import SentenceEncoder, TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors, extend
 from lbdt_jax.checkpoint import Checkpoint
+from lbdt_jax.checkpoint_folder import checkpoint_name
 from lbdt_jax.cli import write_json
 from lbdt_jax.config import check_config
 from lbdt_jax.inference.explain import explain
@@ -103,7 +104,13 @@ def evaluate_split(
     if jax.process_index():
         return {}
 
-    result = {"dataset": config.dataset, "split": split, "checkpoint_step": checkpoint.step, **scores}
+    result = {
+        "dataset": config.dataset,
+        "split": split,
+        "checkpoint": checkpoint_name(checkpoint.path, workdir),
+        "checkpoint_step": checkpoint.step,
+        **scores,
+    }
     result["without_truth"] = scorer.unscored
     if checkpoint.weights != "trained":
         result["weights"] = checkpoint.weights

@@ -23,7 +23,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import exit_on_error, fail
-from lbdt_jax.cli import define_config_flag, exit_on_help, expand_flags, explain_flags
+from lbdt_jax.cli import define_config_flag, exit_on_help, explain_flags, parse_flags
 from lbdt_jax.config import check_config
 
 #: No space left on the disk, in the user's quota or under the process's file size limit. These errors name no file.
@@ -90,11 +90,9 @@ def main(arguments: list[str]) -> None:
     """Parses the command line and trains or evaluates."""
     try:
         exit_on_help(arguments, __doc__)
-        rest = flags.FLAGS(expand_flags(arguments))[1:]
+        parse_flags(arguments)
         if CONFIG.value is None:
             raise flags.Error("--config is missing. Begin with --config=configs/shapes.py.")
-        if rest:
-            raise flags.Error(f"{rest[0]}: unexpected argument; only flags are accepted.")
         # Errors of the config file are raised here, not when the flags are parsed.
         if not hasattr(CONFIG.value, "to_dict"):
             raise flags.Error("get_config() in the file of --config must return a ConfigDict, as in configs/base.py.")

@@ -41,8 +41,9 @@ from input_pipeline.datasets import training_datasets
 from input_pipeline.errors import UserError, exit_on_error, first_few, printable, say
 from input_pipeline.images import encode_mask
 from lbdt_jax.checkpoint import Checkpoint
-from lbdt_jax.cli import at_least, atomic_write, path_flag
+from lbdt_jax.cli import atomic_write, in_range, path_flag
 from lbdt_jax.config import encoder_name
+from lbdt_jax.inference.container import MAX_PIXELS
 from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmentation, Segmenter, TimedFramePair
 from lbdt_jax.inference.stopwatch import Stopwatch
@@ -109,6 +110,7 @@ def predict(
     output: Path,
     explain_frames: Iterable[int] = (),
     resume: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Segments a video and writes all the files that the module docstring lists.
 
@@ -118,12 +120,14 @@ def predict(
       output: a new or empty folder; with `resume`, that of a run with the same settings.
       explain_frames: the indices of frames whose attention is drawn.
       resume: continue after the frames that are stored.
+      max_pixels: of a frame, see `lbdt_jax.inference.clip.Clip`.
 
     Raises:
       UserError: the video or a sentence can't be used, or the folder holds something else.
     """
     output = Path(output)
-    clip, explain_frames, stopwatch = open_clip(settings.video, settings.rate), set(explain_frames), Stopwatch()
+    clip = open_clip(settings.video, settings.rate, max_pixels=max_pixels)
+    explain_frames, stopwatch = set(explain_frames), Stopwatch()
     check_frames_exist(explain_frames, clip)
     frame_pairs = stopwatch.iterate(
         "decoding", select_frame_pairs(segmenter, clip, settings.every, settings.start, settings.end)
@@ -370,17 +374,24 @@ def arguments() -> argparse.ArgumentParser:
     add("--video", required=True, type=path_flag, help="a clip, or a folder of images")
     add("--text", required=True, type=sentence, action="append", help="a sentence; may be given several times")
     add("--output", required=True, type=path_flag, help="a new folder for the results")
-    add("--every", type=at_least(int, *RANGES["every"]), default=1, help="segment every Nth frame (default: every one)")
-    add("--start", type=at_least(float, *RANGES["start"]), default=0.0, help="seconds to skip at the beginning")
-    add("--end", type=at_least(float, *RANGES["end"]), help="stop after these seconds of the video")
+    add("--every", type=in_range(int, *RANGES["every"]), default=1, help="segment every Nth frame (default: every one)")
+    add("--start", type=in_range(float, *RANGES["start"]), default=0.0, help="seconds to skip at the beginning")
+    add("--end", type=in_range(float, *RANGES["end"]), help="stop after these seconds of the video")
     add(
         "--rate",
-        type=at_least(float, *RANGES["rate"]),
+        type=in_range(float, *RANGES["rate"]),
         default=30.0,
         help="frames per second of a folder (default: 30)",
     )
     add("--word_vectors", default="", help="where to look up words that the checkpoint doesn't hold")
-    add("--explain", type=at_least(int, 0), action="append", default=[], metavar="FRAME", help="draw its attention")
+    add(
+        "--explain",
+        type=in_range(int, 0, 10**9),
+        action="append",
+        default=[],
+        metavar="FRAME",
+        help="draw its attention",
+    )
     add("--resume", action="store_true", help="continue the run that was interrupted in --output")
     return parser
 

@@ -263,6 +263,8 @@ def check_options(config: ConfigDict, steps: int) -> None:
         )
     if config.evaluated_weights == "ema" and not config.ema_decay:
         raise UserError("config.evaluated_weights is 'ema', and config.ema_decay is 0.0: there would be no average.")
+    if jax.dtypes.canonicalize_dtype(config.model.dtype) != config.model.dtype:
+        raise UserError("config.model.dtype is 'float64', in which JAX computes only if JAX_ENABLE_X64=1 is set.")
 
 
 def open_sentence_encoder(config: ConfigDict) -> tuple[ConfigDict, SentenceEncoder, dict[str, Any] | None, list[str]]:

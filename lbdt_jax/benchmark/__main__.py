@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import a2d
 from input_pipeline.errors import exit_on_error, fail
-from lbdt_jax.cli import atomic_write, define_config_flag, exit_on_help, expand_flags, explain_flags, write_json
+from lbdt_jax.cli import atomic_write, define_config_flag, exit_on_help, explain_flags, parse_flags, write_json
 from lbdt_jax.config import check_config
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:5])
@@ -99,12 +99,10 @@ def main(arguments: list[str]) -> None:
     """Parses the command line and measures or compares."""
     try:
         exit_on_help(arguments, __doc__)
-        rest = flags.FLAGS(expand_flags(arguments))[1:]
+        parse_flags(arguments)
         config = a2d.get_config() if CONFIG.value is None else CONFIG.value
         config.to_dict()  # errors of the config file are raised here, not when the flags are parsed
         check_config(config)
-        if rest:
-            raise flags.Error(f"{rest[0]}: unexpected argument; only flags are accepted.")
         batch_sizes = positive_integers("batch_sizes", BATCH_SIZES.value)
         sentences = positive_integers("sentences", SENTENCES.value)
         if COMPARE.value is not None and len(COMPARE.value) != 2:

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags, logging
 
 from input_pipeline.errors import UserError, exit_on_error, fail
-from lbdt_jax.cli import atomic_write, exit_on_help, expand_flags
+from lbdt_jax.cli import atomic_write, exit_on_help, parse_flags
 
 if TYPE_CHECKING:
     from lbdt_jax.checkpoint import Checkpoint
@@ -112,7 +112,13 @@ def _write(checkpoint: Checkpoint, unused: dict[str, np.ndarray], target: Path, 
 
     with atomic_write(target) as temporary:
         save_weights(
-            temporary, checkpoint.variables, checkpoint.config, checkpoint.sentence_encoder, unused, checkpoint.step
+            temporary,
+            checkpoint.variables,
+            checkpoint.config,
+            checkpoint.sentence_encoder,
+            unused,
+            checkpoint.step,
+            checkpoint.weights,
         )
 
 
@@ -172,7 +178,7 @@ def main(arguments: list[str]) -> None:
     """Parses the command line and converts."""
     try:
         exit_on_help(arguments, __doc__)
-        flags.FLAGS(expand_flags(arguments))
+        parse_flags(arguments)
         if not FROM.value or not TO.value:
             raise flags.Error("Both --from and --to are needed.")
     except flags.Error as error:
@@ -192,11 +198,13 @@ def main(arguments: list[str]) -> None:
         source = resolve_best(locate_checkpoint(FROM.value))
         if not source.exists():
             raise UserError(f"--from: there is no {source}.")
-        to_torch = source.is_dir() and target.suffix in SUFFIXES
-        if shared and target.suffix in SUFFIXES:
+        to_torch = target.suffix in SUFFIXES
+        if shared and to_torch:
             raise UserError(f"--to: {target} is the name of a PyTorch file; --format=safetensors writes a folder.")
         if os.path.lexists(target) and (to_torch or not target.is_dir() or any(target.iterdir())):
             raise UserError(f"--to: {target} exists already. Nothing is overwritten; choose another name.")
+        if to_torch and not source.is_dir():
+            raise UserError(f"--to: {target} would be PyTorch's file, as {source} is. Convert it to a folder.")
         from lbdt_jax.checkpoint import hide_abandoned_writes
 
         hide_abandoned_writes()

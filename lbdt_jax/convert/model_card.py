@@ -20,6 +20,7 @@ import configs
 from input_pipeline.datasets import training_datasets
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.checkpoint_checks import by_name
+from lbdt_jax.checkpoint_folder import checkpoint_name
 from lbdt_jax.cli import read_json_or_none
 from lbdt_jax.config import encoder_name
 from lbdt_jax.hub import import_hub
@@ -187,14 +188,19 @@ def _find_scores(checkpoint: Checkpoint) -> Iterator[Scores]:
     workdir, dataset = _workdir(checkpoint), checkpoint.config.dataset
     if workdir is None:
         return
+    name = checkpoint_name(checkpoint.path, workdir)
     for path in [*sorted((workdir / "evaluation").glob("*.json")), workdir / "scores.json"]:
         result = read_json_or_none(path, MAX_JSON_BYTES)
-        if isinstance(result, dict) and _is_of(result, "checkpoint_step", checkpoint):
+        # Of a WORKDIR's own checkpoints, evaluations name the folder in it; older versions named the step alone.
+        own = isinstance(result, dict) and result.get("checkpoint", name) == name
+        if own and _is_of(result, "checkpoint_step", checkpoint):
             yield from _scores(result, result.get("dataset"), result.get("split"))
     history = read_json_or_none(workdir / "validation.json", MAX_JSON_BYTES)
     for entry in history if isinstance(history, list) else ():
         if isinstance(entry, dict) and _is_of(entry, "step", checkpoint):
-            yield from _scores(entry.get("scores"), dataset, f"{entry.get('split')}, while training")
+            yield from _scores(
+                entry.get("scores"), entry.get("dataset", dataset), f"{entry.get('split')}, while training"
+            )
 
 
 def _is_of(result: Mapping[str, Any], field: str, checkpoint: Checkpoint) -> bool:

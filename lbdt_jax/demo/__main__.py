@@ -28,7 +28,7 @@ import lbdt_jax
 from input_pipeline.errors import exit_on_error, fail
 from input_pipeline.moving_shapes.raw_layout import FRAME_RATE
 from input_pipeline.moving_shapes.scenes import make_scene
-from lbdt_jax.cli import at_least
+from lbdt_jax.cli import in_range
 from lbdt_jax.demo.checks import Limits
 from lbdt_jax.hub import locate_checkpoint
 from lbdt_jax.inference.segmenter import Segmenter
@@ -109,9 +109,14 @@ def arguments() -> argparse.ArgumentParser:
         help="address to listen on; 0.0.0.0 admits other machines (default: 127.0.0.1)",
     )
     add("--port", type=port_number, default=7860, help="port to listen on (default: 7860)")
-    add("--max_seconds", type=at_least(float, 0.1), default=20.0, help="longest clip (default: 20)")
-    add("--max_megabytes", type=at_least(float, 0.001), default=50.0, help="largest file (default: 50)")
-    add("--max_minutes", type=at_least(float, 0.01), default=10.0, help="longest time to segment a clip (default: 10)")
+    add("--max_seconds", type=in_range(float, 0.1, 1e5), default=20.0, help="longest clip (default: 20)")
+    add("--max_megabytes", type=in_range(float, 0.001, 1e6), default=50.0, help="largest file (default: 50)")
+    add(
+        "--max_minutes",
+        type=in_range(float, 0.01, 1e5),
+        default=10.0,
+        help="longest time to segment a clip (default: 10)",
+    )
     return parser
 
 

@@ -122,7 +122,7 @@ def preview_clip(upload: Path, limits: Limits) -> tuple[str, np.ndarray]:
     """
     description = check_clip(upload, limits)
     try:
-        _, frame = next(iter(open_clip(upload)))
+        _, frame = next(iter(open_clip(upload, max_pixels=MAX_PIXELS)))
     except UserError as error:
         raise UserError(str(error).replace(str(upload), upload.name)) from error
     check_frame_size(frame.shape[1], frame.shape[0], upload.name)  # the header may say less

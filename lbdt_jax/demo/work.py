@@ -21,7 +21,15 @@ from tqdm import tqdm
 
 from input_pipeline.errors import UserError
 from lbdt_jax import predict
-from lbdt_jax.demo.checks import Limits, check_clip, check_frame_count, check_frame_size, read_sentences, unknown_words
+from lbdt_jax.demo.checks import (
+    MAX_PIXELS,
+    Limits,
+    check_clip,
+    check_frame_count,
+    check_frame_size,
+    read_sentences,
+    unknown_words,
+)
 from lbdt_jax.demo.storage import size_of
 from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmenter, TimedFramePair
@@ -93,7 +101,7 @@ class Deadline:
                 raise UserError("The result grows too large. Please choose a shorter clip or smaller frames.")
 
     def watch(self, frames: Iterable[tuple[Any, np.ndarray]], folder: Path) -> Iterator[tuple[Any, np.ndarray]]:
-        """Yields the frames of a clip, with their times; looks at the deadline, the folder, and each frame's size."""
+        """Yields the frames of a clip, with their times; checks the deadline, the folder, and their size and number."""
         for count, (frame_time, frame) in enumerate(frames):
             self.check(folder)
             check_frame_count(count + 1, "The clip", self._limits)
@@ -147,7 +155,7 @@ def segment_clip(
         shutil.copyfile(upload, clip)
         settings = predict.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
         watched = cast(Segmenter, _WatchedSegmenter(segmenter, deadline, folder))
-        predict.predict(watched, settings, folder / "prediction")
+        predict.predict(watched, settings, folder / "prediction", max_pixels=MAX_PIXELS)
         times, confidence = zip(*_draw_frames(folder, len(sentences), deadline), strict=True)
         _write_zip(folder, upload.name)
     except UserError as error:
@@ -163,7 +171,7 @@ def segment_clip(
     notes = segmenter.words_left_out(sentences)
     if unknown:
         notes.append(f"Words unknown to the model, read as blanks: {', '.join(f'“{word}”' for word in unknown)}.")
-    header_frames = open_clip(clip).frames
+    header_frames = open_clip(clip, max_pixels=MAX_PIXELS).frames
     if len(times) < header_frames:
         notes.append(f"According to its header, the clip has {header_frames} frames. Is the file truncated?")
     return Result(folder, upload.name, sentences, tuple(notes), np.array(times), np.array(confidence))
@@ -190,7 +198,7 @@ def draw_attention(
     folder = result.folder / "attention" / str(sentence)
     sheet = folder / f"{frame:06d}-1.png"
     if not sheet.exists():
-        clip = open_clip(result.folder / "clip")
+        clip = open_clip(result.folder / "clip", max_pixels=MAX_PIXELS)
         if deadline:
             segmenter = cast(Segmenter, _WatchedSegmenter(segmenter, deadline, result.folder))
         predict.draw_explanations(segmenter, clip, [result.sentences[sentence]], {frame}, folder)
@@ -205,7 +213,7 @@ def remove(result: Result | None) -> None:
 
 def _draw_frames(folder: Path, sentences: int, deadline: Deadline) -> Iterator[tuple[float, list[float]]]:
     """Draws the frames and the video with masks; yields each frame's time and its confidences."""
-    clip = open_clip(folder / "clip")
+    clip = open_clip(folder / "clip", max_pixels=MAX_PIXELS)
     (folder / "frames").mkdir()
     writer, square_pixels = None, dataclasses.replace(clip, pixel_aspect=Fraction(1))
     predictions = list(PredictionStore(folder / "prediction", sentences).load())

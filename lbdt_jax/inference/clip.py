@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError
+from lbdt_jax.inference.container import MAX_PIXELS
 from lbdt_jax.inference.decoder import Decoder
 from lbdt_jax.inference.pictures import Picture, read_picture
 
@@ -55,6 +56,7 @@ class Clip:
       pixel_aspect: width of a displayed pixel divided by its height; 1 for nearly all clips.
       stream: index of a file's video stream; None for pictures.
       pictures: those of a folder, or the moving one, as far as their headers can be read; None at a damaged one.
+      max_pixels: of a frame of a video file. Its size may change, and larger frames are left out as damaged.
       warn: is called with each remark on what was read otherwise than it lies in the file, or was left out.
       reading: is filled as the frames are read.
     """
@@ -67,6 +69,7 @@ class Clip:
     pixel_aspect: Fraction = Fraction(1)
     stream: int | None = None
     pictures: tuple[Picture | None, ...] = ()
+    max_pixels: int = MAX_PIXELS
     warn: Callable[[str], None] = print_warning
     reading: Reading = dataclasses.field(default_factory=Reading, compare=False)
 
@@ -123,7 +126,7 @@ class Clip:
 
     def _decode(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         """The whole frames of a video file."""
-        decoder = Decoder(self.path, index, self.rate, self.time_base)
+        decoder = Decoder(self.path, index, self.rate, self.time_base, self.max_pixels)
         try:
             for time, frame in decoder:
                 self.reading.origin, self.reading.start = decoder.origin, decoder.start

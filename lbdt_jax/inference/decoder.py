@@ -13,7 +13,6 @@ import av
 import numpy as np
 
 from lbdt_jax.inference.container import (
-    MAX_PIXELS,
     fraction,
     has_discontinuities,
     header_end,
@@ -38,6 +37,7 @@ class Decoder:
       index: of the stream in the file.
       rate: frames per second, for frames without a duration.
       time_base: of the stream, in seconds.
+      max_pixels: of a frame; larger ones count as damaged, and no memory is taken for them.
 
     Attributes:
       origin: time stamp, in seconds, that became time 0; None if that is unknown.
@@ -45,11 +45,11 @@ class Decoder:
       end: when the last frame ends, in units of time_base; None unless all frames have been decoded.
     """
 
-    def __init__(self, path: Path, index: int, rate: Fraction, time_base: Fraction) -> None:
+    def __init__(self, path: Path, index: int, rate: Fraction, time_base: Fraction, max_pixels: int) -> None:
         self.origin: Fraction | None = None
         self.start = 0
         self.end: int | None = None
-        self._path, self._index, self._time_base = path, index, time_base
+        self._path, self._index, self._time_base, self._max_pixels = path, index, time_base, max_pixels
         with open_container(path) as container:
             may_jump = has_discontinuities(container)
             self._header_end = header_end(container, container.streams[index])
@@ -184,7 +184,7 @@ class Decoder:
         with open_container(self._path) as container:
             stream: Any = container.streams[self._index]
             stream.thread_type = threads
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
             pairs = itertools.pairwise(itertools.chain(read_packets(container, stream), [None, None]))
             for self._number, ((packet, second), (_, third)) in enumerate(itertools.pairwise(pairs)):
                 if packet and packet.size and not packet.is_discard:

@@ -17,7 +17,14 @@ from input_pipeline.colors import describe_hdr, display_matrix, is_on_side
 from input_pipeline.errors import UserError
 from input_pipeline.files import check_regular_file
 from lbdt_jax.inference.clip import LISTED, Clip, print_warning
-from lbdt_jax.inference.container import choose_stream, fraction, frame_count, has_discontinuities, open_container
+from lbdt_jax.inference.container import (
+    MAX_PIXELS,
+    choose_stream,
+    fraction,
+    frame_count,
+    has_discontinuities,
+    open_container,
+)
 from lbdt_jax.inference.pictures import IMAGE_SUFFIXES, Picture, is_picture, list_pictures, open_picture, read_picture
 from lbdt_jax.inference.sound import Sound
 
@@ -28,13 +35,18 @@ _SLOWEST, _FASTEST = Fraction(1, 3600), 100_000  # frames per second
 _FINEST = Fraction(1, 10**9)  # time base that mp4 files take
 
 
-def open_clip(path: str | Path, rate: float = 30.0, warn: Callable[[str], None] = print_warning) -> Clip:
+def open_clip(
+    path: str | Path,
+    rate: float = 30.0,
+    warn: Callable[[str], None] = print_warning,
+    max_pixels: int = MAX_PIXELS,
+) -> Clip:
     """Reads the header of a video file or of a moving picture, or those of all pictures in a folder.
 
     Args:
       path: of the file or folder.
       rate: frames per second of a folder; a file has its own.
-      warn: see `Clip`.
+      warn, max_pixels: see `Clip`.
 
     Raises:
       UserError: there is no such file or folder, or it is not a video.
@@ -45,7 +57,7 @@ def open_clip(path: str | Path, rate: float = 30.0, warn: Callable[[str], None] 
     if not path.exists():
         raise UserError(f"There is no video {path}.")
     check_regular_file(path)
-    return _open_picture(path, warn) if is_picture(path) else _open_video(path, default_rate, warn)
+    return _open_picture(path, warn) if is_picture(path) else _open_video(path, default_rate, warn, max_pixels)
 
 
 def _open_folder(path: Path, rate: Fraction, warn: Callable[[str], None]) -> Clip:
@@ -90,7 +102,7 @@ def _open_picture(path: Path, warn: Callable[[str], None]) -> Clip:
     return Clip(path, rate, Fraction(1, 1000), picture.frames, seconds, pictures=(picture,), warn=warn)
 
 
-def _open_video(path: Path, default_rate: Fraction, warn: Callable[[str], None]) -> Clip:
+def _open_video(path: Path, default_rate: Fraction, warn: Callable[[str], None], max_pixels: int) -> Clip:
     with open_container(path) as container:
         stream = choose_stream(container, path)
         if len(container.streams.video) > 1:
@@ -110,6 +122,7 @@ def _open_video(path: Path, default_rate: Fraction, warn: Callable[[str], None])
                 f"{path}: its pixels are said to be {float(aspect):g} times as wide as high; they are taken as square."
             )
             aspect = Fraction(1)
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}
         try:
             first = next(container.decode(stream), None)
         except av.FFmpegError:
@@ -119,7 +132,8 @@ def _open_video(path: Path, default_rate: Fraction, warn: Callable[[str], None])
         if first and (transfer := describe_hdr(first)):
             warn(f"{path} is HDR video ({transfer}). Its frames are tone-mapped to SDR (ITU-R BT.2390).")
         frames = frame_count(container, stream)
-        return Clip(path, rate, fraction(stream.time_base), frames, seconds, aspect, stream.index, warn=warn)
+        time_base = fraction(stream.time_base)
+        return Clip(path, rate, time_base, frames, seconds, aspect, stream.index, max_pixels=max_pixels, warn=warn)
 
 
 class ClipWriter:

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from input_pipeline.errors import UserError
-from lbdt_jax.cli import at_least, atomic_write, expand_flags, lock, path_flag, remove_unfinished
+from lbdt_jax.cli import atomic_write, expand_flags, in_range, lock, path_flag, remove_unfinished
 
 
 @pytest.mark.parametrize("text", ["1e308", "1e999", "nan", "-inf", "-1", "0.05", "100001"])
 def test_numbers_out_of_range(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        at_least(float, 0.1, 1e5)(text)
+        in_range(float, 0.1, 1e5)(text)
+    with pytest.raises(argparse.ArgumentTypeError):
+        in_range(int, 0, 10**9)("1" * 400)  # no float
 
 
 def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +72,17 @@ def test_a_folder_that_can_not_be_replaced_stays(
     assert [path.name for path in target.iterdir()] == ["mine"] and [*tmp_path.iterdir()] == [target]
 
 
+def test_processes_of_the_same_number_do_not_meet(tmp_path: Path) -> None:
+    """In containers, the process of a job often has the number 1 on every machine, and after every start."""
+    with atomic_write(tmp_path / "a") as first, atomic_write(tmp_path / "a") as second:
+        for folder in (first, second):
+            folder.mkdir()
+        (first / "mine").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine"] and [*tmp_path.iterdir()] == [tmp_path / "a"]
+
+
 def test_only_own_temporary_files_are_removed(tmp_path: Path) -> None:
-    for name in (".a.png.12", ".a.png.bak", ".notes.12", "a.png.12", "a.png"):
+    for name in (".a.png.12", ".a.png.0a1f", ".a.png.bak", ".notes.12", "a.png.12", "a.png"):
         (tmp_path / name).touch()
     (tmp_path / ".b.png.12").mkdir()
     remove_unfinished(tmp_path, r"\w\.png")

@@ -448,6 +448,7 @@ def test_an_unknown_split_raises(config: ConfigDict, workdir: Path) -> None:
     ("field", "value", "message"),
     [
         ("image_size", (60, 64), "image_size"),
+        ("model.dtype", "float64", "float64.*JAX_ENABLE_X64=1"),
         ("model.resnet_depth", 42, "resnet_depth is 42"),
         ("model.attention_heads", 3, "attention_heads, 3"),
         ("batch_size", 1000, "don't fill a batch"),

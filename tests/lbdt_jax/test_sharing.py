@@ -60,12 +60,20 @@ def write_run(workdir: Path) -> None:
     results = {
         "checkpoints/best.json": {"step": STEP, "measure": "paper/mean_iou", "score": 0.7},
         "validation.json": [
-            {"step": step, "weights": "trained", "split": "valid", "scores": {"paper": {"mean_iou": score}}}
-            for step, score in ((STEP - 1, 0.111), (STEP, 0.222))
+            {"step": step, "weights": "trained", "split": "valid", "scores": {"paper": {"mean_iou": score}}, **dataset}
+            for step, score, dataset in (
+                (STEP - 1, 0.111, {}),
+                (STEP, 0.222, {}),
+                (STEP, 0.444, {"dataset": "refcoco"}),
+            )
         ],
         "evaluation/moving_shapes-test.json": {
-            **{"dataset": "moving_shapes", "split": "test", "checkpoint_step": STEP, "samples": 3200},
-            **scores,
+            **{"dataset": "moving_shapes", "split": "test", "checkpoint": f"checkpoints/{STEP}"},
+            **{"checkpoint_step": STEP, "samples": 3200, **scores},
+        },
+        "evaluation/of_another_model.json": {
+            **{"dataset": "moving_shapes", "split": "test", "checkpoint": f"/another/checkpoints/{STEP}"},
+            **{"checkpoint_step": STEP, "paper": {"mean_iou": 0.555}},
         },
         "evaluation/moving_shapes-other.json": {"checkpoint_step": STEP - 1, "paper": {"mean_iou": 0.333}},
     }
@@ -135,9 +143,10 @@ def test_the_model_card(run: Path) -> None:
     assert (data["library_name"], data["pipeline_tag"]) == ("lbdt_jax", "image-segmentation")
     assert data["datasets"] == ["moving_shapes"] and "license" not in data
     results = [result for entry in data["model-index"] for result in entry["results"]]
-    assert {(row["dataset"]["split"], len(row["metrics"])) for row in results} == {
-        ("test", 3),
-        ("valid, while training", 1),
+    assert {(row["dataset"]["name"], row["dataset"]["split"], len(row["metrics"])) for row in results} == {
+        ("moving_shapes", "test", 3),
+        ("moving_shapes", "valid, while training", 1),
+        ("refcoco", "valid, while training", 1),
     }
     for part in (
         "LBDT-1 with ResNet-18",
@@ -155,7 +164,7 @@ def test_the_model_card(run: Path) -> None:
         "best checkpoint of its training by `paper/mean_iou`",
     ):
         assert part in text, part
-    for absent in ("config.learning_rate=0.002", "<b>", "11.1", "33.3", "decoded_cache"):
+    for absent in ("config.learning_rate=0.002", "<b>", "11.1", "33.3", "55.5", "decoded_cache"):
         assert absent not in text, absent
     for path in (run / "shared").iterdir():  # no path of this machine
         assert str(run).encode() not in path.read_bytes()
@@ -265,10 +274,12 @@ def test_the_moving_average(run: Path, tmp_path: Path) -> None:
     )
     write_shared(tmp_path / "shared", checkpoint, {})
     assert "weights: their moving average" in (tmp_path / "shared" / "README.md").read_text()
-    assert load_checkpoint(tmp_path / "shared").weights == load_checkpoint(tmp_path / "shared", "ema").weights == "ema"
-    with pytest.raises(CheckpointError, match="holds the moving average of the weights alone"):
-        load_checkpoint(tmp_path / "shared", "trained")
-    with pytest.raises(CheckpointError, match="holds the weights as trained alone"):
+    convert(tmp_path / "shared", tmp_path / "ours")
+    for folder in (tmp_path / "shared", tmp_path / "ours"):
+        assert load_checkpoint(folder).weights == load_checkpoint(folder, "ema").weights == "ema"
+        with pytest.raises(CheckpointError, match="holds the moving average of the weights alone"):
+            load_checkpoint(folder, "trained")
+    with pytest.raises(CheckpointError, match=r"holds no moving average .* trained without config\.ema_decay"):
         load_checkpoint(run / "shared", "ema")
 
 

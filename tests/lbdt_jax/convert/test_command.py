@@ -408,7 +408,11 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys) -> None:
         assert (folder / "back.ckpt").stat() == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["--from=a"], ["--frm=a"]])
+def test_from_file_to_file_nothing_is_converted(folder: Path, tmp_path: Path, capsys) -> None:
+    assert "would be PyTorch's file, as" in error_of(folder / "published.ckpt", tmp_path / "new.pth", capsys)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--from=a"], ["--frm=a"], ["--from=a", "--to=b", "safetensors"]])
 def test_a_wrong_command_line_prints_the_usage(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["convert", *arguments])

@@ -256,7 +256,7 @@ def test_limits_are_kept_at_every_frame(
     root.mkdir()
     segment = work.predict.predict
 
-    def start(*arguments: Any) -> None:  # after the header was looked at
+    def start(*arguments: Any, **limits: int) -> None:  # after the header was looked at
         if change == "stop":
             stopping.set()
         if change == "frames":
@@ -267,7 +267,7 @@ def test_limits_are_kept_at_every_frame(
             monkeypatch.setattr(checks, "MAX_ASPECT", 1.3)
         if change == "disk":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        segment(*arguments)
+        segment(*arguments, **limits)
 
     monkeypatch.setattr(work.predict, "predict", start)
     if change == "time":

@@ -151,6 +151,14 @@ def test_frames_that_change_their_size_are_scaled(tmp_path: Path) -> None:
     assert "frames of 32 x 96 pixels are scaled to the 64 x 48 of the first" in warnings[0]
 
 
+def test_frames_that_become_too_large_are_left_out(tmp_path: Path) -> None:
+    parts = [write_clip(tmp_path / "a.ts"), write_clip(tmp_path / "b.ts", size=(96, 80))]
+    (tmp_path / "joined.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    warnings: list[str] = []
+    clip = open_clip(tmp_path / "joined.ts", warn=warnings.append, max_pixels=96 * 80 - 1)
+    assert len([*clip]) == 10 and "left out 10 frames" in warnings[0]
+
+
 def test_metadata_that_are_not_utf_8(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mkv")
     content = path.read_bytes()
