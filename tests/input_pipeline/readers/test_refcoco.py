@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_datasets import HEIGHT, WIDTH
-from fake_refcoco import GREFS, NAMES, REFS, SEGMENTATIONS, ref, textured, write_converted, write_refcoco
+from fake_refcoco import (
+    GREFS,
+    NAMES,
+    REFS,
+    SEGMENTATIONS,
+    annotation,
+    image,
+    ref,
+    textured,
+    write_converted,
+    write_refcoco,
+)
 from pycocotools import mask as coco_mask
 from reader_checks import read_all
 
@@ -19,7 +31,7 @@ from input_pipeline.coco_masks import rasterize_polygons
 from input_pipeline.errors import UserError
 from input_pipeline.readers.plain_pickle import read_plain_pickle
 from input_pipeline.readers.refcoco import GRefCOCO, RefCOCO, RefCOCOg, RefCOCOPlus, warp
-from input_pipeline.types import Sentence
+from input_pipeline.types import Sentence, Skipped
 
 SIZE = (HEIGHT, WIDTH)
 
@@ -208,6 +220,13 @@ def test_plain_pickles_of_python_2(tmp_path: Path) -> None:
         (ref(21, "train", 900, "x"), "the image has no annotation of an object of the sentence"),  # of another image
         (ref(11, "train", 900, " "), "empty sentence"),
         ({**ref(11, "train", 900), "sentences": [{"sent": "x"}]}, "malformed sentence"),
+        ({**ref(11, "train", 900), "sentences": [{"sent": "x", "sent_id": True}]}, "malformed sentence"),
+        ({**ref(11, "train", 900), "sentences": [{"sent": "x", "sent_id": 10**5000}]}, "malformed sentence"),
+        (ref(True, "train", 900, "x"), "the objects of the reference are not ids of annotations"),
+        (ref(2**63, "train", 900, "x"), "the objects of the reference are not ids of annotations"),
+        (ref(11, "train", -5, "x"), "malformed sentence"),
+        (ref(11, "train", 100, "x"), "the id occurs twice: the first is used"),
+        ({**ref(11, "train", 900, "x"), "image_id": True}, "malformed reference"),
         ({**ref(11, "train", 900, "x"), "image_id": 77}, "instances.json has no valid image of this id"),
         (
             ref(15, "train", 900, "x"),
@@ -266,7 +285,56 @@ def test_damaged_mask(tmp_path: Path, change: Callable[[dict], object], reason: 
     assert [s.text for s in pair.sentences] == ["two parts"] and [item.reason for item in skipped] == [reason] * 2
 
 
-@pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", ""])
+def test_ids_that_occur_twice(tmp_path: Path) -> None:
+    """The first one counts: a sentence never gets another's image or mask."""
+    raw = write_refcoco(tmp_path)
+
+    def repeat(content: dict) -> None:
+        content["images"] += [
+            {**image(1), "file_name": f"{NAMES[2]}.jpg"},
+            {**image(2), "id": True},
+            {**image(2), "id": 5},  # of no reference
+            {**image(2), "id": 5},
+        ]
+        content["annotations"] += [{**annotation(12), "id": 11}, {**annotation(12), "image_id": True}]
+
+    (before,), _ = read_all(RefCOCO(raw), NAMES[1])
+    change_instances(raw, repeat)
+    reader, path = RefCOCO(raw), raw / "refcoco/instances.json"
+    assert reader.skipped() == (
+        Skipped(f"{path}: image 1", "the id occurs twice: the first is used"),
+        Skipped(f"{path}: image True", "the id is not a whole number of 64 bits"),
+        Skipped(f"{path}: annotation 11", "the id occurs twice: the first is used"),
+    )
+    (pair,), _ = read_all(reader, NAMES[1])
+    assert pair.sentences == before.sentences
+    np.testing.assert_equal(pair.masks, before.masks)
+
+
+def test_images_of_one_name(tmp_path: Path) -> None:
+    """Two ids of one file are one image; other files of its name are others, and none loses a sentence."""
+    numbers = range(1, 6)
+    raw = write_refcoco(tmp_path, refs=[{**ref(i, "train", i, f"sentence {i}"), "image_id": i} for i in numbers])
+    files = ["a.jpg", "a.jpg", "a.png", "a.jpeg", "a-val.jpg"]
+
+    def change(content: dict) -> None:
+        content["images"] = [{**image(1), "id": i, "file_name": files[i - 1]} for i in numbers]
+        content["annotations"] = [{**annotation(11), "id": i, "image_id": i} for i in numbers]
+
+    change_instances(raw, change)
+    for file in files:
+        shutil.copy(raw / f"train2014/{NAMES[1]}.jpg", raw / "train2014" / file)
+    reader = RefCOCO(raw)
+    assert reader.videos("train") == ["a", "a-train", "a-val"]
+    assert {name: [s.text for s in read_all(reader, name)[0][0].sentences] for name in reader.videos("train")} == {
+        "a": ["sentence 1", "sentence 2"],
+        "a-train": ["sentence 3"],
+        "a-val": ["sentence 5"],
+    }
+    assert reader.skipped() == (Skipped(f"{raw}: image a.jpeg of train", "two images before it have the image's name"),)
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "", "...jpg"])
 def test_image_names_that_are_paths(tmp_path: Path, name: str) -> None:
     raw = write_refcoco(tmp_path)
     change_instances(raw, lambda content: content["images"][0].update(file_name=name))
@@ -288,7 +356,17 @@ def test_missing_or_other_image(tmp_path: Path, fault: str, reason: str) -> None
 
 
 @pytest.mark.parametrize(
-    "content", ["", "5", "{}", '{"images": []}', '{"images": [1, 2', '{"images": {}, "annotations": []}']
+    "content",
+    [
+        "",
+        "5",
+        "{}",
+        '{"images": []}',
+        '{"images": [1, 2',
+        '{"images": {}, "annotations": []}',
+        '{"images": [1], "images": [2], "annotations": []}',
+        '{"images": [], "annotations": [],}',
+    ],
 )
 def test_broken_instances(tmp_path: Path, content: str) -> None:
     raw = write_refcoco(tmp_path)
@@ -300,8 +378,8 @@ def test_broken_instances(tmp_path: Path, content: str) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks refcoco/instances.json(?s:.*)cocodataset.org"):
         RefCOCO(tmp_path).splits()
-    raw = write_refcoco(tmp_path / "raw", refs=[])
-    with pytest.raises(UserError, match="has no valid sentence"):
+    raw = write_refcoco(tmp_path / "raw", refs=["text"])
+    with pytest.raises(UserError, match="has no valid sentence.\n  1 x malformed reference"):
         RefCOCO(raw).splits()
     (tmp_path / "raw/train2014").rename(tmp_path / "elsewhere")
     write_refcoco(tmp_path / "b").joinpath("train2014").rename(tmp_path / "other")
@@ -316,7 +394,8 @@ def test_broken_converted_file(tmp_path: Path) -> None:
     content["images"][0]["caption"] = 5
     content["images"][1]["file_name"] = "../x"
     content["annotations"][2]["image_id"] = 50
-    content["images"].append("x")
+    content["images"] += ["x", {**content["images"][2], "caption": "another"}]
+    content["annotations"].append({**content["annotations"][2], "image_id": 3})
     path.write_text(json.dumps(content))
     reader = RefCOCO(raw)
     assert reader.splits() == ("val", "testA")
@@ -325,4 +404,5 @@ def test_broken_converted_file(tmp_path: Path) -> None:
         "the image's name is not a plain file name",
         "the image has no annotation of an object of the sentence",
         "malformed entry of images",
+        "the id occurs twice: the first is used",
     }
