@@ -277,10 +277,7 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """
     if isinstance(segmentation, list):
         return rasterize_polygons(segmentation, size)
-    mask = decode_rle(segmentation)
-    if mask.shape != size:
-        raise ValueError(MASK_SIZE)
-    return mask
+    return decode_rle(segmentation, size)
 
 
 def warp(frame: np.ndarray, name: str) -> np.ndarray:

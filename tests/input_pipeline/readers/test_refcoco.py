@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from fake_refcoco import (
 from pycocotools import mask as coco_mask
 from reader_checks import read_all
 
-from input_pipeline.coco_masks import rasterize_polygons
+from input_pipeline.coco_masks import check_rle, decode_rle, rasterize_polygons
 from input_pipeline.errors import UserError
 from input_pipeline.readers.plain_pickle import read_plain_pickle
 from input_pipeline.readers.refcoco import GRefCOCO, RefCOCO, RefCOCOg, RefCOCOPlus, warp
@@ -97,6 +99,35 @@ def test_polygons_equal_those_of_pycocotools() -> None:
 def test_what_is_no_polygon(polygons: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         rasterize_polygons(polygons, SIZE)
+
+
+def test_masks_of_another_size_take_no_memory() -> None:
+    tracemalloc.start()
+    with pytest.raises(UserError, match="the mask and the frame differ in size"):
+        decode_rle({"size": [8192, 8192], "counts": [2**26]}, SIZE)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("size", [[[0] * 100_000, 1], [10**400, 1], [True, 1], [0, 5], [-1, -1], [2**13, 2**13 + 1]])
+def test_what_is_no_size_of_a_mask(size: Any) -> None:
+    with pytest.raises(ValueError, match="^a mask without a height and a width, or a larger one than any$"):
+        decode_rle({"size": size, "counts": [1]}, SIZE)
+
+
+def test_runs_whose_sum_overflows() -> None:
+    """Modulo 2**64 they fill the mask: np.repeat would write beyond it."""
+    step = 2**34 - 1  # the largest number of seven characters
+    peak = math.isqrt(2**64 // (2 * step))
+    levels = [*range(1, peak + 1), *range(peak - 1, -1, -1)]
+    missing, last = divmod(2**64 + HEIGHT * WIDTH - 2 * step * peak**2, step)
+    runs = [0, *(step * level for level in levels for _ in range(2)), *[step] * missing, last]
+    assert sum(runs) == 2**64 + HEIGHT * WIDTH
+    numbers = [run - before for run, before in zip(runs, [0, 0, 0, *runs[1:]], strict=False)]
+    text = "".join(chr(48 + (n >> 5 * k & 31) + 32 * (k < 6)) for n in numbers for k in range(7))
+    with pytest.raises(ValueError, match="runs that do not fill the mask"):
+        check_rle([HEIGHT, WIDTH], text)
 
 
 def test_warp_is_small_and_follows_from_the_name() -> None:
@@ -200,6 +231,20 @@ def test_damaged_pickles(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "refcoco/refs(unc).p").write_bytes(content)
     with pytest.raises(UserError, match=f"refs.unc..p.*{message}"):
         RefCOCO(tmp_path).splits()
+
+
+def test_pickles_that_unpack_to_more_than_they_hold(tmp_path: Path) -> None:
+    sentences: list[Any] = [{"sent_id": 1, "sent": "x"}] * 4000
+    path = tmp_path / "x.p"
+    for protocol in (0, 2, 4):
+        path.write_bytes(pickle.dumps([ref(11, "train", 1) | {"sentences": sentences} for _ in range(4000)], protocol))
+        assert path.stat().st_size < 2**20
+        with pytest.raises(UserError, match=r"x\.p unpacks to more than 512 MB"):
+            read_plain_pickle(path)
+    sentences.append(sentences)
+    path.write_bytes(pickle.dumps(sentences))
+    with pytest.raises(UserError, match=r"x\.p unpacks to more than"):
+        read_plain_pickle(path)
 
 
 def test_plain_pickles_of_python_2(tmp_path: Path) -> None:
