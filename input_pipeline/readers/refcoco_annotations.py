@@ -280,7 +280,7 @@ def read_converted(paths: dict[str, Path], skipped: list[Skipped]) -> Annotation
 
 def _find_image_error(file: str, height: int, width: int) -> str:
     """What is wrong with the name or the size of an image; "" if nothing is."""
-    if not (is_plain_name(file) and is_plain_name(Path(file).stem)):  # both become names of files
+    if not is_plain_name(file) or file.startswith("."):  # without suffix, "...jpg" is "..", a folder
         return "the image's name is not a plain file name"
     return "" if min(height, width) > 0 else "the image has no size"
 
