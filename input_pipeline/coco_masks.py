@@ -6,12 +6,14 @@ long; both are checked here first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from input_pipeline.errors import UserError
+from input_pipeline.readers.raw_files import MASK_SIZE
 
 #: Pixels of a mask: twice those of an 8K frame.
 MAX_PIXELS = 2**26
@@ -19,22 +21,26 @@ MAX_PIXELS = 2**26
 MAX_PERIMETER = 5_000_000
 
 
-def decode_rle(segmentation: Any) -> np.ndarray:
+def decode_rle(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """Decodes a mask.
 
     Args:
       segmentation: {"size": [h, w], "counts": str or list of int}.
+      size: (h, w) of the frame. A few bytes may claim to be a mask of any other.
 
     Returns:
       (h, w) bool.
 
     Raises:
+      UserError: it is a mask of another size.
       ValueError, TypeError: it is not a mask, or is larger than any frame.
     """
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         raise TypeError("a mask without size or counts")
     runs = check_rle(segmentation["size"], segmentation["counts"], MAX_PIXELS)
-    height, width = segmentation["size"]
+    height, width = size
+    if segmentation["size"] != [height, width]:
+        raise UserError(MASK_SIZE)
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
 
@@ -57,14 +63,15 @@ def check_rle(size: Any, counts: Any, max_pixels: int = 2**31 - 1) -> np.ndarray
         raise TypeError("a mask without size or counts")
     height, width = size
     if not (type(height) is type(width) is int and height > 0 and width > 0 and height * width <= max_pixels):
-        raise ValueError(f"a mask of {height} x {width} pixels")
+        raise ValueError("a mask without a height and a width, or a larger one than any")
     if isinstance(counts, str):
         runs = _decompress(counts)
     else:
         if not counts or not all(type(count) is int and 0 <= count <= max_pixels for count in counts):
             raise ValueError("counts that are no numbers")
         runs = np.array(counts, np.int64)
-    if runs.min() < 0 or runs.sum() != height * width:
+    num_pixels = height * width
+    if runs.min() < 0 or runs.max() > num_pixels or runs.sum() != num_pixels:  # a sum of longer ones might overflow
         raise ValueError("runs that do not fill the mask")
     return runs
 
@@ -110,7 +117,7 @@ def rasterize_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> np.nda
             raise TypeError("a polygon that is not a list of numbers")
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon with less than three points, or an odd number of coordinates")
-        if not all(math.isfinite(number) and abs(number) <= MAX_PERIMETER for number in polygon):
+        if not all(abs(number) <= MAX_PERIMETER for number in polygon):  # false for NaN as well
             raise ValueError("a polygon with a point far from the image")
         points = np.array(polygon, np.float64).reshape(-1, 2)
         perimeter += float(np.abs(points - np.roll(points, 1, axis=0)).sum()) + len(points)

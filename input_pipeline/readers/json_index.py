@@ -135,22 +135,11 @@ def iterate_arrays(path: Path, *keys: str) -> Iterator[Item]:
 
 def _arrays_of_object(tokens: _Tokens, keys: tuple[str, ...]) -> Iterator[tuple[str, _Token]]:
     """Yields the keys of an object that lead to arrays, each when the first element is next."""
-    while True:
-        token = tokens.next()
-        if not token.text.startswith(b'"'):
-            raise ValueError(f"expected a key at byte {token.begin:,}")
-        if (colon := tokens.next()).text != b":":
-            raise ValueError(f"expected a colon at byte {colon.begin:,}")
-        key, value = json.loads(token.text.decode("utf-8")), tokens.next()
+    for key, value in _members(tokens):
         if key in keys and value.text == b"[":
             yield key, value
         else:
             tokens.skip(value)
-        separator = tokens.next()
-        if separator.text == b"}":
-            return
-        if separator.text != b",":
-            raise ValueError(f"expected a comma at byte {separator.begin:,}")
 
 
 def _parse(file: BinaryIO, begin: int, end: int) -> Any:
@@ -171,6 +160,21 @@ class _Token(NamedTuple):
 def _index_object(tokens: _Tokens, parents: tuple[str, ...]) -> dict[str, tuple[int, int]] | None:
     """The entries of the object that has just begun, or of the one that `parents` lead to; None if there is none."""
     found: dict[str, tuple[int, int]] | None = None if parents else {}
+    for key, value in _members(tokens):
+        if parents and key == parents[0] and value.text == b"{":
+            found = _index_object(tokens, parents[1:])
+        else:
+            end = tokens.skip(value)
+            if found is not None and not parents:
+                found[key] = value.begin, end
+    return found
+
+
+def _members(tokens: _Tokens) -> Iterator[tuple[str, _Token]]:
+    """Yields each key of the object that has just begun, with the first token of its value; the caller reads the rest.
+
+    Raises ValueError if a key occurs twice.
+    """
     keys: set[str] = set()
     token = tokens.next()
     while token.text != b"}" or keys:
@@ -184,20 +188,13 @@ def _index_object(tokens: _Tokens, parents: tuple[str, ...]) -> dict[str, tuple[
         keys.add(key)
         if (colon := tokens.next()).text != b":":
             raise ValueError(f"expected a colon at byte {colon.begin:,}")
-        value = tokens.next()
-        if parents and key == parents[0] and value.text == b"{":
-            found = _index_object(tokens, parents[1:])
-        else:
-            end = tokens.skip(value)
-            if found is not None and not parents:
-                found[key] = value.begin, end
+        yield key, tokens.next()
         separator = tokens.next()
         if separator.text == b"}":
-            break
+            return
         if separator.text != b",":
             raise ValueError(f"expected a comma at byte {separator.begin:,}")
         token = tokens.next()
-    return found
 
 
 class _Tokens:

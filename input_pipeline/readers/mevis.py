@@ -28,7 +28,6 @@ from input_pipeline.readers.mevis_expressions import Fault, Video, parse_video
 from input_pipeline.readers.mevis_masks import VideoMasks
 from input_pipeline.readers.raw_files import (
     BAD_VIDEO_NAME,
-    MASK_SIZE,
     NO_TRAINING_DATA,
     SkippedItems,
     check_complete,
@@ -219,10 +218,6 @@ class MeViS:
         masks = VideoMasks(split.masks, parsed)
         available, cache = dict.fromkeys(parsed.frames), FrameCache()
         for position, index in enumerate(parsed.frames):
-            targets = masks.targets(position)
-            sentences = tuple(_sentences_of_frame(parsed.sentences, targets, name == "train"))
-            if not sentences:
-                continue
             path = folder / f"{index:05d}.jpg"
             earlier, rule = find_earlier(index, self.interval, available)
             try:
@@ -230,17 +225,11 @@ class MeViS:
             except UserError as error:
                 yield Skipped(str(path), str(error))
                 continue
-            size = frame.shape[:2]
-            planes = {}
-            for instance in sorted({s.instance for s in sentences if s.instance is not None}):
-                mask = targets[instance]
-                if mask is not None and mask.size and mask.shape != size:
-                    masks.fault(instance, position, MASK_SIZE)
-                elif mask is not None:
-                    planes[instance] = mask if mask.size else np.zeros(size, bool)
-            fitting = {instance: planes.get(instance) for instance in targets}
-            sentences = tuple(_sentences_of_frame(sentences, fitting, name == "train"))
+            targets = masks.targets(position, frame.shape[:2])
+            sentences = tuple(_sentences_of_frame(parsed.sentences, targets, name == "train"))
             if sentences:
+                used = {sentence.instance for sentence in sentences}
+                planes = {i: mask for i, mask in targets.items() if i in used and mask is not None}
                 yield FramePair(video, index, frame, earlier_frame, rule, planes, sentences, files=files)
         yield from masks.skipped(f"{'' if split.masks is None else split.masks.path}: video {video}", name == "train")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.coco_masks import decode_rle
-from input_pipeline.errors import first_few
+from input_pipeline.errors import UserError, first_few
 from input_pipeline.readers.json_index import JsonIndex
 from input_pipeline.readers.mevis_expressions import Video
 from input_pipeline.readers.raw_files import NOT_IN_FRAME
@@ -44,43 +44,39 @@ class VideoMasks:
                 self._add(f"object {anno}", min(len(masks), len(video.frames)) - 1, reason)
             self._lists[anno] = masks
 
-    def targets(self, position: int) -> dict[int, np.ndarray | None]:
-        """Target -> its mask in a frame, (h, w) bool; (0, 0) if it is empty, None if it is unknown."""
-        decoded = {anno: self._decode(anno, position) for anno in self._lists}
+    def targets(self, position: int, size: tuple[int, int]) -> dict[int, np.ndarray | None]:
+        """Target -> its mask in a frame of `size` (h, w), (h, w) bool, empty if it is not there; None if unknown."""
+        decoded = {anno: self._decode(anno, position, size) for anno in self._lists}
         targets: dict[int, np.ndarray | None] = {}
         for target, annos in self._video.targets.items():
             parts = [decoded.get(anno) for anno in annos]
             known = [part for part in parts if part is not None]
-            visible = [part for part in known if part.size]
             if len(known) < len(parts):
                 targets[target] = None
-            elif len({part.shape for part in visible}) > 1:
-                self.fault(target, position, "the masks of an expression's objects differ in size")
-                targets[target] = None
-            else:
-                union = np.logical_or.reduce(visible) if visible else np.zeros((0, 0), bool)
-                targets[target] = union
-                if annos and not union.any():
-                    self.fault(target, position, NOT_IN_FRAME)
+                continue
+            union = np.zeros(size, bool)
+            for part in known:
+                union |= part
+            targets[target] = union
+            if annos and not union.any():
+                self._add(f"object{'s' * (len(annos) > 1)} {first_few(annos)}", position, NOT_IN_FRAME)
         return targets
 
-    def _decode(self, anno: int, position: int) -> np.ndarray | None:
-        """An object's mask in a frame; (0, 0) if it is not there, None if it can't be read."""
+    def _decode(self, anno: int, position: int, size: tuple[int, int]) -> np.ndarray | None:
+        """An object's mask in a frame, empty if it is not there; None if it can't be read or is of another size."""
         masks = self._lists[anno]
         if position >= len(masks):
             return None
         if masks[position] is None:
-            return np.zeros((0, 0), bool)
+            return np.zeros(size, bool)
         try:
-            return decode_rle(masks[position])
+            return decode_rle(masks[position], size)
+        except UserError as error:
+            self._add(f"object {anno}", position, str(error))
+            return None
         except (ValueError, TypeError):
             self._add(f"object {anno}", position, "the mask can't be read")
             return None
-
-    def fault(self, target: int, position: int, reason: str) -> None:
-        """Notes that a target has no mask, or no usable one, in a frame."""
-        annos = self._video.targets[target]
-        self._add(f"object{'s' * (len(annos) > 1)} {first_few(annos)}", position, reason)
 
     def _add(self, objects: str, position: int, reason: str) -> None:
         frames = self._faults.setdefault((objects, reason), [])

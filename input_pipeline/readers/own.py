@@ -170,7 +170,7 @@ class OwnClips:
             index, frame, earlier_frame, rule, files = item
             where = own_video.where_mask(index)
             try:
-                objects = own_video.read_mask(index)
+                objects = own_video.read_mask(index, frame.shape[:2])
             except UserError as error:
                 yield Skipped(where, str(error))
                 continue

@@ -57,8 +57,12 @@ class OwnVideo:
             return None
         return sum(int(name) < number for name in names)
 
-    def read_mask(self, index: int) -> dict[int, np.ndarray]:
-        """Object -> its mask (h, w) bool in a labelled frame. Raises UserError if it can't be read."""
+    def read_mask(self, index: int, size: tuple[int, int]) -> dict[int, np.ndarray]:
+        """Object -> its mask in a labelled frame of size (h, w), (h, w) bool; that of a mask file may be of another.
+
+        Raises:
+          UserError: it can't be read, or masks in a JSON file are of another size.
+        """
         if self.index is None:
             labels = read_labels(Path(self.masks[index]))
             ids = [int(i) for i in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if i]
@@ -72,7 +76,9 @@ class OwnVideo:
             objects = {text: parse_object_id(text) for text in entry}
             if None in objects.values():
                 raise ValueError("an object that is not a number from 1 to 255")
-            return {i: decode_rle(entry[text]) for text, i in objects.items() if i is not None}
+            return {i: decode_rle(entry[text], size) for text, i in objects.items() if i is not None}
+        except UserError:
+            raise
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"the mask can't be read: {error}") from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import pickle
 import pickletools
 from pathlib import Path
@@ -19,6 +21,11 @@ _ALLOWED = frozenset(
     "SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET "
     "MEMOIZE".split()
 )
+#: Of all values together. What several lists or dictionaries share counts for each of them, as in what is made of it.
+#: The references of gRefCOCO take about 200 MB.
+MAX_UNPACKED_BYTES = 512 * 2**20
+#: Of a value, beside the letters of a string.
+VALUE_BYTES = 16
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
@@ -36,7 +43,7 @@ def read_plain_pickle(path: Path) -> Any:
     """Reads a pickle file of any protocol. Strings of Python 2 are read as Latin-1.
 
     Raises:
-      UserError: it can't be read, or holds anything but plain values.
+      UserError: it can't be read, holds anything but plain values, or more than `MAX_UNPACKED_BYTES` of them.
     """
     try:
         content = read_limited(path, MAX_TEXT_BYTES)
@@ -51,8 +58,27 @@ def read_plain_pickle(path: Path) -> Any:
             if opcode.name in _PUT and not 0 <= int(argument or 0) <= number + 1:
                 raise ValueError(f"index {argument} of a stored value at byte {position}")
             end = (position or 0) + 1
-        return _PlainUnpickler(io.BytesIO(content[:end]), encoding="latin-1").load()
+        values = _PlainUnpickler(io.BytesIO(content[:end]), encoding="latin-1").load()
+        if _unpacked_bytes(values, {}) > MAX_UNPACKED_BYTES:
+            raise UserError(
+                f"{path} unpacks to more than {MAX_UNPACKED_BYTES // 2**20} MB, since it refers to the same "
+                "lists again and again. Download the file again from its source."
+            )
+        return values
     except UserError:
         raise
     except Exception as error:  # whatever the unpickler raises for a damaged file
         raise UserError(f"{path} can't be read ({error!r:.200}). Download it again.") from error
+
+
+def _unpacked_bytes(value: Any, known: dict[int, float]) -> float:
+    """The size of a value, infinite if it contains itself. Those of lists and dictionaries are kept in `known`."""
+    if isinstance(value, str):
+        return VALUE_BYTES + len(value)
+    if not isinstance(value, list | tuple | dict):
+        return VALUE_BYTES
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is known
+        parts = itertools.chain(value, value.values()) if isinstance(value, dict) else value
+        known[id(value)] = VALUE_BYTES + sum(_unpacked_bytes(part, known) for part in parts)
+    return known[id(value)]

@@ -31,6 +31,7 @@ from input_pipeline.files import open_regular_file
 from input_pipeline.images import decode_frame, encode_frame
 from input_pipeline.readers.raw_files import MASK_SIZE, NOT_IN_FRAME, SkippedItems, read_frame
 from input_pipeline.readers.refcoco_annotations import Annotations, MaskPlace, Picture, read_converted, read_published
+from input_pipeline.report import format_skipped
 from input_pipeline.types import FramePair, Sentence, Skipped, target_group
 
 INSTANCES = "instances.json"
@@ -73,18 +74,18 @@ class RefCOCO:
 
     def splits(self) -> tuple[str, ...]:
         """Those with a valid sentence. Raises UserError if files are missing or can't be read."""
-        return tuple(split for split in self.SPLITS if split in self.annotations.pictures)
+        return tuple(self._videos[0])
 
     def videos(self, split: str) -> list[str]:
-        return sorted(self._names[1][split])
+        return sorted(self._videos[0][split])
 
     def skipped(self) -> tuple[Skipped, ...]:
-        return self.annotations.skipped
+        return self.annotations.skipped + self._videos[1]
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
         counts: dict[str, tuple[int, int | None]] = {}
-        for split in self.splits():
-            pictures = self.annotations.pictures[split].values()
+        for split, videos in self._videos[0].items():
+            pictures = videos.values()
             counts[f"{split} images"] = len(pictures), None
             counts[f"{split} image files"] = sum((self._images / picture.file).exists() for picture in pictures), None
             counts[f"{split} sentences"] = sum(len(picture.phrases) for picture in pictures), None
@@ -110,7 +111,8 @@ class RefCOCO:
         if "train" in annotations.pictures:  # in training, unless it is chosen, every sentence has a target
             annotations = self._without_no_target(annotations)
         if not annotations.pictures:
-            raise UserError(f"{folder} has no valid sentence.\n{self._help()}")
+            reasons = format_skipped(annotations.skipped)
+            raise UserError(f"{folder} has no valid sentence.\n{reasons}\n{self._help()}")
         return annotations
 
     def _help(self) -> str:
@@ -139,23 +141,32 @@ class RefCOCO:
         return found[0]
 
     @functools.cached_property
-    def _names(self) -> tuple[dict[str, tuple[str, Picture]], dict[str, list[str]]]:
-        """Video -> (split, image), and split -> videos. An image of two splits is another video in the later one."""
-        pictures: dict[str, tuple[str, Picture]] = {}
-        videos: dict[str, list[str]] = {}
-        for split in self.splits():
-            for name, picture in self.annotations.pictures[split].items():
-                video = name if name not in pictures else f"{name}-{split}"
-                pictures[video] = split, picture
-                videos.setdefault(split, []).append(video)
-        return pictures, videos
+    def _videos(self) -> tuple[dict[str, dict[str, Picture]], tuple[Skipped, ...]]:
+        """Split -> video -> image, and images that were left out.
+
+        A video has the name of its image, with the split if another one has this name, as of an image of two splits.
+        """
+        videos: dict[str, dict[str, Picture]] = {}
+        taken: set[str] = set()
+        skipped = SkippedItems()
+        for split in (split for split in self.SPLITS if split in self.annotations.pictures):
+            for picture in self.annotations.pictures[split]:
+                stem = Path(picture.file).stem
+                name = next((name for name in (stem, f"{stem}-{split}") if name not in taken), None)
+                if name is None:
+                    where = f"{self.raw}: image {picture.file} of {split}"
+                    skipped.append(Skipped(where, "two images before it have the image's name"))
+                    continue
+                taken.add(name)
+                videos.setdefault(split, {})[name] = picture
+        return videos, tuple(skipped)
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         """Yields the frame pair made of an image, with all its sentences, or why there is none.
 
         In "train", sentences are left out whose target has no pixel or whose mask can't be read.
         """
-        split, picture = self._names[0][video]
+        split, picture = next((split, videos[video]) for split, videos in self._videos[0].items() if video in videos)
         path = self._images / picture.file
         try:
             frame, content = read_frame(path, "image")
@@ -230,15 +241,15 @@ class GRefCOCO(RefCOCO):
     def _without_no_target(self, annotations: Annotations) -> Annotations:
         if self.no_target_sentences:
             return annotations
-        skipped, pictures = SkippedItems(annotations.skipped), {}
-        for name, picture in annotations.pictures["train"].items():
+        skipped, pictures = SkippedItems(annotations.skipped), []
+        for picture in annotations.pictures["train"]:
             for phrase in picture.phrases:
                 if not phrase.objects:
                     reason = "sentence without a target, left out of train (config.no_target_sentences)"
                     skipped.append(Skipped(f"{picture.file}: sentence {phrase.name}", reason))
             if phrases := tuple(phrase for phrase in picture.phrases if phrase.objects):
-                pictures[name] = dataclasses.replace(picture, phrases=phrases)
-        splits = {**annotations.pictures, "train": pictures}
+                pictures.append(dataclasses.replace(picture, phrases=phrases))
+        splits = {**annotations.pictures, "train": tuple(pictures)}
         splits = {split: images for split, images in splits.items() if images}
         return Annotations(splits, annotations.masks, tuple(skipped))
 
@@ -266,10 +277,7 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """
     if isinstance(segmentation, list):
         return rasterize_polygons(segmentation, size)
-    mask = decode_rle(segmentation)
-    if mask.shape != size:
-        raise ValueError(MASK_SIZE)
-    return mask
+    return decode_rle(segmentation, size)
 
 
 def warp(frame: np.ndarray, name: str) -> np.ndarray:

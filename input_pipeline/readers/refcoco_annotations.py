@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from input_pipeline.errors import UserError
 from input_pipeline.readers.json_index import iterate_arrays
@@ -25,6 +25,10 @@ from input_pipeline.readers.raw_files import find_text_error, is_plain_name, sho
 from input_pipeline.types import Skipped
 
 NO_TARGET_ID = -1
+REPEATED_ID = "the id occurs twice: the first is used"
+
+#: Name and size (h, w) of an image's file.
+_ImageFile = tuple[str, tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +66,9 @@ class MaskPlace(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """Split -> images by name, in the order of the file; masks by annotation id, for each split; what was left out."""
+    """Split -> images, in the order of the file; masks by annotation id, for each split; what was left out."""
 
-    pictures: dict[str, dict[str, Picture]]
+    pictures: dict[str, tuple[Picture, ...]]
     masks: dict[str, dict[int, MaskPlace]]
     skipped: tuple[Skipped, ...]
 
@@ -95,8 +99,9 @@ def read_published(
     """
     parsed = list(_parse_refs(refs, splits, several, skipped))
     annotations = {anno for ref in parsed for phrase in ref.phrases for anno in phrase.objects}
-    images, masks, crowds = _read_instances(instances, {ref.image for ref in parsed}, annotations)
-    phrases: dict[tuple[str, int], list[Phrase]] = {}
+    images, masks, crowds = _read_instances(instances, {ref.image for ref in parsed}, annotations, skipped)
+    # Split -> image -> sentences by name. Two ids may stand for one file.
+    phrases: dict[str, dict[_ImageFile, dict[str, Phrase]]] = {}
     for ref in parsed:
         if ref.image not in images:
             skipped.append(
@@ -104,13 +109,19 @@ def read_published(
             )
             continue
         for phrase in ref.phrases:
-            kept = _check_objects(f"{ref.where}: sentence {phrase.name}", phrase, ref.image, masks, crowds, skipped)
-            if kept is not None:
-                phrases.setdefault((ref.split, ref.image), []).append(kept)
-    pictures: dict[str, dict[str, Picture]] = {}
-    for (split, image), texts in phrases.items():
-        file, size = images[image]
-        pictures.setdefault(split, {})[Path(file).stem] = Picture(file, size, tuple(texts))
+            where = f"{ref.where}: sentence {phrase.name}"
+            kept = _check_objects(where, phrase, ref.image, masks, crowds, skipped)
+            if kept is None:
+                continue
+            of_image = phrases.setdefault(ref.split, {}).setdefault(images[ref.image], {})
+            if kept.name in of_image:
+                skipped.append(Skipped(where, REPEATED_ID))
+            else:
+                of_image[kept.name] = kept
+    pictures = {
+        split: tuple(Picture(*image, tuple(texts.values())) for image, texts in of_split.items())
+        for split, of_split in phrases.items()
+    }
     return Annotations(pictures, dict.fromkeys(pictures, masks), tuple(skipped))
 
 
@@ -119,7 +130,12 @@ def _parse_refs(path: Path, splits: tuple[str, ...], several: bool, skipped: lis
     for number, ref in enumerate(_load_refs(path)):
         where = f"{path}: reference {number}"
         match ref:
-            case {"ann_id": objects, "image_id": int(image), "split": str(split), "sentences": list(sentences)}:
+            case {
+                "ann_id": objects,
+                "image_id": image,
+                "split": str(split),
+                "sentences": list(sentences),
+            } if _is_id(image):
                 pass
             case _:
                 skipped.append(Skipped(where, "malformed reference"))
@@ -129,17 +145,18 @@ def _parse_refs(path: Path, splits: tuple[str, ...], several: bool, skipped: lis
             continue
         ids = objects if several and isinstance(objects, list) else [objects]
         no_target = several and ids == [NO_TARGET_ID]
-        if not no_target and not (ids and all(type(i) is int and i >= 0 for i in ids)):
+        if not no_target and not (ids and all(map(_is_id, ids))):
             skipped.append(Skipped(where, "the objects of the reference are not ids of annotations"))
             continue
         target = () if no_target else tuple(sorted(set(ids)))
         phrases = []
         for sentence in sentences:
             match sentence:
-                case {"sent_id": int(name), "sent": str(text)} if not (error := find_text_error(text)):
-                    phrases.append(Phrase(str(name), text.strip(), target))
-                case {"sent_id": int(name), "sent": str(text)}:
-                    skipped.append(Skipped(f"{where}: sentence {name}", error))
+                case {"sent_id": name, "sent": str(text)} if _is_id(name):
+                    if error := find_text_error(text):
+                        skipped.append(Skipped(f"{where}: sentence {name}", error))
+                    else:
+                        phrases.append(Phrase(str(name), text.strip(), target))
                 case _:
                     skipped.append(Skipped(where, "malformed sentence"))
         yield _Ref(where, split, image, phrases)
@@ -160,25 +177,46 @@ def _load_refs(path: Path) -> Iterable[Any]:
 
 
 def _read_instances(
-    path: Path, needed_images: set[int], needed: set[int]
-) -> tuple[dict[int, tuple[str, tuple[int, int]]], dict[int, MaskPlace], set[int]]:
-    """Image id -> (file, size); annotation id -> its place; ids of crowds. Raises UserError if it can't be read."""
-    images: dict[int, tuple[str, tuple[int, int]]] = {}
+    path: Path, needed_images: set[int], needed: set[int], skipped: list[Skipped]
+) -> tuple[dict[int, _ImageFile], dict[int, MaskPlace], set[int]]:
+    """Image id -> its file; annotation id -> its place; ids of crowds. Raises UserError if it can't be read."""
+    images: dict[int, _ImageFile] = {}
     masks: dict[int, MaskPlace] = {}
     crowds: set[int] = set()
+    image_ids: set[int] = set()
+    annotation_ids: set[int] = set()
     try:
         for item in iterate_arrays(path, "images", "annotations"):
             match item.key, item.value:
                 case "images", {"id": int(i), "file_name": str(file), "height": int(height), "width": int(width)}:
-                    if i in needed_images and is_plain_name(file) and min(height, width) > 0:
+                    new = i in needed_images and _is_new_id(f"{path}: image", i, image_ids, skipped)
+                    if new and not _find_image_error(file, height, width):
                         images[i] = file, (height, width)
-                case "annotations", {"id": int(i), "image_id": int(image)} if i in needed:
-                    masks[i] = MaskPlace(path, item.begin, item.end, image)
-                    if item.value.get("iscrowd"):
-                        crowds.add(i)
+                case "annotations", {"id": int(i), "image_id": image} if i in needed and _is_id(image):
+                    if _is_new_id(f"{path}: annotation", i, annotation_ids, skipped):
+                        masks[i] = MaskPlace(path, item.begin, item.end, image)
+                        if item.value.get("iscrowd"):
+                            crowds.add(i)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({error}). Download it again.") from error
     return images, masks, crowds
+
+
+def _is_id(number: object) -> TypeGuard[int]:
+    """Whether a value is an id: a whole number of 64 bits, short enough for the name of a file."""
+    return type(number) is int and 0 <= number < 2**63
+
+
+def _is_new_id(where: str, number: object, known: set[int], skipped: list[Skipped]) -> bool:
+    """Adds an id to those that are known. Returns False, and notes why, if it is none or is known already."""
+    if not _is_id(number):
+        skipped.append(Skipped(f"{where} {shorten(number)}", "the id is not a whole number of 64 bits"))
+        return False
+    if number in known:
+        skipped.append(Skipped(f"{where} {number}", REPEATED_ID))
+        return False
+    known.add(number)
+    return True
 
 
 def _check_objects(
@@ -197,24 +235,28 @@ def _check_objects(
 
 def read_converted(paths: dict[str, Path], skipped: list[Skipped]) -> Annotations:
     """Reads the files of splits in the converted form. Raises UserError if one can't be read."""
-    pictures: dict[str, dict[str, Picture]] = {}
+    pictures: dict[str, tuple[Picture, ...]] = {}
     masks: dict[str, dict[int, MaskPlace]] = {}
     for split, path in paths.items():
-        sizes: dict[str, tuple[int, int]] = {}
-        texts: dict[int, tuple[str, str]] = {}
+        texts: dict[int, tuple[_ImageFile, str]] = {}
         masks[split] = {}
         of_image: dict[int, list[int]] = {}
         crowds: set[int] = set()
+        image_ids: set[int] = set()
+        annotation_ids: set[int] = set()
         try:
             for item in iterate_arrays(path, "images", "annotations"):
                 match item.key, item.value:
                     case "images", {"id": int(i), "file_name": str(file), "height": int(h), "width": int(w), **more}:
-                        error = _find_image_error(file, h, w, more.get("caption"))
-                        if error:
+                        if not _is_new_id(f"{path}: image", i, image_ids, skipped):
+                            continue
+                        if error := _find_image_error(file, h, w) or _find_caption_error(more.get("caption")):
                             skipped.append(Skipped(f"{path}: image {i}", error))
                         else:
-                            texts[i], sizes[file] = (file, str(more["caption"]).strip()), (h, w)
-                    case "annotations", {"id": int(i), "image_id": int(image), **more}:
+                            texts[i] = (file, (h, w)), str(more["caption"]).strip()
+                    case "annotations", {"id": int(i), "image_id": image, **more} if _is_id(image):
+                        if not _is_new_id(f"{path}: annotation", i, annotation_ids, skipped):
+                            continue
                         of_image.setdefault(image, []).append(i)
                         masks[split][i] = MaskPlace(path, item.begin, item.end, image)
                         if more.get("iscrowd"):
@@ -223,23 +265,26 @@ def read_converted(paths: dict[str, Path], skipped: list[Skipped]) -> Annotation
                         skipped.append(Skipped(f"{path}: byte {item.begin}", f"malformed entry of {item.key}"))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} can't be read ({error}). Convert the dataset again.") from error
-        phrases: dict[str, list[Phrase]] = {}
-        for i, (file, text) in texts.items():
+        phrases: dict[_ImageFile, list[Phrase]] = {}
+        for i, (image_file, text) in texts.items():
             phrase = Phrase(str(i), text, tuple(sorted(of_image.get(i, []))))
             where = f"{path}: image {i}"
             if not phrase.objects:
                 skipped.append(Skipped(where, "the image has no annotation of an object of the sentence"))
             elif kept := _check_objects(where, phrase, i, masks[split], crowds, skipped):
-                phrases.setdefault(file, []).append(kept)
+                phrases.setdefault(image_file, []).append(kept)
         if phrases:
-            pictures[split] = {Path(f).stem: Picture(f, sizes[f], tuple(p)) for f, p in phrases.items()}
+            pictures[split] = tuple(Picture(*image, tuple(of_file)) for image, of_file in phrases.items())
     return Annotations(pictures, masks, tuple(skipped))
 
 
-def _find_image_error(file: str, height: int, width: int, caption: object) -> str:
-    """What is wrong with an "image" of the converted form; "" if nothing is."""
-    if not is_plain_name(file):
+def _find_image_error(file: str, height: int, width: int) -> str:
+    """What is wrong with the name or the size of an image; "" if nothing is."""
+    if not is_plain_name(file) or file.startswith("."):  # without suffix, "...jpg" is "..", a folder
         return "the image's name is not a plain file name"
-    if min(height, width) <= 0:
-        return "the image has no size"
+    return "" if min(height, width) > 0 else "the image has no size"
+
+
+def _find_caption_error(caption: object) -> str:
+    """What is wrong with the sentence of an "image" of the converted form; "" if nothing is."""
     return find_text_error(caption) if isinstance(caption, str) else "the image has no caption"

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable
 
 _OPPOSITE = {"left": "right", "right": "left"}
-_DIRECTION = re.compile(r"(?<!\w)(left|right)(most|wards?|hand|handed|hander|side)?(?!\w)", re.IGNORECASE)
+#: ASCII letters only: otherwise "i" matches "ı" and "İ" as well, which `_OPPOSITE` does not know.
+_DIRECTION = re.compile(r"(?<!\w)(?a:(left|right)(most|wards?|hand|handed|hander|side)?)(?!\w)", re.IGNORECASE)
 #: Turning and the face of a clock: mirroring changes them, in words that have no simple opposite.
 _CLOCK = re.compile(r"(?<!\w)((counter|anti)[\s-]?)?clockwise(?!\w)|o\s?['’]\s?clock(?!\w)", re.IGNORECASE)
 

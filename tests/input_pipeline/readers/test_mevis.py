@@ -229,6 +229,7 @@ def change_masks(raw: Path, anno: int, change: Callable[[list], object]) -> None
 
 REST = " the video has frames: the others are left out"
 BIG = {"size": [2**20, 2**20], "counts": "a"}
+CLAIMED = {"size": [8192, 8192], "counts": [2**26]}  # takes 64 MB
 WIDE = rle(np.ones((WIDTH, HEIGHT), bool))
 
 
@@ -247,13 +248,18 @@ WIDE = rle(np.ones((WIDTH, HEIGHT), bool))
         (lambda masks: masks.__setitem__(1, {"size": [48, 64]}), "the mask can't be read", [1]),
         (lambda masks: masks.__setitem__(1, BIG), "the mask can't be read", [1]),
         (lambda masks: masks.__setitem__(1, WIDE), "the mask and the frame differ in size", [1]),
+        (lambda masks: masks.__setitem__(1, CLAIMED), "the mask and the frame differ in size", [1]),
         (lambda masks: masks.__setitem__(1, rle(np.zeros((HEIGHT, WIDTH), bool))), None, []),
     ],
 )
 def test_damaged_masks(raw: Path, change: Callable[[list], object], reason: str | None, unknown: list[int]) -> None:
     """Object 20 is that of expression 0, and one of those of expression 3."""
     change_masks(raw, 20, change)
+    tracemalloc.start()
     pairs, skipped = read_all(MeViS(raw), VALID_U)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
     reasons = {item.reason for item in skipped}
     assert reason in reasons if reason else not reasons
     for pair in pairs:

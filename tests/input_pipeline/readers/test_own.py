@@ -184,6 +184,16 @@ def turned(raw: Path) -> None:
         ),
         (change_json({"IMG_8": {"3": {"size": [9, 9], "counts": "x"}}}), "frame IMG_8", "the mask can't be read: "),
         (
+            change_json({"IMG_8": {"3": {"size": [[0] * 1000, 9], "counts": "x"}}}),
+            "frame IMG_8",
+            "the mask can't be read: a mask without a height and a width",
+        ),
+        (
+            change_json({"IMG_8": {"3": {"size": [8192, 8192], "counts": [2**26]}}}),  # takes 64 MB
+            "frame IMG_8",
+            "the mask and the frame differ in size",
+        ),
+        (
             lambda raw: (raw / "masks/my cats").mkdir(),
             "my cats.json",
             "not read, since a folder of masks lies beside it",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,26 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_datasets import HEIGHT, WIDTH
-from fake_refcoco import GREFS, NAMES, REFS, SEGMENTATIONS, ref, textured, write_converted, write_refcoco
+from fake_refcoco import (
+    GREFS,
+    NAMES,
+    REFS,
+    SEGMENTATIONS,
+    annotation,
+    image,
+    ref,
+    textured,
+    write_converted,
+    write_refcoco,
+)
 from pycocotools import mask as coco_mask
 from reader_checks import read_all
 
-from input_pipeline.coco_masks import rasterize_polygons
+from input_pipeline.coco_masks import check_rle, decode_rle, rasterize_polygons
 from input_pipeline.errors import UserError
 from input_pipeline.readers.plain_pickle import read_plain_pickle
 from input_pipeline.readers.refcoco import GRefCOCO, RefCOCO, RefCOCOg, RefCOCOPlus, warp
-from input_pipeline.types import Sentence
+from input_pipeline.types import Sentence, Skipped
 
 SIZE = (HEIGHT, WIDTH)
 
@@ -73,6 +87,8 @@ def test_polygons_equal_those_of_pycocotools() -> None:
         [[1, 1, 5, 5]],
         [[1, 1, 5, 5, 5]],
         [[1, 1, 5, 5, 5, float("nan")]],
+        [[1, 1, 5, 5, 5, float("-inf")]],
+        [[1, 1, 5, 5, 5, 10**400]],
         [[1, 1, 5, 5, 5, 1e12]],
         [[0, 0, 4e6, 0, 0, 4e6]],
         [[0, 0, 5, 5, 5, "9"]],
@@ -83,6 +99,35 @@ def test_polygons_equal_those_of_pycocotools() -> None:
 def test_what_is_no_polygon(polygons: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         rasterize_polygons(polygons, SIZE)
+
+
+def test_masks_of_another_size_take_no_memory() -> None:
+    tracemalloc.start()
+    with pytest.raises(UserError, match="the mask and the frame differ in size"):
+        decode_rle({"size": [8192, 8192], "counts": [2**26]}, SIZE)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("size", [[[0] * 100_000, 1], [10**400, 1], [True, 1], [0, 5], [-1, -1], [2**13, 2**13 + 1]])
+def test_what_is_no_size_of_a_mask(size: Any) -> None:
+    with pytest.raises(ValueError, match="^a mask without a height and a width, or a larger one than any$"):
+        decode_rle({"size": size, "counts": [1]}, SIZE)
+
+
+def test_runs_whose_sum_overflows() -> None:
+    """Modulo 2**64 they fill the mask: np.repeat would write beyond it."""
+    step = 2**34 - 1  # the largest number of seven characters
+    peak = math.isqrt(2**64 // (2 * step))
+    levels = [*range(1, peak + 1), *range(peak - 1, -1, -1)]
+    missing, last = divmod(2**64 + HEIGHT * WIDTH - 2 * step * peak**2, step)
+    runs = [0, *(step * level for level in levels for _ in range(2)), *[step] * missing, last]
+    assert sum(runs) == 2**64 + HEIGHT * WIDTH
+    numbers = [run - before for run, before in zip(runs, [0, 0, 0, *runs[1:]], strict=False)]
+    text = "".join(chr(48 + (n >> 5 * k & 31) + 32 * (k < 6)) for n in numbers for k in range(7))
+    with pytest.raises(ValueError, match="runs that do not fill the mask"):
+        check_rle([HEIGHT, WIDTH], text)
 
 
 def test_warp_is_small_and_follows_from_the_name() -> None:
@@ -188,6 +233,20 @@ def test_damaged_pickles(tmp_path: Path, content: bytes, message: str) -> None:
         RefCOCO(tmp_path).splits()
 
 
+def test_pickles_that_unpack_to_more_than_they_hold(tmp_path: Path) -> None:
+    sentences: list[Any] = [{"sent_id": 1, "sent": "x"}] * 4000
+    path = tmp_path / "x.p"
+    for protocol in (0, 2, 4):
+        path.write_bytes(pickle.dumps([ref(11, "train", 1) | {"sentences": sentences} for _ in range(4000)], protocol))
+        assert path.stat().st_size < 2**20
+        with pytest.raises(UserError, match=r"x\.p unpacks to more than 512 MB"):
+            read_plain_pickle(path)
+    sentences.append(sentences)
+    path.write_bytes(pickle.dumps(sentences))
+    with pytest.raises(UserError, match=r"x\.p unpacks to more than"):
+        read_plain_pickle(path)
+
+
 def test_plain_pickles_of_python_2(tmp_path: Path) -> None:
     (tmp_path / "x.p").write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nU\x04caf\xe9p3\nsa.")
     assert read_plain_pickle(tmp_path / "x.p") == [{"sent": "caf\u00e9"}]
@@ -206,6 +265,13 @@ def test_plain_pickles_of_python_2(tmp_path: Path) -> None:
         (ref(21, "train", 900, "x"), "the image has no annotation of an object of the sentence"),  # of another image
         (ref(11, "train", 900, " "), "empty sentence"),
         ({**ref(11, "train", 900), "sentences": [{"sent": "x"}]}, "malformed sentence"),
+        ({**ref(11, "train", 900), "sentences": [{"sent": "x", "sent_id": True}]}, "malformed sentence"),
+        ({**ref(11, "train", 900), "sentences": [{"sent": "x", "sent_id": 10**5000}]}, "malformed sentence"),
+        (ref(True, "train", 900, "x"), "the objects of the reference are not ids of annotations"),
+        (ref(2**63, "train", 900, "x"), "the objects of the reference are not ids of annotations"),
+        (ref(11, "train", -5, "x"), "malformed sentence"),
+        (ref(11, "train", 100, "x"), "the id occurs twice: the first is used"),
+        ({**ref(11, "train", 900, "x"), "image_id": True}, "malformed reference"),
         ({**ref(11, "train", 900, "x"), "image_id": 77}, "instances.json has no valid image of this id"),
         (
             ref(15, "train", 900, "x"),
@@ -264,7 +330,56 @@ def test_damaged_mask(tmp_path: Path, change: Callable[[dict], object], reason: 
     assert [s.text for s in pair.sentences] == ["two parts"] and [item.reason for item in skipped] == [reason] * 2
 
 
-@pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", ""])
+def test_ids_that_occur_twice(tmp_path: Path) -> None:
+    """The first one counts: a sentence never gets another's image or mask."""
+    raw = write_refcoco(tmp_path)
+
+    def repeat(content: dict) -> None:
+        content["images"] += [
+            {**image(1), "file_name": f"{NAMES[2]}.jpg"},
+            {**image(2), "id": True},
+            {**image(2), "id": 5},  # of no reference
+            {**image(2), "id": 5},
+        ]
+        content["annotations"] += [{**annotation(12), "id": 11}, {**annotation(12), "image_id": True}]
+
+    (before,), _ = read_all(RefCOCO(raw), NAMES[1])
+    change_instances(raw, repeat)
+    reader, path = RefCOCO(raw), raw / "refcoco/instances.json"
+    assert reader.skipped() == (
+        Skipped(f"{path}: image 1", "the id occurs twice: the first is used"),
+        Skipped(f"{path}: image True", "the id is not a whole number of 64 bits"),
+        Skipped(f"{path}: annotation 11", "the id occurs twice: the first is used"),
+    )
+    (pair,), _ = read_all(reader, NAMES[1])
+    assert pair.sentences == before.sentences
+    np.testing.assert_equal(pair.masks, before.masks)
+
+
+def test_images_of_one_name(tmp_path: Path) -> None:
+    """Two ids of one file are one image; other files of its name are others, and none loses a sentence."""
+    numbers = range(1, 6)
+    raw = write_refcoco(tmp_path, refs=[{**ref(i, "train", i, f"sentence {i}"), "image_id": i} for i in numbers])
+    files = ["a.jpg", "a.jpg", "a.png", "a.jpeg", "a-val.jpg"]
+
+    def change(content: dict) -> None:
+        content["images"] = [{**image(1), "id": i, "file_name": files[i - 1]} for i in numbers]
+        content["annotations"] = [{**annotation(11), "id": i, "image_id": i} for i in numbers]
+
+    change_instances(raw, change)
+    for file in files:
+        shutil.copy(raw / f"train2014/{NAMES[1]}.jpg", raw / "train2014" / file)
+    reader = RefCOCO(raw)
+    assert reader.videos("train") == ["a", "a-train", "a-val"]
+    assert {name: [s.text for s in read_all(reader, name)[0][0].sentences] for name in reader.videos("train")} == {
+        "a": ["sentence 1", "sentence 2"],
+        "a-train": ["sentence 3"],
+        "a-val": ["sentence 5"],
+    }
+    assert reader.skipped() == (Skipped(f"{raw}: image a.jpeg of train", "two images before it have the image's name"),)
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "", "...jpg"])
 def test_image_names_that_are_paths(tmp_path: Path, name: str) -> None:
     raw = write_refcoco(tmp_path)
     change_instances(raw, lambda content: content["images"][0].update(file_name=name))
@@ -286,7 +401,17 @@ def test_missing_or_other_image(tmp_path: Path, fault: str, reason: str) -> None
 
 
 @pytest.mark.parametrize(
-    "content", ["", "5", "{}", '{"images": []}', '{"images": [1, 2', '{"images": {}, "annotations": []}']
+    "content",
+    [
+        "",
+        "5",
+        "{}",
+        '{"images": []}',
+        '{"images": [1, 2',
+        '{"images": {}, "annotations": []}',
+        '{"images": [1], "images": [2], "annotations": []}',
+        '{"images": [], "annotations": [],}',
+    ],
 )
 def test_broken_instances(tmp_path: Path, content: str) -> None:
     raw = write_refcoco(tmp_path)
@@ -298,8 +423,8 @@ def test_broken_instances(tmp_path: Path, content: str) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks refcoco/instances.json(?s:.*)cocodataset.org"):
         RefCOCO(tmp_path).splits()
-    raw = write_refcoco(tmp_path / "raw", refs=[])
-    with pytest.raises(UserError, match="has no valid sentence"):
+    raw = write_refcoco(tmp_path / "raw", refs=["text"])
+    with pytest.raises(UserError, match="has no valid sentence.\n  1 x malformed reference"):
         RefCOCO(raw).splits()
     (tmp_path / "raw/train2014").rename(tmp_path / "elsewhere")
     write_refcoco(tmp_path / "b").joinpath("train2014").rename(tmp_path / "other")
@@ -314,7 +439,8 @@ def test_broken_converted_file(tmp_path: Path) -> None:
     content["images"][0]["caption"] = 5
     content["images"][1]["file_name"] = "../x"
     content["annotations"][2]["image_id"] = 50
-    content["images"].append("x")
+    content["images"] += ["x", {**content["images"][2], "caption": "another"}]
+    content["annotations"].append({**content["annotations"][2], "image_id": 3})
     path.write_text(json.dumps(content))
     reader = RefCOCO(raw)
     assert reader.splits() == ("val", "testA")
@@ -323,4 +449,5 @@ def test_broken_converted_file(tmp_path: Path) -> None:
         "the image's name is not a plain file name",
         "the image has no annotation of an object of the sentence",
         "malformed entry of images",
+        "the id occurs twice: the first is used",
     }

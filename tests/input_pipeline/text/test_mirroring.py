@@ -53,6 +53,7 @@ def test_directions_change_places(sentence: str, mirrored: str) -> None:
         "éleft left_2 right2 aright",
         "手 le ft 左",
         "the İstanbul bus",
+        "the rıght dog, the RİGHT cat, the leftſide",
     ],
 )
 def test_other_words_stay(sentence: str) -> None:
@@ -120,7 +121,7 @@ def test_every_wording_of_moving_shapes_is_mirrored() -> None:
 
 
 def test_the_vocabulary_has_both_words_of_each_pair() -> None:
-    tokens = ["a", "left", "rightmost", "leftover", "-", "", "bright"]
+    tokens = ["a", "left", "rightmost", "leftover", "-", "", "bright", "rıght"]
     assert with_mirrored_tokens(tokens) == [
         "",
         "-",
@@ -131,4 +132,5 @@ def test_the_vocabulary_has_both_words_of_each_pair() -> None:
         "leftover",
         "right",
         "rightmost",
+        "rıght",
     ]
