@@ -162,6 +162,7 @@ class OwnClips:
         name, split = video.rsplit("/", 1)
         annotations = self.annotations
         own_video, targets = annotations.videos[name], annotations.targets[name]
+        named = sorted({i for ids in targets.values() for i in ids})
         seen: set[int] = set()
         for item in own_video.read_pairs(annotations.frames[split][name], self.interval):
             if isinstance(item, Skipped):
@@ -170,7 +171,7 @@ class OwnClips:
             index, frame, earlier_frame, rule, files = item
             where = own_video.where_mask(index)
             try:
-                objects = own_video.read_mask(index)
+                found, objects = own_video.read_mask(index, named)
             except UserError as error:
                 yield Skipped(where, str(error))
                 continue
@@ -178,7 +179,7 @@ class OwnClips:
                 sizes = {mask.shape for mask in objects.values()} | {frame.shape[:2]}
                 yield Skipped(f"{where}: {' and '.join(f'{h} x {w}' for h, w in sorted(sizes))} (h x w)", MASK_SIZE)
                 continue
-            seen |= objects.keys()
+            seen |= found
             empty = np.zeros(frame.shape[:2], bool)
             masks = {t: np.logical_or.reduce([objects.get(i, empty) for i in ids]) for t, ids in targets.items()}
             present = {target for target, mask in masks.items() if mask.any()}
@@ -190,8 +191,8 @@ class OwnClips:
                 yield FramePair(name, index, frame, earlier_frame, rule, planes, sentences, files=files)
         for ids in targets.values():
             if not seen & set(ids):
-                found = f"; they have object {first_few(sorted(seen))}" if seen else ""
-                where = f"{self.raw / MASKS}: video {name}, object {'+'.join(map(str, ids))}{found}"
+                others = f"; they have object {first_few(sorted(seen))}" if seen else ""
+                where = f"{self.raw / MASKS}: video {name}, object {'+'.join(map(str, ids))}{others}"
                 yield Skipped(where, f"the object is in no mask of the video's {split} frames")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -17,11 +17,13 @@ from input_pipeline.files import check_regular_file
 from input_pipeline.readers.json_index import JsonIndex, index_json
 from input_pipeline.readers.raw_files import BAD_VIDEO_NAME, is_plain_name, parse_object_id, read_frames, shorten
 from input_pipeline.readers.refer_youtube_vos import find_earlier
-from input_pipeline.readers.video_folders import FrameCache, read_labels
+from input_pipeline.readers.video_folders import FrameCache, object_ids, read_labels
 from input_pipeline.types import Skipped
 
 CLIPS = (".mp4", ".mov", ".m4v")
 PICTURES = (".jpg", ".jpeg", ".png")
+#: Gray values from 128 to 254 that are the numbers of no object: as many, beside white, come from soft edges.
+SOFT_EDGE_VALUES = 4
 
 #: Frame, its image, the earlier frame's, the rule that selected that, and the contents of both files or None.
 Pair = tuple[int, np.ndarray, np.ndarray, str, tuple[bytes, bytes] | None]
@@ -57,22 +59,38 @@ class OwnVideo:
             return None
         return sum(int(name) < number for name in names)
 
-    def read_mask(self, index: int) -> dict[int, np.ndarray]:
-        """Object -> its mask (h, w) bool in a labelled frame. Raises UserError if it can't be read."""
+    def read_mask(self, index: int, objects: Collection[int]) -> tuple[set[int], dict[int, np.ndarray]]:
+        """Reads the mask of a labelled frame.
+
+        Args:
+          index: of the frame.
+          objects: those that sentences name.
+
+        Returns:
+          All objects in the mask; object -> its mask, (h, w) bool, for those of `objects` that it holds. A mask file
+          also gives an empty one for each of the others.
+
+        Raises:
+          UserError: the mask can't be read, or has soft edges, whose gray values would be taken for objects.
+        """
         if self.index is None:
             labels = read_labels(Path(self.masks[index]))
-            ids = [int(i) for i in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if i]
-            if ids == [255]:
-                return {1: labels == 255}
-            return {i: labels == i for i in ids} or {0: np.zeros(labels.shape, bool)}
+            present = object_ids(labels) - {0}
+            if present == {255}:
+                labels, present = (labels == 255).view(np.uint8), {1}
+            unnamed = present.difference(objects)
+            if 255 in unnamed and sum(i >= 128 for i in unnamed) > SOFT_EDGE_VALUES:
+                raise UserError("a black-and-white mask with soft edges: save it with 0 and 255 only")
+            return present, {i: labels == i for i in objects}
         try:
             entry = self.index.read(self.masks[index])
             if not isinstance(entry, dict):
                 raise ValueError("expected {object: mask}")
-            objects = {text: parse_object_id(text) for text in entry}
-            if None in objects.values():
+            ids = {text: parse_object_id(text) for text in entry}
+            if None in ids.values():
                 raise ValueError("an object that is not a number from 1 to 255")
-            return {i: decode_rle(entry[text]) for text, i in objects.items() if i is not None}
+            masks = {i: decode_rle(entry[text]) for text, i in ids.items() if i is not None and i in objects}
+            return {i for i in ids.values() if i is not None}, masks
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"the mask can't be read: {error}") from error
 

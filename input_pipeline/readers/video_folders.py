@@ -149,14 +149,15 @@ def _read_all_labels(
         except UserError as error:
             skipped.append(Skipped(str(path), str(error)))
             continue
-        objects[index] = _object_ids(label)
+        objects[index] = object_ids(label)
         num_bytes += label.nbytes
         if num_bytes <= MAX_LABEL_BYTES:
             labels[index] = label
     return objects, labels
 
 
-def _object_ids(labels: np.ndarray) -> set[int]:
+def object_ids(labels: np.ndarray) -> set[int]:
+    """The values in (H, W) uint8 labels, 0 included."""
     blocks = np.array_split(labels, max(1, labels.size >> 20))  # bincount takes 8 bytes for each pixel
     return {instance for block in blocks for instance in np.flatnonzero(np.bincount(block.ravel())).tolist()}
 

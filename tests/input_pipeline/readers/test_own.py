@@ -14,7 +14,7 @@ from fake_datasets import HEIGHT, WIDTH, frame, write_clip
 from fake_mevis import rle
 from fake_own import LABELLED, NAMES, SENTENCES, write_own
 from fake_video_folders import walking_mask, write_labels
-from PIL import Image
+from PIL import Image, ImageFilter
 from reader_checks import read_all
 
 from input_pipeline.errors import UserError
@@ -112,6 +112,21 @@ def test_black_and_white_masks(raw: Path) -> None:
     np.testing.assert_array_equal(pair.masks[1], walking_mask(1, 4))
 
 
+def test_only_the_masks_of_named_objects_are_made(raw: Path) -> None:
+    (video,) = (v for name, v in OwnClips(raw).annotations.videos.items() if name == "dog")
+    present, masks = video.read_mask(0, [2, 9])
+    assert present == {1, 2} and masks.keys() == {2, 9} and not masks[9].any()
+    np.testing.assert_array_equal(masks[2], walking_mask(2, 0))
+    write_labels(raw / "masks/dog/0.png", {1: walking_mask(1, 0), 255: walking_mask(3, 0)})  # 255 as void, as in DAVIS
+    assert video.read_mask(0, [1])[0] == {1, 255}
+
+
+def blurred(raw: Path) -> None:
+    mask = Image.fromarray(255 * walking_mask(1, 0).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
+    assert {1, 255} <= set(np.unique(mask))
+    mask.save(raw / "masks/dog/0.png")
+
+
 def append(line: str) -> Callable[[Path], object]:
     return lambda raw: (raw / "sentences.txt").write_text(f"{SENTENCES}{line}\n")
 
@@ -168,6 +183,7 @@ def turned(raw: Path) -> None:
             "the clip is damaged",
         ),
         (lambda raw: (raw / "masks/dog/0.png").write_bytes(b"x"), "masks/dog/0.png", "the mask can't be read"),
+        (blurred, "masks/dog/0.png", "a black-and-white mask with soft edges: save it with 0 and 255 only"),
         (turned, "masks/dog/0.png: 48 x 64 and 64 x 48 (h x w)", "the mask and the frame differ in size"),
         (lambda raw: (raw / "videos/dog.mp4").write_bytes(b"x"), "videos/dog.mp4", "the clip is damaged, or no MP4"),
         (lambda raw: (raw / "videos/my cats/IMG_8.jpg").write_bytes(b"x"), "IMG_8.jpg", "the frame can't be read"),
