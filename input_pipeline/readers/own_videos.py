@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
-from input_pipeline.coco_masks import MAX_PIXELS, decode_rle
+from input_pipeline.coco_masks import decode_rle
 from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError, first_few
-from input_pipeline.files import check_regular_file
+from input_pipeline.files import MAX_IMAGE_BYTES, check_regular_file, read_limited
+from input_pipeline.images import decode_frame, encode_frame
+from input_pipeline.pictures import MAX_PIXELS, read_picture
 from input_pipeline.readers.json_index import JsonIndex, index_json
 from input_pipeline.readers.raw_files import BAD_VIDEO_NAME, is_plain_name, parse_object_id, read_frames, shorten
 from input_pipeline.readers.refer_youtube_vos import find_earlier
@@ -102,7 +107,7 @@ class OwnVideo:
             yield from self._read_clip(indices, interval)
 
     def _read_folder(self, indices: Sequence[int], interval: int) -> Iterator[Pair | Skipped]:
-        cache = FrameCache()
+        cache = FrameCache(read_displayed)
         for index in indices:
             earlier, rule = find_earlier(index, interval, range(len(self.frames)))
             try:
@@ -138,6 +143,29 @@ class OwnVideo:
             if index >= count:
                 where = f"{self.path}: frame {index} of {count} that can be decoded"
                 yield Skipped(where, "the clip is damaged or ends before the frame")
+
+
+def read_displayed(path: Path, name: str) -> tuple[np.ndarray, bytes]:
+    """As `read_frame`, but the picture is as `predict` shows it: upright, over white, 8 of 16 bits of gray.
+
+    Masks are drawn on what is displayed. Where `decode_frame` would give other pixels, the content is encoded anew.
+    """
+    try:
+        content = read_limited(path, MAX_IMAGE_BYTES)
+        if content.startswith(b"\x89PNG"):  # Pillow checks the checksums of a PNG only in verify()
+            Image.open(io.BytesIO(content), formats=("PNG",)).verify()
+        (_, image), *others = itertools.islice(read_picture(path), 2)
+    except FileNotFoundError as error:
+        raise UserError(f"{name} missing") from error
+    except Exception as error:  # whatever Pillow raises for a damaged file, struct.error among others
+        raise UserError(f"the {name} can't be read") from error
+    if others:
+        raise UserError(f"the {name} is a moving picture: save its frames as files of their own")
+    try:
+        is_stored = np.array_equal(decode_frame(content), image)
+    except OSError:  # of a kind that records don't hold
+        is_stored = False
+    return image, content if is_stored else encode_frame(image)
 
 
 def _decode(path: Path) -> Iterator[av.VideoFrame]:

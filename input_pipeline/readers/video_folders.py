@@ -189,7 +189,8 @@ def _check_instances(
 class FrameCache:
     """Reads the frames of a video; keeps the latest ones, since a frame soon becomes an earlier frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_file: Callable[[Path, str], tuple[np.ndarray, bytes]] = read_frame) -> None:
+        self.read_file = read_file
         self.frames: dict[Path, tuple[np.ndarray, bytes]] = {}
 
     def read(self, path: Path, name: str) -> tuple[np.ndarray, bytes]:
@@ -197,5 +198,5 @@ class FrameCache:
         if path not in self.frames:
             if len(self.frames) == CACHED_FRAMES:
                 del self.frames[next(iter(self.frames))]  # the oldest
-            self.frames[path] = read_frame(path, name)
+            self.frames[path] = self.read_file(path, name)
         return self.frames[path]

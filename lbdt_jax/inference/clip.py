@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError
+from input_pipeline.pictures import Picture, read_picture
 from lbdt_jax.inference.decoder import Decoder
-from lbdt_jax.inference.pictures import Picture, read_picture
 
 LISTED = 10  # names, at most, in a warning
 

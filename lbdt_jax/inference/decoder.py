@@ -12,8 +12,8 @@ from typing import Any
 import av
 import numpy as np
 
+from input_pipeline.pictures import MAX_PIXELS
 from lbdt_jax.inference.container import (
-    MAX_PIXELS,
     fraction,
     has_discontinuities,
     header_end,

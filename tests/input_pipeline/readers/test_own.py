@@ -14,10 +14,12 @@ from fake_datasets import HEIGHT, WIDTH, frame, write_clip
 from fake_mevis import rle
 from fake_own import LABELLED, NAMES, SENTENCES, write_own
 from fake_video_folders import walking_mask, write_labels
-from PIL import Image, ImageFilter
+from PIL import ExifTags, Image, ImageFilter
 from reader_checks import read_all
 
 from input_pipeline.errors import UserError
+from input_pipeline.images import decode_frame
+from input_pipeline.pictures import read_picture
 from input_pipeline.readers.own import OwnClips
 from input_pipeline.types import FramePair, Sentence
 
@@ -88,6 +90,38 @@ def test_frames_of_a_folder_are_held_out_by_name(raw: Path, names: tuple[str, ..
     assert (unknown in [item.reason for item in OwnClips(raw).skipped()]) is not bool(by_number)
 
 
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = value
+    return exif
+
+
+RGBA = np.dstack([frame(1), 4 * np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 256]).astype(np.uint8)
+GRAY_16 = (np.arange(HEIGHT * WIDTH, dtype=np.uint16) * 21).reshape(HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "image", "exif"),
+    [
+        ("jpg", frame(1)[::-1, ::-1], orientation(3)),
+        ("jpg", np.rot90(frame(1)), orientation(6)),
+        ("png", RGBA, orientation(1)),
+        ("png", GRAY_16, orientation(1)),
+    ],
+)
+def test_frames_are_as_predict_shows_them(raw: Path, suffix: str, image: np.ndarray, exif: Image.Exif) -> None:
+    (raw / "videos/my cats/IMG_9.jpg").unlink()
+    path = raw / f"videos/my cats/IMG_9.{suffix}"
+    Image.fromarray(image).save(path, exif=exif, **({"quality": 95} if suffix == "jpg" else {}))
+    (pair,), skipped = read_all(OwnClips(raw), "my cats/val")
+    assert not skipped
+    ((_, displayed),) = read_picture(path)
+    np.testing.assert_array_equal(pair.frame, displayed)
+    assert pair.files is not None and np.abs(decode_frame(pair.files[0]).astype(int) - displayed).mean() < 4
+    np.testing.assert_array_equal(pair.masks[3], walking_mask(3, 1))
+    assert pair.files[1] == (raw / "videos/my cats/IMG_8.jpg").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("held_out", "split", "left"), [("dog\nmy cats\n", "train", "val"), ("# none", "val", "train")]
 )
@@ -143,6 +177,11 @@ def turned(raw: Path) -> None:
     Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(raw / "masks/dog/0.png")
 
 
+def write_moving(path: Path) -> None:
+    path.with_suffix(".jpg").unlink()
+    Image.fromarray(frame(0)).save(path, save_all=True, append_images=[Image.fromarray(frame(1))])
+
+
 @pytest.mark.parametrize(
     ("change", "where", "reason"),
     [
@@ -187,6 +226,11 @@ def turned(raw: Path) -> None:
         (turned, "masks/dog/0.png: 48 x 64 and 64 x 48 (h x w)", "the mask and the frame differ in size"),
         (lambda raw: (raw / "videos/dog.mp4").write_bytes(b"x"), "videos/dog.mp4", "the clip is damaged, or no MP4"),
         (lambda raw: (raw / "videos/my cats/IMG_8.jpg").write_bytes(b"x"), "IMG_8.jpg", "the frame can't be read"),
+        (
+            lambda raw: write_moving(raw / "videos/my cats/IMG_8.png"),
+            "IMG_8.png",
+            "the frame is a moving picture",
+        ),
         (change_json("{"), "my cats.json: ", "the file of masks can't be read"),
         (
             change_json({"IMG_8": GOOD, "7": GOOD}),

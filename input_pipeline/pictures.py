@@ -16,8 +16,8 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from input_pipeline.errors import UserError
 from input_pipeline.files import MAX_IMAGE_BYTES, open_regular_file
 from input_pipeline.images import displayed_rgb
-from lbdt_jax.inference.container import MAX_PIXELS
 
+MAX_PIXELS = 2**26  # of a frame; twice the largest there are, of 8192 x 4320
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".apng", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif")
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "AVIF")
