@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import Fingerprint
 from input_pipeline.record_index import IndexEntry
 from input_pipeline.types import Reader, Skipped
 
@@ -31,6 +32,7 @@ class ShardSummary(TypedDict):
       tokens: of all sentences, sorted.
       index: an `IndexEntry` for each record.
       bytes: size of the file.
+      files: path -> fingerprint of the raw files that it was made from, see `files.record_files`.
     """
 
     counts: dict[str, int]
@@ -41,6 +43,7 @@ class ShardSummary(TypedDict):
     tokens: list[str]
     index: list[IndexEntry]
     bytes: int
+    files: dict[str, Fingerprint]
 
 
 def records_dir(data_dir: str | Path, dataset: str) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import MAX_IMAGE_BYTES, read_limited
+from input_pipeline.files import MAX_IMAGE_BYTES, list_folder, read_limited
 from input_pipeline.readers.raw_files import MASK_SIZE, MAX_IMAGE_PIXELS, NOT_IN_FRAME, read_frame, read_frames
 from input_pipeline.types import FramePair, Sentence, Skipped
 
@@ -29,7 +29,7 @@ BIT_DEPTH_OFFSET = 24
 
 def frame_indices(folder: Path, suffix: str) -> set[int]:
     """The indices of the files <%05d><suffix> in a folder; empty if the folder does not exist."""
-    return {int(path.stem) for path in folder.glob(f"*{suffix}") if re.fullmatch(r"[0-9]{5}", path.stem)}
+    return {int(path.stem) for path in list_folder(folder, f"*{suffix}") if re.fullmatch(r"[0-9]{5}", path.stem)}
 
 
 def read_video(

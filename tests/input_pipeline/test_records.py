@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from fake_datasets import HEIGHT, WIDTH, box, write_a2d, write_clip, write_h5, write_lbdt_layout
 from paths import ROOT
 
-from input_pipeline import resized
+from input_pipeline import record_writer, resized
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_mask
 from input_pipeline.prepare import main, prepare
@@ -217,6 +218,55 @@ def test_a_run_starts_over_if_raw_data_have_changed(raw: Path, tmp_path: Path, c
     report = prepare("a2d_sentences", raw, tmp_path / "data")
     assert "resuming" not in capsys.readouterr().out
     assert "fox" in report["tokens"] and "dog" not in report["tokens"]
+
+
+def rewrite_mask(raw: Path) -> None:
+    write_h5(raw / MASKS / "walker/00012.h5", [1], [box(20, 30)])
+
+
+def replace_file_of_the_same_size(raw: Path) -> None:
+    path = raw / MASKS / "walker/00012.h5"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def add_mask(raw: Path) -> None:
+    write_h5(raw / MASKS / "walker/00009.h5", [1], [box(30, 16)])
+
+
+def remove_clip(raw: Path) -> None:
+    (raw / "Release/clips320H/walker.mp4").unlink()
+    (raw / "Release/clips320H/walker.mp4").mkdir()
+
+
+@pytest.mark.parametrize("change", [rewrite_mask, replace_file_of_the_same_size, add_mask, remove_clip])
+def test_shards_are_written_again_if_their_files_have_changed(
+    raw: Path, tmp_path: Path, monkeypatch, capsys, change: Callable[[Path], object]
+) -> None:
+    monkeypatch.setattr("input_pipeline.record_writer.VIDEOS_PER_SHARD", 1)
+    clip = raw / "Release/clips320H/Cat_-1.mp4"
+    content = clip.read_bytes()
+    clip.write_bytes(content[:100])
+    with pytest.raises(UserError, match="no frame pair of split 'test'"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    clip.write_bytes(content)
+    change(raw)
+    # As if killed while writing it again: what is left of the old shard is never taken for a complete one.
+    write_json, killed = record_writer.write_json, []
+
+    def kill(value: object, path: Path) -> None:
+        if not killed:
+            killed.append(path)
+            raise KeyboardInterrupt
+        write_json(value, path)
+
+    monkeypatch.setattr(record_writer, "write_json", kill)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    assert not killed[0].exists()
+    prepare("a2d_sentences", raw, tmp_path / "data")
+    assert capsys.readouterr().out.count("train: resuming after 1 of 2 videos") == 2
+    prepare("a2d_sentences", raw, tmp_path / "fresh")
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
 def test_incomplete_records_are_left_alone(raw: Path, tmp_path: Path) -> None:
