@@ -84,7 +84,8 @@ def prepare(
       The report, see `input_pipeline.report.load_report`.
 
     Raises:
-      UserError: the dataset is unknown, raw data are missing, or records with other settings exist.
+      UserError: the dataset is unknown, raw data are missing or lie where records go, or records with other settings
+        exist.
     """
     _check_name(dataset)
     raw = Path(raw or Path(data_dir) / "raw" / dataset)
@@ -113,6 +114,7 @@ def prepare(
         )
         max_examples = 0
     else:
+        _check_apart(raw, folder.parent)
         _make_records(dataset, raw, data_dir, interval, bool(no_target_sentences))
         print(f"Records in {folder}:")
         max_examples = 20
@@ -157,6 +159,16 @@ def _check_raw_data(dataset: str, config: ConfigDict) -> None:
     raw = Path((dataset == config.dataset and config.raw) or Path(config.data_dir) / "raw" / dataset)
     if not (records_exist(config.data_dir, dataset) or raw.exists() or dataset == "moving_shapes"):
         READERS[dataset](raw).inventory()  # its message says what to download
+
+
+def _check_apart(raw: Path, records: Path) -> None:
+    """Raises UserError if the raw folder and the folder of the records lie in one another."""
+    first, second = raw.resolve(), records.resolve()
+    if first.is_relative_to(second) or second.is_relative_to(first):
+        raise UserError(
+            f"The raw data in {raw} and the records, which go to {records}, must not lie in one another: raw data are "
+            "never changed, and records are deleted to make them again. Move the raw data, or choose another data_dir."
+        )
 
 
 def _check_name(dataset: str) -> None:

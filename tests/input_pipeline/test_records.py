@@ -269,6 +269,18 @@ def test_shards_are_written_again_if_their_files_have_changed(
     assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("folder", ["data/a2d_sentences", "data", "data/a2d_sentences/clips", "link"])
+def test_raw_data_where_records_go_are_refused(raw: Path, tmp_path: Path, folder: str) -> None:
+    moved = tmp_path / folder.replace("link", "data/a2d_sentences")
+    moved.parent.mkdir(parents=True, exist_ok=True)
+    raw.rename(moved)
+    (tmp_path / "link").symlink_to(moved)
+    before = contents(moved)
+    with pytest.raises(UserError, match="must not lie in one another(?s:.*)Move the raw data, or choose another data"):
+        prepare("a2d_sentences", tmp_path / folder, tmp_path / "data")
+    assert contents(moved) == before
+
+
 def test_incomplete_records_are_left_alone(raw: Path, tmp_path: Path) -> None:
     folder = records_dir(tmp_path / "data", "a2d_sentences")
     folder.mkdir(parents=True)
