@@ -113,7 +113,17 @@ def test_existing_records_are_left_alone(
     )
     with pytest.raises(UserError, match="made with interval 6, not 3. Delete that folder"):
         prepare("a2d_sentences", raw, data_dir, interval=3)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=f"made from {raw}, not from {tmp_path / 'other'}. Delete that folder"):
+        prepare("a2d_sentences", tmp_path / "other", data_dir)
     assert contents(data_dir) == before
+
+    (tmp_path / "link").symlink_to(raw)
+    shutil.copytree(data_dir, tmp_path / "copied")
+    path = records_dir(tmp_path / "copied", "a2d_sentences") / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"raw": "on/another/machine"}))
+    for given, records in (("", data_dir), (tmp_path / "link", data_dir), (tmp_path / "other", tmp_path / "copied")):
+        assert prepare("a2d_sentences", given, records)["splits"]
 
 
 def test_all_kinds_of_broken_raw_data_are_reported(raw: Path, tmp_path: Path) -> None:
