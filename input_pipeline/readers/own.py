@@ -2,7 +2,7 @@
 
     sentences.txt                 a line for each sentence: video, object, sentence
     videos/<video>.mp4            a clip (.mp4, .mov or .m4v), whose first frame is frame 0
-    videos/<video>/<name>.jpg     or a folder of JPEG or PNG frames, in the order of the numbers in their names
+    videos/<video>/<name>.jpg     or a folder of JPEG, PNG or other pictures, in the order of the numbers in their names
     masks/<video>/<frame>.png     a palette or 8-bit gray image for each labelled frame; a pixel's value is its object
     masks/<video>.json            or {frame: {object: {"size": [h, w], "counts": ...}}}, COCO's run-length encoding
     held_out.txt                  optional; lines: video, or video, frame
@@ -48,7 +48,7 @@ BAD_HELD_OUT = "the line does not have the form video, or video, frame"
 HOW_TO_GET = f"""\
 The folder of your own clips has
   {SENTENCES}               lines such as "dog, 1, the brown dog on the left": video, object, sentence
-  {VIDEOS}/dog.mp4              or a folder {VIDEOS}/dog/ of JPEG or PNG frames
+  {VIDEOS}/dog.mp4              or a folder {VIDEOS}/dog/ of pictures
   {MASKS}/dog/00012.png         masks of the labelled frames, or {MASKS}/dog.json
 See docs/data.md, "Your own clips", and run
   python -m input_pipeline.prepare --dataset=own --raw=DIR --data_dir=DATA_DIR"""
@@ -255,4 +255,6 @@ def _read_held_out(path: Path, videos: dict[str, OwnVideo], skipped: list[Skippe
             skipped.append(Skipped(f"{where}: {name}", "video listed twice"))
         else:
             first[name] = frame
+            if frame > max(videos[name].masks):
+                skipped.append(Skipped(f"{where}: {shorten(line)}", "the line holds out no labelled frame"))
     return first

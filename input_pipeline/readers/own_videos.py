@@ -18,7 +18,7 @@ from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError, first_few
 from input_pipeline.files import MAX_IMAGE_BYTES, check_regular_file, read_limited
 from input_pipeline.images import decode_frame, encode_frame
-from input_pipeline.pictures import MAX_PIXELS, read_picture
+from input_pipeline.pictures import IMAGE_SUFFIXES, MAX_PIXELS, list_pictures, number_key, read_picture
 from input_pipeline.readers.json_index import JsonIndex, index_json
 from input_pipeline.readers.raw_files import BAD_VIDEO_NAME, is_plain_name, parse_object_id, read_frames, shorten
 from input_pipeline.readers.refer_youtube_vos import find_earlier
@@ -26,7 +26,6 @@ from input_pipeline.readers.video_folders import FrameCache, object_ids, read_la
 from input_pipeline.types import Skipped
 
 CLIPS = (".mp4", ".mov", ".m4v")
-PICTURES = (".jpg", ".jpeg", ".png")
 #: Gray values from 128 to 254 that are the numbers of no object: as many, beside white, come from soft edges.
 SOFT_EDGE_VALUES = 4
 
@@ -196,16 +195,22 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def find_videos(folder: Path, masks: Path, skipped: list[Skipped]) -> dict[str, OwnVideo]:
-    """Name -> video, for all clips and folders of frames in a folder."""
+    """Name -> video, for all clips and folders of pictures in a folder. Reports every file that is not used."""
     videos: dict[str, OwnVideo] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    json_files: dict[str, Path] = {}
+    for path in _visible(masks):
+        if path.suffix.lower() == ".json" and not path.is_dir():
+            json_files.setdefault(path.stem, path)
+    for path in _visible(folder):
         frames: tuple[Path, ...] = ()
+        others: list[Path] = []
+        where = str(path)
         if path.is_dir():
-            pictures = (file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.name[0] != ".")
-            frames = tuple(sorted(pictures, key=lambda file: _number_key(file.name)))
-            name, reason = path.name, "" if frames else "the folder has no JPEG or PNG frames"
+            pictures, others = list_pictures(path)
+            name, frames = path.name, tuple(pictures)
+            reason = "" if frames else f"the folder has no pictures ({', '.join(IMAGE_SUFFIXES)})"
+            if doubled := _find_doubled(frames):
+                where, reason = f"{path}: {doubled}", "two pictures of one number: the video is left out"
         else:
             name = path.stem
             reason = (
@@ -216,29 +221,56 @@ def find_videos(folder: Path, masks: Path, skipped: list[Skipped]) -> dict[str, 
         if not reason and not (is_plain_name(name) and "," not in name):
             reason = f"{BAD_VIDEO_NAME}, or has a comma"
         if reason:
-            skipped.append(Skipped(str(path), reason))
-        else:
-            videos[name] = _with_masks(path, frames, masks / name, skipped)
+            skipped.append(Skipped(where, reason))
+            continue
+        for file in others:
+            skipped.append(Skipped(str(file), f"not a picture ({', '.join(IMAGE_SUFFIXES)})"))
+        videos[name] = _with_masks(path, frames, masks / name, json_files.get(name), skipped)
+    for path in _visible(masks):
+        if not path.is_dir() and path not in json_files.values():
+            skipped.append(Skipped(str(path), "neither a folder of masks nor the JSON file of a video"))
+        elif (path.name if path.is_dir() else path.stem) not in videos:
+            skipped.append(Skipped(str(path), "no video of this name is used"))
     return videos
 
 
-def _with_masks(path: Path, frames: tuple[Path, ...], masks: Path, skipped: list[Skipped]) -> OwnVideo:
-    """A video with its masks: the files of a folder `masks`, or a JSON file of that name."""
-    json_file = masks.with_name(f"{masks.name}.json")
-    index, entries = None, {}
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
+
+
+def _find_doubled(frames: Sequence[Path]) -> str:
+    """The names of two pictures of one number, as 1.jpg and 01.jpg, or 1.jpg and 1.png; "" if there are none."""
+    numbered: dict[tuple[tuple[int, str], ...], Path] = {}
+    for file in frames:
+        first = numbered.setdefault(tuple(number_key(file.stem)), file)
+        if first != file:
+            return f"{first.name} and {file.name}"
+    return ""
+
+
+def _with_masks(
+    path: Path, frames: tuple[Path, ...], masks: Path, json_file: Path | None, skipped: list[Skipped]
+) -> OwnVideo:
+    """A video with its masks: the files of a folder `masks`, or a JSON file."""
+    index: JsonIndex | None = None
+    entries: list[tuple[str, str]] = []
     if masks.is_dir():
-        entries = {file.stem: str(file) for file in sorted(masks.glob("*.png")) if file.name[0] != "."}
-        if json_file.exists():
+        for file in _visible(masks):
+            if file.suffix.lower() == ".png":
+                entries.append((file.stem, str(file)))
+            else:
+                skipped.append(Skipped(str(file), "not a PNG file"))
+        if json_file is not None:
             skipped.append(Skipped(str(json_file), "not read, since a folder of masks lies beside it"))
-    elif json_file.exists():
+    elif json_file is not None:
         try:
             index = index_json(json_file)
-            entries = {key: key for key in index.entries}
+            entries = [(key, key) for key in index.entries]
         except (OSError, ValueError, RecursionError) as error:
             skipped.append(Skipped(f"{json_file}: {error}", "the file of masks can't be read"))
     positions = {file.stem: position for position, file in enumerate(frames)}
     labelled: dict[int, str] = {}
-    for frame, entry in entries.items():
+    for frame, entry in entries:
         position = positions.get(frame)
         if not frames and re.fullmatch("[0-9]{1,9}", frame):
             position = int(frame)
@@ -252,9 +284,3 @@ def _with_masks(path: Path, frames: tuple[Path, ...], masks: Path, skipped: list
         else:
             labelled[position] = entry
     return OwnVideo(path, frames, labelled, index)
-
-
-def _number_key(name: str) -> list[tuple[int, str]]:
-    """Sorts names by the numbers in them: frame2 before frame10."""
-    numbered = re.split(r"([0-9]{1,15})", name)  # every other part is a number
-    return [(int(part), "") if position % 2 else (0, part) for position, part in enumerate(numbered)]

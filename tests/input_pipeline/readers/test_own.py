@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_datasets import HEIGHT, WIDTH, frame, write_clip
+from fake_datasets import HEIGHT, WIDTH, frame, write_clip, write_jpeg
 from fake_mevis import rle
 from fake_own import LABELLED, NAMES, SENTENCES, write_own
 from fake_video_folders import walking_mask, write_labels
@@ -107,6 +107,7 @@ GRAY_16 = (np.arange(HEIGHT * WIDTH, dtype=np.uint16) * 21).reshape(HEIGHT, WIDT
         ("jpg", np.rot90(frame(1)), orientation(6)),
         ("png", RGBA, orientation(1)),
         ("png", GRAY_16, orientation(1)),
+        ("webp", frame(1), orientation(1)),
     ],
 )
 def test_frames_are_as_predict_shows_them(raw: Path, suffix: str, image: np.ndarray, exif: Image.Exif) -> None:
@@ -144,6 +145,15 @@ def test_black_and_white_masks(raw: Path) -> None:
     Image.fromarray(255 * walking_mask(1, 4).astype(np.uint8)).save(raw / "masks/dog/4.png")
     (pair,), _ = read_all(OwnClips(raw), "dog/train")
     np.testing.assert_array_equal(pair.masks[1], walking_mask(1, 4))
+
+
+def test_suffixes_in_capitals(raw: Path) -> None:
+    expected = OwnClips(raw).annotations.frames
+    for path in ("masks/dog/0.png", "masks/dog/0003.png", "masks/my cats.json", "videos/my cats/IMG_8.jpg"):
+        (raw / path).rename((raw / path).with_suffix((raw / path).suffix.upper()))
+    reader = OwnClips(raw)
+    assert reader.annotations.frames == expected and reader.skipped() == ()
+    assert len(read_all(reader, "dog/train")[0]) == 4 and len(read_all(reader, "my cats/train")[0]) == 1
 
 
 def test_only_the_masks_of_named_objects_are_made(raw: Path) -> None:
@@ -198,11 +208,31 @@ def write_moving(path: Path) -> None:
             "the object is in no mask of the video's",
         ),
         (lambda raw: (raw / "videos/x.avi").touch(), "videos/x.avi", "neither a folder of frames nor a clip (.mp4"),
-        (lambda raw: (raw / "videos/empty").mkdir(), "videos/empty", "the folder has no JPEG or PNG frames"),
+        (lambda raw: (raw / "videos/empty").mkdir(), "videos/empty", "the folder has no pictures (.jpg, .jpeg, .png, "),
         (
             lambda raw: write_clip(raw / "videos/dog.mov", 2),
             "videos/dog.mp4",
             "a clip and a folder, or two clips, of one",
+        ),
+        (
+            lambda raw: write_jpeg(raw / "videos/my cats/IMG_09.JPG", frame(1)),
+            "videos/my cats: IMG_09.JPG and IMG_9.jpg",
+            "two pictures of one number: the video is left out",
+        ),
+        (
+            lambda raw: Image.fromarray(frame(1)).save(raw / "videos/my cats/IMG_9.png"),
+            "videos/my cats: IMG_9.jpg and IMG_9.png",
+            "two pictures of one number: the video is left out",
+        ),
+        (lambda raw: (raw / "videos/my cats/x.txt").touch(), "videos/my cats/x.txt", "not a picture (.jpg"),
+        (lambda raw: (raw / "masks/dog/0.jpg").touch(), "masks/dog/0.jpg", "not a PNG file"),
+        (lambda raw: (raw / "masks/cat").mkdir(), "masks/cat", "no video of this name is used"),
+        (lambda raw: (raw / "masks/dgo.json").touch(), "masks/dgo.json", "no video of this name is used"),
+        (lambda raw: (raw / "masks/dog.zip").touch(), "masks/dog.zip", "neither a folder of masks nor the JSON file"),
+        (
+            lambda raw: (raw / "held_out.txt").write_text("my cats, IMG_8\ndog, 600"),
+            "held_out.txt:2: 'dog, 600'",
+            "the line holds out no labelled frame",
         ),
         (
             lambda raw: write_clip(raw / "videos/a,b.mp4", 2),
