@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_datasets import HEIGHT, WIDTH, box, write_a2d, write_clip, write_h5, write_lbdt_layout
+from ml_collections import ConfigDict
 from paths import ROOT
 
 from input_pipeline import record_writer, resized
@@ -22,8 +23,9 @@ from input_pipeline.images import decode_frame, decode_mask
 from input_pipeline.prepare import main, prepare
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D
+from input_pipeline.record_dataset import read_records, record_parser
 from input_pipeline.records import encode_record
-from input_pipeline.report import load_report, records_dir, records_exist
+from input_pipeline.report import VERSION, load_report, records_dir, records_exist
 
 MASKS = "text_annotations/a2d_annotation_with_instances"
 
@@ -366,12 +368,49 @@ def test_the_layout_of_lbdt_is_recognized(dataset: str, folder: str, split: str,
     assert report["splits"][split]["sentences"] == len((raw / "val.txt").read_text().splitlines())
 
 
-def test_error_when_the_report_is_damaged(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda report: json.dumps(report)[:-3], ""),
+        (lambda report: "[" * 100_000, ""),
+        (lambda report: [], "the report is not an object"),
+        (lambda report: {}, "the report has no valid 'dataset'"),
+        (lambda report: report | {"interval": "6"}, "the report has no valid 'interval'"),
+        (lambda report: report | {"tokens": [1]}, "the report has no valid 'tokens'"),
+        (lambda report: report | {"splits": {"train": {}}}, "split 'train' has no valid 'videos'"),
+        (
+            lambda report: report["splits"]["train"].update(sentences_per_frame_pair={"x": 1}) or report,
+            "split 'train' has no valid 'sentences_per_frame_pair'",
+        ),
+        (lambda report: report | {"resized": {"32x32": 1}}, "resized '32x32' is not an object"),
+    ],
+)
+def test_error_when_the_report_is_damaged(
+    prepared: tuple[Path, Path], tmp_path: Path, change: Callable[[dict], object], reason: str
+) -> None:
     shutil.copytree(prepared[1], tmp_path / "data")
-    report = records_dir(tmp_path / "data", "a2d_sentences") / "report.json"
-    report.write_text(json.dumps({"splits": {}})[:-3])
-    with pytest.raises(UserError, match=r"report.json can't be read .* Delete"):
+    path = records_dir(tmp_path / "data", "a2d_sentences") / "report.json"
+    content = change(json.loads(path.read_text()))
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=rf"report.json can't be read \({reason}.* Delete"):
         load_report(tmp_path / "data", "a2d_sentences")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("dataset_info.json", ""), ("dataset_info.json", "{}"), ("features.json", ""), ("features.json", None)],
+)
+def test_error_when_the_files_of_tfds_are_damaged(
+    prepared: tuple[Path, Path], tmp_path: Path, file: str, content: str | None
+) -> None:
+    folder = shutil.copytree(prepared[1], tmp_path / "data") / "a2d_sentences" / VERSION
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    config = ConfigDict({"data_dir": str(tmp_path / "data"), "dataset": "a2d_sentences"})
+    message = f"dataset_info.json or features.json can't be read (?s:.*) Delete {folder} and make the records again"
+    with pytest.raises(UserError, match=message):
+        next(read_records(config, "train", 0, 1))
+    with pytest.raises(UserError, match=message):
+        record_parser(config)({})
 
 
 @pytest.mark.parametrize(
