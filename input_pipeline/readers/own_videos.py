@@ -106,7 +106,7 @@ class OwnVideo:
             yield from self._read_clip(indices, interval)
 
     def _read_folder(self, indices: Sequence[int], interval: int) -> Iterator[Pair | Skipped]:
-        cache = FrameCache(read_displayed)
+        cache = FrameCache(_read_displayed)
         for index in indices:
             earlier, rule = find_earlier(index, interval, range(len(self.frames)))
             try:
@@ -144,7 +144,7 @@ class OwnVideo:
                 yield Skipped(where, "the clip is damaged or ends before the frame")
 
 
-def read_displayed(path: Path, name: str) -> tuple[np.ndarray, bytes]:
+def _read_displayed(path: Path, name: str) -> tuple[np.ndarray, bytes]:
     """As `read_frame`, but the picture is as `predict` shows it: upright, over white, 8 of 16 bits of gray.
 
     Masks are drawn on what is displayed. Where `decode_frame` would give other pixels, the content is encoded anew.
