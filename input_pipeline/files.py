@@ -1,9 +1,12 @@
-"""Opening files of the user: regular files only, and no more of them in memory than expected."""
+"""Opening files of the user: regular files only, and no more of them in memory than expected. And which were opened."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +14,11 @@ from input_pipeline.errors import UserError
 
 #: Of an image file. A frame of 8192 x 4320 pixels has 212 MB as an uncompressed 16-bit RGB file.
 MAX_IMAGE_BYTES = 256 * 2**20
+
+#: Size in bytes and time of the last change in ns of a file or folder; None if it can't be reached.
+Fingerprint = list[int] | None
+
+_recorded: ContextVar[dict[str, Fingerprint] | None] = ContextVar("_recorded", default=None)
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -35,11 +43,13 @@ def check_regular_file(path: str | os.PathLike[str], max_bytes: int | None = Non
       UserError: it is a folder, a pipe, a device or a socket, or is larger than `max_bytes`.
       OSError: there is no such file, or it can't be reached.
     """
+    _record(path)
     return _check(os.fspath(path), os.stat(path), max_bytes)
 
 
 def open_regular_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> BinaryIO:
     """Opens a file for reading, with the checks of `check_regular_file` on the very file that is opened."""
+    _record(path)
     # Not even a pipe that takes the file's place just now is waited for.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -69,6 +79,41 @@ def read_limited(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise UserError(_too_large(Path(path), len(content), max_bytes))
     return content
+
+
+def list_folder(folder: Path, pattern: str) -> list[Path]:
+    """The paths in a folder that match a pattern as "*.jpg", sorted; none if there is no such folder."""
+    _record(folder)
+    return sorted(folder.glob(pattern))
+
+
+@contextlib.contextmanager
+def record_files() -> Iterator[dict[str, Fingerprint]]:
+    """Records the files that the functions of this module look for in the `with` block, and the folders they list.
+
+    Yields path -> its fingerprint when it was first looked for; complete at the end of the block.
+    """
+    files: dict[str, Fingerprint] = {}
+    token = _recorded.set(files)
+    try:
+        yield files
+    finally:
+        _recorded.reset(token)
+
+
+def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
+    """What changes when a file is written, or when one is added to a folder, removed or renamed. Links are followed."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _record(path: str | os.PathLike[str]) -> None:
+    files = _recorded.get()
+    if files is not None and os.fspath(path) not in files:
+        files[os.fspath(path)] = fingerprint(path)
 
 
 def _check(path: str, status: os.stat_result, max_bytes: int | None) -> int:

@@ -71,8 +71,8 @@ def prepare(
 
     Args:
       dataset: a key of `READERS`.
-      raw: folder of the unpacked dataset; "" stands for DATA_DIR/raw/<dataset>. If it does not exist, Moving Shapes
-        is generated there.
+      raw: folder of the unpacked dataset; "" stands for DATA_DIR/raw/<dataset>, or whatever existing records were made
+        from. If it does not exist, Moving Shapes is generated there.
       data_dir: folder with the records of all datasets.
       interval: frames from the earlier frame to the frame; None for the published interval of the dataset.
       image_size: (H, W) of the frames and targets to keep resized for training, see `input_pipeline.resized`; None for
@@ -84,10 +84,12 @@ def prepare(
       The report, see `input_pipeline.report.load_report`.
 
     Raises:
-      UserError: the dataset is unknown, raw data are missing, or records with other settings exist.
+      UserError: the dataset is unknown, raw data are missing or lie where records go, or records with other settings
+        exist.
     """
     _check_name(dataset)
-    raw = Path(raw or Path(data_dir) / "raw" / dataset)
+    given_raw = Path(raw) if raw else None
+    raw = given_raw or Path(data_dir) / "raw" / dataset
     if interval is None:
         interval = READERS[dataset](raw).interval
     if interval < 1:
@@ -99,6 +101,11 @@ def prepare(
             raise UserError(
                 f"The records in {folder} were made with interval {report['interval']}, not {interval}. Delete that "
                 "folder to make them again, or choose another data_dir."
+            )
+        if given_raw is not None and _is_another(given_raw, Path(report["raw"])):
+            raise UserError(
+                f"The records in {folder} were made from {report['raw']}, not from {given_raw}. Delete that folder to "
+                "make them again, or choose another data_dir."
             )
         has_no_target = report.get("no_target_sentences", False)
         if no_target_sentences is not None and has_no_target is not no_target_sentences:
@@ -113,6 +120,7 @@ def prepare(
         )
         max_examples = 0
     else:
+        _check_apart(raw, folder.parent)
         _make_records(dataset, raw, data_dir, interval, bool(no_target_sentences))
         print(f"Records in {folder}:")
         max_examples = 20
@@ -157,6 +165,24 @@ def check_raw_data(config: ConfigDict, datasets: Sequence[str] = ()) -> None:
         raw = Path((dataset == config.dataset and config.raw) or Path(config.data_dir) / "raw" / dataset)
         if not (records_exist(config.data_dir, dataset) or raw.exists() or dataset == "moving_shapes"):
             READERS[dataset](raw).inventory()  # its message says what to download
+
+
+def _is_another(raw: Path, recorded: Path) -> bool:
+    """Whether raw data are not those that records were made from, as far as both are here: they may have moved."""
+    try:
+        return not raw.samefile(recorded)
+    except (OSError, ValueError):  # one of them does not exist
+        return False
+
+
+def _check_apart(raw: Path, records: Path) -> None:
+    """Raises UserError if the raw folder and the folder of the records lie in one another."""
+    first, second = raw.resolve(), records.resolve()
+    if first.is_relative_to(second) or second.is_relative_to(first):
+        raise UserError(
+            f"The raw data in {raw} and the records, which go to {records}, must not lie in one another: raw data are "
+            "never changed, and records are deleted to make them again. Move the raw data, or choose another data_dir."
+        )
 
 
 def _check_name(dataset: str) -> None:

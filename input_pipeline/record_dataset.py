@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.record_index import INDEX_FILE, RecordIndex, load_index
 from input_pipeline.report import load_report, records_dir
+
+Value = TypeVar("Value")
 
 tf.config.set_visible_devices([], "GPU")  # JAX uses the GPUs
 
@@ -34,8 +36,19 @@ def split_counts(config: ConfigDict, split: str) -> dict[str, Any]:
 def record_files(config: ConfigDict, split: str) -> list[str]:
     """Returns the TFRecord files of a split, sorted. Raises UserError as `split_counts`."""
     split_counts(config, split)
-    builder = tfds.builder_from_directory(records_dir(config.data_dir, config.dataset))
-    return [str(path) for path in builder.info.splits[split].filepaths]
+    return _read_info(config, lambda info: [str(path) for path in info.splits[split].filepaths])
+
+
+def _read_info(config: ConfigDict, read: Callable[[tfds.core.DatasetInfo], Value]) -> Value:
+    """Reads something from the files with which TensorFlow Datasets describes records. Raises UserError if it can't."""
+    folder = records_dir(config.data_dir, config.dataset)
+    try:
+        return read(tfds.builder_from_directory(folder).info)
+    except Exception as error:  # of its parsers, among others
+        raise UserError(
+            f"{folder / 'dataset_info.json'} or features.json can't be read ({error or type(error).__name__}). Delete "
+            f"{folder} and make the records again."
+        ) from error
 
 
 def open_index(config: ConfigDict, split: str) -> RecordIndex | None:
@@ -102,7 +115,7 @@ def parse_record(data: bytes) -> dict[str, Any]:
 
 def record_parser(config: ConfigDict) -> Callable[[tf.Tensor], dict[str, Any]]:
     """Returns the function from a serialized record to `records.record_features`, with images still encoded."""
-    features = tfds.builder_from_directory(records_dir(config.data_dir, config.dataset)).info.features
+    features = _read_info(config, lambda info: info.features)
     encoded = tfds.decode.SkipDecoding()
     return partial(features.deserialize_example, decoders={"frame": encoded, "earlier_frame": encoded})
 
@@ -128,7 +141,7 @@ def as_numpy(dataset: tf.data.Dataset, config: ConfigDict, split: str) -> Iterat
 def _check_files(config: ConfigDict, split: str, error: Exception) -> None:
     """Raises UserError for the first file without the expected number of records: TensorFlow's error names none."""
     folder = records_dir(config.data_dir, config.dataset)
-    lengths = tfds.builder_from_directory(folder).info.splits[split].shard_lengths
+    lengths = _read_info(config, lambda info: info.splits[split].shard_lengths)
     for file, length in zip(record_files(config, split), lengths, strict=True):
         try:
             complete = sum(1 for _ in tf.data.TFRecordDataset(file)) == length

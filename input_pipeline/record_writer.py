@@ -2,7 +2,8 @@
 
 Videos are read in parallel and assigned to shards by a fixed rule, and shards are written one after the other into a
 folder that is renamed when all are complete. An interrupted run therefore resumes after its last complete shard, and
-the bytes depend neither on interruptions nor on the number of processes. The report, report.json, holds counts,
+the bytes depend neither on interruptions nor on the number of processes. Shards are written again if a raw file that
+they were made from has changed since. The report, report.json, holds counts,
 everything that was skipped with its reason, and all tokens of the sentences.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import Fingerprint, fingerprint, record_files
 from input_pipeline.record_index import INDEX_FILE, IndexEntry, index_entry
 from input_pipeline.records import NO_INSTANCE, Record, encode_record, record_features
 from input_pipeline.report import VERSION, ShardSummary, format_skipped, load_report, make_report, records_dir
@@ -38,8 +40,8 @@ VIDEOS_PER_SHARD = 64
 
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
-#: The records of one video, and what had to be skipped.
-EncodedVideo = tuple[list[Record], list[Skipped]]
+#: The records of one video, what had to be skipped, and the files that were read.
+EncodedVideo = tuple[list[Record], list[Skipped], dict[str, Fingerprint]]
 
 # TensorFlow only reads and writes bytes here: show its errors, not its messages about the processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -102,7 +104,7 @@ def _shuffle_videos(split: str, videos: list[str]) -> list[str]:
 
 
 def _plan(dataset: str, reader: Reader, splits: dict[str, list[str]]) -> dict[str, Any]:
-    """Everything except images that the shards depend on. A run may only resume shards written by the same plan."""
+    """Everything except images and masks that the shards depend on: a run only resumes shards of the same plan."""
     reader.skipped()  # together with inventory(), makes the reader cache all its annotation files in vars(reader)
     content = repr((splits, reader.inventory(), vars(reader), VIDEOS_PER_SHARD, IndexEntry._fields))
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
@@ -130,18 +132,17 @@ def locked_output_dir(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
 
 
 def _write_split(folder: Path, dataset: str, split: str, videos: list[str], pool: Executor) -> list[ShardSummary]:
-    """Writes the shards of a split that do not exist yet. Returns the summaries of all its shards."""
+    """Writes the shards of a split that are not up to date. Returns the summaries of all its shards."""
     shards = [videos[start : start + VIDEOS_PER_SHARD] for start in range(0, len(videos), VIDEOS_PER_SHARD)]
     files = [folder / f"{dataset}-{split}.tfrecord-{index:05d}-of-{len(shards):05d}" for index in range(len(shards))]
-    summaries: list[ShardSummary] = complete_summaries(files)
-    complete = len(summaries)
-    remaining = [video for shard in shards[complete:] for video in shard]
-    finished = len(videos) - len(remaining)
-    if complete:
+    remaining = [index for index, file in enumerate(files) if not _is_up_to_date(file)]
+    to_read = [video for index in remaining for video in shards[index]]
+    finished = len(videos) - len(to_read)
+    if finished:
         print(f"{split}: resuming after {finished} of {len(videos)} videos.")
     with tqdm(total=len(videos), initial=finished, desc=f"{split} videos", unit="") as progress:
-        encoded = _encode_in_parallel(pool, remaining, split, progress)
-        for index in range(complete, len(shards)):
+        encoded = _encode_in_parallel(pool, to_read, split, progress)
+        for index in remaining:
             _write_shard(files[index], itertools.islice(encoded, len(shards[index])))
     return complete_summaries(files)
 
@@ -165,6 +166,14 @@ def complete_summaries(files: Sequence[Path]) -> list[Any]:
     return summaries
 
 
+def _is_up_to_date(file: Path) -> bool:
+    """Whether a shard is complete, and the raw files that it was made from are as they were."""
+    for summary in complete_summaries([file]):
+        files = summary.get("files")  # absent if an earlier version wrote it
+        return files is not None and all(fingerprint(path) == before for path, before in files.items())
+    return False
+
+
 def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> None:
     """Writes the records of some videos to one file, then its summary. Raises UserError if TensorFlow can't write."""
     import tensorflow as tf  # slow to import, and not needed by the workers that encode records
@@ -177,9 +186,12 @@ def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> None:
     skipped: list[list[str]] = []
     entries: list[IndexEntry] = []
     tokens: set[str] = set()
+    files: dict[str, Fingerprint] = {}
+    summary_file(path).unlink(missing_ok=True)  # of a shard that is written again
     try:
         with tf.io.TFRecordWriter(os.fspath(path)) as writer:
-            for records, skipped_in_video in encoded_videos:
+            for records, skipped_in_video, files_of_video in encoded_videos:
+                files |= files_of_video
                 skipped += [[item.where, item.reason] for item in skipped_in_video]
                 counts["videos"] += bool(records)
                 for record in records:
@@ -211,6 +223,7 @@ def _write_shard(path: Path, encoded_videos: Iterable[EncodedVideo]) -> None:
         "tokens": sorted(tokens),
         "index": entries,
         "bytes": path.stat().st_size,
+        "files": files,
     }
     write_json(summary, summary_file(path))
 
@@ -268,16 +281,17 @@ def _set_reader(reader: Reader) -> None:
 def _encode_video(video: str) -> EncodedVideo:
     """Reads a video and encodes its records. What can't be read is reported, and the other videos go on."""
     records, skipped = [], []
-    try:
-        for item in _reader.read(video):
-            if isinstance(item, Skipped):
-                skipped.append(item)
-            else:
-                records.append(encode_record(item))
-    except (UserError, OSError, MemoryError) as error:
-        reason = f"the rest of the video can't be read ({type(error).__name__})"
-        skipped.append(Skipped(f"{_reader.raw}: video {video}: {error}", reason))
-    return records, skipped
+    with record_files() as files:
+        try:
+            for item in _reader.read(video):
+                if isinstance(item, Skipped):
+                    skipped.append(item)
+                else:
+                    records.append(encode_record(item))
+        except (UserError, OSError, MemoryError) as error:
+            reason = f"the rest of the video can't be read ({type(error).__name__})"
+            skipped.append(Skipped(f"{_reader.raw}: video {video}: {error}", reason))
+    return records, skipped, files
 
 
 def _encode_in_parallel(pool: Executor, videos: list[str], split: str, progress: tqdm) -> Iterator[EncodedVideo]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import Fingerprint
 from input_pipeline.record_index import IndexEntry
 from input_pipeline.types import Reader, Skipped
 
@@ -31,6 +32,7 @@ class ShardSummary(TypedDict):
       tokens: of all sentences, sorted.
       index: an `IndexEntry` for each record.
       bytes: size of the file.
+      files: path -> fingerprint of the raw files that it was made from, see `files.record_files`.
     """
 
     counts: dict[str, int]
@@ -41,6 +43,7 @@ class ShardSummary(TypedDict):
     tokens: list[str]
     index: list[IndexEntry]
     bytes: int
+    files: dict[str, Fingerprint]
 
 
 def records_dir(data_dir: str | Path, dataset: str) -> Path:
@@ -80,9 +83,60 @@ def load_report(data_dir: str | Path, dataset: str) -> dict[str, Any]:
         )
     path = records_dir(data_dir, dataset) / "report.json"
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        report = json.loads(path.read_text("utf-8"))
+        _check_fields("the report", report, _REPORT_FIELDS)
+        for split, counts in report["splits"].items():
+            _check_fields(f"split {split!r}", counts, _SPLIT_FIELDS)
+        for size, kept in report.get("resized", {}).items():
+            _check_fields(f"resized {size!r}", kept, {"frame_pairs": _is_count, "bytes": _is_count})
+        return report
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({error}). Delete {path.parent} and make the records again.") from error
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _are_locations(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_are_texts, value.values()))
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+#: Field of a report, and of a split in it -> whether a value is of its kind.
+_REPORT_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **{"dataset": _is_text, "raw": _is_text, "interval": _is_count, "layout": _is_text, "tokens": _are_texts},
+    **{"skipped_lines": _are_locations, "splits": _is_object},
+}
+_SPLIT_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(COUNTS, _is_count),
+    **{"earlier_frames": _are_counts, "groups": _are_counts, "skipped": _are_locations},
+    "sentences_per_frame_pair": lambda value: _are_counts(value) and all(map(str.isdecimal, value)),
+}
+
+
+def _check_fields(name: str, value: Any, fields: Mapping[str, Callable[[Any], bool]]) -> None:
+    """Raises ValueError unless a value is an object with these fields, and maybe others."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")
+    for field, is_valid in fields.items():
+        if field not in value or not is_valid(value[field]):
+            raise ValueError(f"{name} has no valid {field!r}")
 
 
 def make_report(dataset: str, reader: Reader, layout: str, summaries: dict[str, list[ShardSummary]]) -> dict[str, Any]:

@@ -113,7 +113,11 @@ class Reader(Protocol):
         ...
 
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
-        """Yields every annotated frame of a video, and what had to be left out."""
+        """Yields every annotated frame of a video, and what had to be left out.
+
+        Files are opened, or checked before another library opens them, by the functions of `input_pipeline.files`:
+        from these `record_writer.py` knows what to read again if a file has changed when it resumes.
+        """
         ...
 
     def skipped(self) -> tuple[Skipped, ...]:

@@ -40,10 +40,10 @@ import lbdt_jax
 from input_pipeline.datasets import training_datasets
 from input_pipeline.errors import UserError, exit_on_error, first_few, printable, say
 from input_pipeline.images import encode_mask
+from input_pipeline.pictures import MAX_PIXELS
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.cli import atomic_write, in_range, path_flag
 from lbdt_jax.config import encoder_name
-from lbdt_jax.inference.container import MAX_PIXELS
 from lbdt_jax.inference.results import PredictionStore
 from lbdt_jax.inference.segmenter import Segmentation, Segmenter, TimedFramePair
 from lbdt_jax.inference.stopwatch import Stopwatch

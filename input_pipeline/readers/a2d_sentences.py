@@ -24,7 +24,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import check_regular_file
+from input_pipeline.files import check_regular_file, list_folder
 from input_pipeline.readers.array_files import read_h5_masks as read_masks
 from input_pipeline.readers.raw_files import (
     BAD_VIDEO_NAME,
@@ -187,7 +187,7 @@ class A2DSentences:
     def _find_mask_files(self, video: str, skipped: list[Skipped]) -> dict[int, Path]:
         """Frame index (from 1) -> h5 file with its masks."""
         files: dict[int, Path] = {}
-        for path in sorted((self.raw / INSTANCES / video).glob("*.h5")):
+        for path in list_folder(self.raw / INSTANCES / video, "*.h5"):
             if re.fullmatch(r"[0-9]{5}", path.stem) and int(path.stem) >= 1:
                 files[int(path.stem)] = path
             else:

@@ -28,7 +28,7 @@ from typing import ClassVar
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import read_limited
+from input_pipeline.files import list_folder, read_limited
 from input_pipeline.readers.array_files import MAX_ARRAY_BYTES, parse_mat_array, to_mask
 from input_pipeline.readers.raw_files import (
     BAD_VIDEO_NAME,
@@ -151,7 +151,7 @@ class JHMDBSentences:
             return
         indices = self.annotations.samples[video]
         if not indices:
-            stems = (path.stem for path in folder.glob("*.png"))
+            stems = (path.stem for path in list_folder(folder, "*.png"))
             indices = choose_frames(video, (int(s) for s in stems if is_frame(s) and int(s) <= masks.shape[2]))
             if len(indices) < FRAMES_PER_VIDEO:
                 yield Skipped(str(folder), f"fewer than {FRAMES_PER_VIDEO} frames with a mask")

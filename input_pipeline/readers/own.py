@@ -2,7 +2,7 @@
 
     sentences.txt                 a line for each sentence: video, object, sentence
     videos/<video>.mp4            a clip (.mp4, .mov or .m4v), whose first frame is frame 0
-    videos/<video>/<name>.jpg     or a folder of JPEG or PNG frames, in the order of the numbers in their names
+    videos/<video>/<name>.jpg     or a folder of JPEG, PNG or other pictures, in the order of the numbers in their names
     masks/<video>/<frame>.png     a palette or 8-bit gray image for each labelled frame; a pixel's value is its object
     masks/<video>.json            or {frame: {object: {"size": [h, w], "counts": ...}}}, COCO's run-length encoding
     held_out.txt                  optional; lines: video, or video, frame
@@ -48,7 +48,7 @@ BAD_HELD_OUT = "the line does not have the form video, or video, frame"
 HOW_TO_GET = f"""\
 The folder of your own clips has
   {SENTENCES}               lines such as "dog, 1, the brown dog on the left": video, object, sentence
-  {VIDEOS}/dog.mp4              or a folder {VIDEOS}/dog/ of JPEG or PNG frames
+  {VIDEOS}/dog.mp4              or a folder {VIDEOS}/dog/ of pictures
   {MASKS}/dog/00012.png         masks of the labelled frames, or {MASKS}/dog.json
 See docs/data.md, "Your own clips", and run
   python -m input_pipeline.prepare --dataset=own --raw=DIR --data_dir=DATA_DIR"""
@@ -162,6 +162,7 @@ class OwnClips:
         name, split = video.rsplit("/", 1)
         annotations = self.annotations
         own_video, targets = annotations.videos[name], annotations.targets[name]
+        named = sorted({i for ids in targets.values() for i in ids})
         seen: set[int] = set()
         for item in own_video.read_pairs(annotations.frames[split][name], self.interval):
             if isinstance(item, Skipped):
@@ -170,7 +171,7 @@ class OwnClips:
             index, frame, earlier_frame, rule, files = item
             where = own_video.where_mask(index)
             try:
-                objects = own_video.read_mask(index, frame.shape[:2])
+                found, objects = own_video.read_mask(index, named, frame.shape[:2])
             except UserError as error:
                 yield Skipped(where, str(error))
                 continue
@@ -178,7 +179,7 @@ class OwnClips:
                 sizes = {mask.shape for mask in objects.values()} | {frame.shape[:2]}
                 yield Skipped(f"{where}: {' and '.join(f'{h} x {w}' for h, w in sorted(sizes))} (h x w)", MASK_SIZE)
                 continue
-            seen |= objects.keys()
+            seen |= found
             empty = np.zeros(frame.shape[:2], bool)
             masks = {t: np.logical_or.reduce([objects.get(i, empty) for i in ids]) for t, ids in targets.items()}
             present = {target for target, mask in masks.items() if mask.any()}
@@ -190,8 +191,8 @@ class OwnClips:
                 yield FramePair(name, index, frame, earlier_frame, rule, planes, sentences, files=files)
         for ids in targets.values():
             if not seen & set(ids):
-                found = f"; they have object {first_few(sorted(seen))}" if seen else ""
-                where = f"{self.raw / MASKS}: video {name}, object {'+'.join(map(str, ids))}{found}"
+                others = f"; they have object {first_few(sorted(seen))}" if seen else ""
+                where = f"{self.raw / MASKS}: video {name}, object {'+'.join(map(str, ids))}{others}"
                 yield Skipped(where, f"the object is in no mask of the video's {split} frames")
 
 
@@ -254,4 +255,6 @@ def _read_held_out(path: Path, videos: dict[str, OwnVideo], skipped: list[Skippe
             skipped.append(Skipped(f"{where}: {name}", "video listed twice"))
         else:
             first[name] = frame
+            if frame > max(videos[name].masks):
+                skipped.append(Skipped(f"{where}: {shorten(line)}", "the line holds out no labelled frame"))
     return first

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
-from input_pipeline.coco_masks import MAX_PIXELS, decode_rle
+from input_pipeline.coco_masks import decode_rle
 from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError, first_few
-from input_pipeline.files import check_regular_file
+from input_pipeline.files import MAX_IMAGE_BYTES, check_regular_file, read_limited
+from input_pipeline.images import decode_frame, encode_frame
+from input_pipeline.pictures import IMAGE_SUFFIXES, MAX_PIXELS, list_pictures, number_key, read_picture
 from input_pipeline.readers.json_index import JsonIndex, index_json
 from input_pipeline.readers.raw_files import BAD_VIDEO_NAME, is_plain_name, parse_object_id, read_frames, shorten
 from input_pipeline.readers.refer_youtube_vos import find_earlier
-from input_pipeline.readers.video_folders import FrameCache, read_labels
+from input_pipeline.readers.video_folders import FrameCache, object_ids, read_labels
 from input_pipeline.types import Skipped
 
 CLIPS = (".mp4", ".mov", ".m4v")
-PICTURES = (".jpg", ".jpeg", ".png")
+#: Gray values from 128 to 254 that are the numbers of no object: as many, beside white, come from soft edges.
+SOFT_EDGE_VALUES = 4
 
 #: Frame, its image, the earlier frame's, the rule that selected that, and the contents of both files or None.
 Pair = tuple[int, np.ndarray, np.ndarray, str, tuple[bytes, bytes] | None]
@@ -57,26 +63,42 @@ class OwnVideo:
             return None
         return sum(int(name) < number for name in names)
 
-    def read_mask(self, index: int, size: tuple[int, int]) -> dict[int, np.ndarray]:
-        """Object -> its mask in a labelled frame of size (h, w), (h, w) bool; that of a mask file may be of another.
+    def read_mask(
+        self, index: int, objects: Collection[int], size: tuple[int, int]
+    ) -> tuple[set[int], dict[int, np.ndarray]]:
+        """Reads the mask of a labelled frame.
+
+        Args:
+          index: of the frame.
+          objects: those that sentences name.
+          size: (h, w) of the frame.
+
+        Returns:
+          All objects in the mask; object -> its mask, bool, for those of `objects` that it holds: (h, w), or of the
+          size of a mask file, which also gives an empty one for each of the others.
 
         Raises:
-          UserError: it can't be read, or masks in a JSON file are of another size.
+          UserError: the mask can't be read, or has soft edges, whose gray values would be taken for objects; or masks
+            in a JSON file are of another size.
         """
         if self.index is None:
             labels = read_labels(Path(self.masks[index]))
-            ids = [int(i) for i in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if i]
-            if ids == [255]:
-                return {1: labels == 255}
-            return {i: labels == i for i in ids} or {0: np.zeros(labels.shape, bool)}
+            present = object_ids(labels) - {0}
+            if present == {255}:
+                labels, present = (labels == 255).view(np.uint8), {1}
+            unnamed = present.difference(objects)
+            if 255 in unnamed and sum(i >= 128 for i in unnamed) > SOFT_EDGE_VALUES:
+                raise UserError("a black-and-white mask with soft edges: save it with 0 and 255 only")
+            return present, {i: labels == i for i in objects}
         try:
             entry = self.index.read(self.masks[index])
             if not isinstance(entry, dict):
                 raise ValueError("expected {object: mask}")
-            objects = {text: parse_object_id(text) for text in entry}
-            if None in objects.values():
+            ids = {text: parse_object_id(text) for text in entry}
+            if None in ids.values():
                 raise ValueError("an object that is not a number from 1 to 255")
-            return {i: decode_rle(entry[text], size) for text, i in objects.items() if i is not None}
+            masks = {i: decode_rle(entry[text], size) for text, i in ids.items() if i is not None and i in objects}
+            return {i for i in ids.values() if i is not None}, masks
         except UserError:
             raise
         except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -90,7 +112,7 @@ class OwnVideo:
             yield from self._read_clip(indices, interval)
 
     def _read_folder(self, indices: Sequence[int], interval: int) -> Iterator[Pair | Skipped]:
-        cache = FrameCache()
+        cache = FrameCache(_read_displayed)
         for index in indices:
             earlier, rule = find_earlier(index, interval, range(len(self.frames)))
             try:
@@ -128,6 +150,29 @@ class OwnVideo:
                 yield Skipped(where, "the clip is damaged or ends before the frame")
 
 
+def _read_displayed(path: Path, name: str) -> tuple[np.ndarray, bytes]:
+    """As `read_frame`, but the picture is as `predict` shows it: upright, over white, 8 of 16 bits of gray.
+
+    Masks are drawn on what is displayed. Where `decode_frame` would give other pixels, the content is encoded anew.
+    """
+    try:
+        content = read_limited(path, MAX_IMAGE_BYTES)
+        if content.startswith(b"\x89PNG"):  # Pillow checks the checksums of a PNG only in verify()
+            Image.open(io.BytesIO(content), formats=("PNG",)).verify()
+        (_, image), *others = itertools.islice(read_picture(path), 2)
+    except FileNotFoundError as error:
+        raise UserError(f"{name} missing") from error
+    except Exception as error:  # whatever Pillow raises for a damaged file, struct.error among others
+        raise UserError(f"the {name} can't be read") from error
+    if others:
+        raise UserError(f"the {name} is a moving picture: save its frames as files of their own")
+    try:
+        is_stored = np.array_equal(decode_frame(content), image)
+    except OSError:  # of a kind that records don't hold
+        is_stored = False
+    return image, content if is_stored else encode_frame(image)
+
+
 def _decode(path: Path) -> Iterator[av.VideoFrame]:
     """The frames of a clip up to the first damage. Raises UserError if it can't be opened."""
     try:
@@ -156,16 +201,22 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def find_videos(folder: Path, masks: Path, skipped: list[Skipped]) -> dict[str, OwnVideo]:
-    """Name -> video, for all clips and folders of frames in a folder."""
+    """Name -> video, for all clips and folders of pictures in a folder. Reports every file that is not used."""
     videos: dict[str, OwnVideo] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    json_files: dict[str, Path] = {}
+    for path in _visible(masks):
+        if path.suffix.lower() == ".json" and not path.is_dir():
+            json_files.setdefault(path.stem, path)
+    for path in _visible(folder):
         frames: tuple[Path, ...] = ()
+        others: list[Path] = []
+        where = str(path)
         if path.is_dir():
-            pictures = (file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.name[0] != ".")
-            frames = tuple(sorted(pictures, key=lambda file: _number_key(file.name)))
-            name, reason = path.name, "" if frames else "the folder has no JPEG or PNG frames"
+            pictures, others = list_pictures(path)
+            name, frames = path.name, tuple(pictures)
+            reason = "" if frames else f"the folder has no pictures ({', '.join(IMAGE_SUFFIXES)})"
+            if doubled := _find_doubled(frames):
+                where, reason = f"{path}: {doubled}", "two pictures of one number: the video is left out"
         else:
             name = path.stem
             reason = (
@@ -176,29 +227,56 @@ def find_videos(folder: Path, masks: Path, skipped: list[Skipped]) -> dict[str, 
         if not reason and not (is_plain_name(name) and "," not in name):
             reason = f"{BAD_VIDEO_NAME}, or has a comma"
         if reason:
-            skipped.append(Skipped(str(path), reason))
-        else:
-            videos[name] = _with_masks(path, frames, masks / name, skipped)
+            skipped.append(Skipped(where, reason))
+            continue
+        for file in others:
+            skipped.append(Skipped(str(file), f"not a picture ({', '.join(IMAGE_SUFFIXES)})"))
+        videos[name] = _with_masks(path, frames, masks / name, json_files.get(name), skipped)
+    for path in _visible(masks):
+        if not path.is_dir() and path not in json_files.values():
+            skipped.append(Skipped(str(path), "neither a folder of masks nor the JSON file of a video"))
+        elif (path.name if path.is_dir() else path.stem) not in videos:
+            skipped.append(Skipped(str(path), "no video of this name is used"))
     return videos
 
 
-def _with_masks(path: Path, frames: tuple[Path, ...], masks: Path, skipped: list[Skipped]) -> OwnVideo:
-    """A video with its masks: the files of a folder `masks`, or a JSON file of that name."""
-    json_file = masks.with_name(f"{masks.name}.json")
-    index, entries = None, {}
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
+
+
+def _find_doubled(frames: Sequence[Path]) -> str:
+    """The names of two pictures of one number, as 1.jpg and 01.jpg, or 1.jpg and 1.png; "" if there are none."""
+    numbered: dict[tuple[tuple[int, str], ...], Path] = {}
+    for file in frames:
+        first = numbered.setdefault(tuple(number_key(file.stem)), file)
+        if first != file:
+            return f"{first.name} and {file.name}"
+    return ""
+
+
+def _with_masks(
+    path: Path, frames: tuple[Path, ...], masks: Path, json_file: Path | None, skipped: list[Skipped]
+) -> OwnVideo:
+    """A video with its masks: the files of a folder `masks`, or a JSON file."""
+    index: JsonIndex | None = None
+    entries: list[tuple[str, str]] = []
     if masks.is_dir():
-        entries = {file.stem: str(file) for file in sorted(masks.glob("*.png")) if file.name[0] != "."}
-        if json_file.exists():
+        for file in _visible(masks):
+            if file.suffix.lower() == ".png":
+                entries.append((file.stem, str(file)))
+            else:
+                skipped.append(Skipped(str(file), "not a PNG file"))
+        if json_file is not None:
             skipped.append(Skipped(str(json_file), "not read, since a folder of masks lies beside it"))
-    elif json_file.exists():
+    elif json_file is not None:
         try:
             index = index_json(json_file)
-            entries = {key: key for key in index.entries}
+            entries = [(key, key) for key in index.entries]
         except (OSError, ValueError, RecursionError) as error:
             skipped.append(Skipped(f"{json_file}: {error}", "the file of masks can't be read"))
     positions = {file.stem: position for position, file in enumerate(frames)}
     labelled: dict[int, str] = {}
-    for frame, entry in entries.items():
+    for frame, entry in entries:
         position = positions.get(frame)
         if not frames and re.fullmatch("[0-9]{1,9}", frame):
             position = int(frame)
@@ -212,9 +290,3 @@ def _with_masks(path: Path, frames: tuple[Path, ...], masks: Path, skipped: list
         else:
             labelled[position] = entry
     return OwnVideo(path, frames, labelled, index)
-
-
-def _number_key(name: str) -> list[tuple[int, str]]:
-    """Sorts names by the numbers in them: frame2 before frame10."""
-    numbered = re.split(r"([0-9]{1,15})", name)  # every other part is a number
-    return [(int(part), "") if position % 2 else (0, part) for position, part in enumerate(numbered)]

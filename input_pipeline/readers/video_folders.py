@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import MAX_IMAGE_BYTES, read_limited
+from input_pipeline.files import MAX_IMAGE_BYTES, list_folder, read_limited
 from input_pipeline.readers.raw_files import MASK_SIZE, MAX_IMAGE_PIXELS, NOT_IN_FRAME, read_frame, read_frames
 from input_pipeline.types import FramePair, Sentence, Skipped
 
@@ -29,7 +29,7 @@ BIT_DEPTH_OFFSET = 24
 
 def frame_indices(folder: Path, suffix: str) -> set[int]:
     """The indices of the files <%05d><suffix> in a folder; empty if the folder does not exist."""
-    return {int(path.stem) for path in folder.glob(f"*{suffix}") if re.fullmatch(r"[0-9]{5}", path.stem)}
+    return {int(path.stem) for path in list_folder(folder, f"*{suffix}") if re.fullmatch(r"[0-9]{5}", path.stem)}
 
 
 def read_video(
@@ -149,14 +149,15 @@ def _read_all_labels(
         except UserError as error:
             skipped.append(Skipped(str(path), str(error)))
             continue
-        objects[index] = _object_ids(label)
+        objects[index] = object_ids(label)
         num_bytes += label.nbytes
         if num_bytes <= MAX_LABEL_BYTES:
             labels[index] = label
     return objects, labels
 
 
-def _object_ids(labels: np.ndarray) -> set[int]:
+def object_ids(labels: np.ndarray) -> set[int]:
+    """The values in (H, W) uint8 labels, 0 included."""
     blocks = np.array_split(labels, max(1, labels.size >> 20))  # bincount takes 8 bytes for each pixel
     return {instance for block in blocks for instance in np.flatnonzero(np.bincount(block.ravel())).tolist()}
 
@@ -188,7 +189,8 @@ def _check_instances(
 class FrameCache:
     """Reads the frames of a video; keeps the latest ones, since a frame soon becomes an earlier frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_file: Callable[[Path, str], tuple[np.ndarray, bytes]] = read_frame) -> None:
+        self.read_file = read_file
         self.frames: dict[Path, tuple[np.ndarray, bytes]] = {}
 
     def read(self, path: Path, name: str) -> tuple[np.ndarray, bytes]:
@@ -196,5 +198,5 @@ class FrameCache:
         if path not in self.frames:
             if len(self.frames) == CACHED_FRAMES:
                 del self.frames[next(iter(self.frames))]  # the oldest
-            self.frames[path] = read_frame(path, name)
+            self.frames[path] = self.read_file(path, name)
         return self.frames[path]

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError
-from lbdt_jax.inference.container import MAX_PIXELS
+from input_pipeline.pictures import MAX_PIXELS, Picture, read_picture
 from lbdt_jax.inference.decoder import Decoder
-from lbdt_jax.inference.pictures import Picture, read_picture
 
 LISTED = 10  # names, at most, in a warning
 

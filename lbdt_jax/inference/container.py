@@ -15,6 +15,7 @@ from av.stream import Disposition
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import check_regular_file, open_regular_file
+from input_pipeline.pictures import MAX_PIXELS
 
 #: FFmpeg's formats that consist of the file itself. Playlists and lists of files would make it open other files.
 FORMATS = (
@@ -23,7 +24,6 @@ FORMATS = (
     *("vc1", "vc1test", "cavsvideo", "avs2", "avs3", "dirac", "dnxhd", "flv", "live_flv", "kux", "asf", "asf_o", "rm"),
     *("mxf", "gxf", "nut", "nuv", "dv", "wtv", "ty", "dhav", "yuv4mpegpipe", "swf", "flic", "smjpeg", "lmlm4", "pva"),
 )
-MAX_PIXELS = 2**26  # of a frame; twice the largest there are, of 8192 x 4320
 _LONGEST_FRAME = 3600  # seconds; time-lapse videos may be slow
 _PICTURE_CODECS = ("mjpeg", "png", "bmp", "webp", "tiff", "gif")
 _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails

@@ -16,16 +16,17 @@ from av.video.reformatter import ColorRange, Colorspace
 from input_pipeline.colors import describe_hdr, display_matrix, is_on_side
 from input_pipeline.errors import UserError
 from input_pipeline.files import check_regular_file
-from lbdt_jax.inference.clip import LISTED, Clip, print_warning
-from lbdt_jax.inference.container import (
+from input_pipeline.pictures import (
+    IMAGE_SUFFIXES,
     MAX_PIXELS,
-    choose_stream,
-    fraction,
-    frame_count,
-    has_discontinuities,
-    open_container,
+    Picture,
+    is_picture,
+    list_pictures,
+    open_picture,
+    read_picture,
 )
-from lbdt_jax.inference.pictures import IMAGE_SUFFIXES, Picture, is_picture, list_pictures, open_picture, read_picture
+from lbdt_jax.inference.clip import LISTED, Clip, print_warning
+from lbdt_jax.inference.container import choose_stream, fraction, frame_count, has_discontinuities, open_container
 from lbdt_jax.inference.sound import Sound
 
 __all__ = ["Clip", "ClipWriter", "open_clip"]

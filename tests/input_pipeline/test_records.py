@@ -8,21 +8,24 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_datasets import HEIGHT, WIDTH, box, write_a2d, write_clip, write_h5, write_lbdt_layout
+from ml_collections import ConfigDict
 from paths import ROOT
 
-from input_pipeline import resized
+from input_pipeline import record_writer, resized
 from input_pipeline.errors import UserError
 from input_pipeline.images import decode_frame, decode_mask
 from input_pipeline.prepare import main, prepare
 from input_pipeline.readers.a2d_sentences import A2DSentences
 from input_pipeline.readers.lbdt_layout import LBDTLayoutA2D
+from input_pipeline.record_dataset import read_records, record_parser
 from input_pipeline.records import encode_record
-from input_pipeline.report import load_report, records_dir, records_exist
+from input_pipeline.report import VERSION, load_report, records_dir, records_exist
 
 MASKS = "text_annotations/a2d_annotation_with_instances"
 
@@ -112,7 +115,17 @@ def test_existing_records_are_left_alone(
     )
     with pytest.raises(UserError, match="made with interval 6, not 3. Delete that folder"):
         prepare("a2d_sentences", raw, data_dir, interval=3)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=f"made from {raw}, not from {tmp_path / 'other'}. Delete that folder"):
+        prepare("a2d_sentences", tmp_path / "other", data_dir)
     assert contents(data_dir) == before
+
+    (tmp_path / "link").symlink_to(raw)
+    shutil.copytree(data_dir, tmp_path / "copied")
+    path = records_dir(tmp_path / "copied", "a2d_sentences") / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"raw": "on/another/machine"}))
+    for given, records in (("", data_dir), (tmp_path / "link", data_dir), (tmp_path / "other", tmp_path / "copied")):
+        assert prepare("a2d_sentences", given, records)["splits"]
 
 
 def test_all_kinds_of_broken_raw_data_are_reported(raw: Path, tmp_path: Path) -> None:
@@ -219,6 +232,67 @@ def test_a_run_starts_over_if_raw_data_have_changed(raw: Path, tmp_path: Path, c
     assert "fox" in report["tokens"] and "dog" not in report["tokens"]
 
 
+def rewrite_mask(raw: Path) -> None:
+    write_h5(raw / MASKS / "walker/00012.h5", [1], [box(20, 30)])
+
+
+def replace_file_of_the_same_size(raw: Path) -> None:
+    path = raw / MASKS / "walker/00012.h5"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def add_mask(raw: Path) -> None:
+    write_h5(raw / MASKS / "walker/00009.h5", [1], [box(30, 16)])
+
+
+def remove_clip(raw: Path) -> None:
+    (raw / "Release/clips320H/walker.mp4").unlink()
+    (raw / "Release/clips320H/walker.mp4").mkdir()
+
+
+@pytest.mark.parametrize("change", [rewrite_mask, replace_file_of_the_same_size, add_mask, remove_clip])
+def test_shards_are_written_again_if_their_files_have_changed(
+    raw: Path, tmp_path: Path, monkeypatch, capsys, change: Callable[[Path], object]
+) -> None:
+    monkeypatch.setattr("input_pipeline.record_writer.VIDEOS_PER_SHARD", 1)
+    clip = raw / "Release/clips320H/Cat_-1.mp4"
+    content = clip.read_bytes()
+    clip.write_bytes(content[:100])
+    with pytest.raises(UserError, match="no frame pair of split 'test'"):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    clip.write_bytes(content)
+    change(raw)
+    # As if killed while writing it again: what is left of the old shard is never taken for a complete one.
+    write_json, killed = record_writer.write_json, []
+
+    def kill(value: object, path: Path) -> None:
+        if not killed:
+            killed.append(path)
+            raise KeyboardInterrupt
+        write_json(value, path)
+
+    monkeypatch.setattr(record_writer, "write_json", kill)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("a2d_sentences", raw, tmp_path / "data")
+    assert not killed[0].exists()
+    prepare("a2d_sentences", raw, tmp_path / "data")
+    assert capsys.readouterr().out.count("train: resuming after 1 of 2 videos") == 2
+    prepare("a2d_sentences", raw, tmp_path / "fresh")
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("folder", ["data/a2d_sentences", "data", "data/a2d_sentences/clips", "link"])
+def test_raw_data_where_records_go_are_refused(raw: Path, tmp_path: Path, folder: str) -> None:
+    moved = tmp_path / folder.replace("link", "data/a2d_sentences")
+    moved.parent.mkdir(parents=True, exist_ok=True)
+    raw.rename(moved)
+    (tmp_path / "link").symlink_to(moved)
+    before = contents(moved)
+    with pytest.raises(UserError, match="must not lie in one another(?s:.*)Move the raw data, or choose another data"):
+        prepare("a2d_sentences", tmp_path / folder, tmp_path / "data")
+    assert contents(moved) == before
+
+
 def test_incomplete_records_are_left_alone(raw: Path, tmp_path: Path) -> None:
     folder = records_dir(tmp_path / "data", "a2d_sentences")
     folder.mkdir(parents=True)
@@ -294,12 +368,49 @@ def test_the_layout_of_lbdt_is_recognized(dataset: str, folder: str, split: str,
     assert report["splits"][split]["sentences"] == len((raw / "val.txt").read_text().splitlines())
 
 
-def test_error_when_the_report_is_damaged(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda report: json.dumps(report)[:-3], ""),
+        (lambda report: "[" * 100_000, ""),
+        (lambda report: [], "the report is not an object"),
+        (lambda report: {}, "the report has no valid 'dataset'"),
+        (lambda report: report | {"interval": "6"}, "the report has no valid 'interval'"),
+        (lambda report: report | {"tokens": [1]}, "the report has no valid 'tokens'"),
+        (lambda report: report | {"splits": {"train": {}}}, "split 'train' has no valid 'videos'"),
+        (
+            lambda report: report["splits"]["train"].update(sentences_per_frame_pair={"x": 1}) or report,
+            "split 'train' has no valid 'sentences_per_frame_pair'",
+        ),
+        (lambda report: report | {"resized": {"32x32": 1}}, "resized '32x32' is not an object"),
+    ],
+)
+def test_error_when_the_report_is_damaged(
+    prepared: tuple[Path, Path], tmp_path: Path, change: Callable[[dict], object], reason: str
+) -> None:
     shutil.copytree(prepared[1], tmp_path / "data")
-    report = records_dir(tmp_path / "data", "a2d_sentences") / "report.json"
-    report.write_text(json.dumps({"splits": {}})[:-3])
-    with pytest.raises(UserError, match=r"report.json can't be read .* Delete"):
+    path = records_dir(tmp_path / "data", "a2d_sentences") / "report.json"
+    content = change(json.loads(path.read_text()))
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=rf"report.json can't be read \({reason}.* Delete"):
         load_report(tmp_path / "data", "a2d_sentences")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("dataset_info.json", ""), ("dataset_info.json", "{}"), ("features.json", ""), ("features.json", None)],
+)
+def test_error_when_the_files_of_tfds_are_damaged(
+    prepared: tuple[Path, Path], tmp_path: Path, file: str, content: str | None
+) -> None:
+    folder = shutil.copytree(prepared[1], tmp_path / "data") / "a2d_sentences" / VERSION
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    config = ConfigDict({"data_dir": str(tmp_path / "data"), "dataset": "a2d_sentences"})
+    message = f"dataset_info.json or features.json can't be read (?s:.*) Delete {folder} and make the records again"
+    with pytest.raises(UserError, match=message):
+        next(read_records(config, "train", 0, 1))
+    with pytest.raises(UserError, match=message):
+        record_parser(config)({})
 
 
 @pytest.mark.parametrize(

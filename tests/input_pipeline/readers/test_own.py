@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_datasets import HEIGHT, WIDTH, frame, write_clip
+from fake_datasets import HEIGHT, WIDTH, frame, write_clip, write_jpeg
 from fake_mevis import rle
 from fake_own import LABELLED, NAMES, SENTENCES, write_own
 from fake_video_folders import walking_mask, write_labels
-from PIL import Image
+from PIL import ExifTags, Image, ImageFilter
 from reader_checks import read_all
 
 from input_pipeline.errors import UserError
+from input_pipeline.images import decode_frame
+from input_pipeline.pictures import read_picture
 from input_pipeline.readers.own import OwnClips
 from input_pipeline.types import FramePair, Sentence
 
@@ -88,6 +90,39 @@ def test_frames_of_a_folder_are_held_out_by_name(raw: Path, names: tuple[str, ..
     assert (unknown in [item.reason for item in OwnClips(raw).skipped()]) is not bool(by_number)
 
 
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = value
+    return exif
+
+
+RGBA = np.dstack([frame(1), 4 * np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 256]).astype(np.uint8)
+GRAY_16 = (np.arange(HEIGHT * WIDTH, dtype=np.uint16) * 21).reshape(HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "image", "exif"),
+    [
+        ("jpg", frame(1)[::-1, ::-1], orientation(3)),
+        ("jpg", np.rot90(frame(1)), orientation(6)),
+        ("png", RGBA, orientation(1)),
+        ("png", GRAY_16, orientation(1)),
+        ("webp", frame(1), orientation(1)),
+    ],
+)
+def test_frames_are_as_predict_shows_them(raw: Path, suffix: str, image: np.ndarray, exif: Image.Exif) -> None:
+    (raw / "videos/my cats/IMG_9.jpg").unlink()
+    path = raw / f"videos/my cats/IMG_9.{suffix}"
+    Image.fromarray(image).save(path, exif=exif, **({"quality": 95} if suffix == "jpg" else {}))
+    (pair,), skipped = read_all(OwnClips(raw), "my cats/val")
+    assert not skipped
+    ((_, displayed),) = read_picture(path)
+    np.testing.assert_array_equal(pair.frame, displayed)
+    assert pair.files is not None and np.abs(decode_frame(pair.files[0]).astype(int) - displayed).mean() < 4
+    np.testing.assert_array_equal(pair.masks[3], walking_mask(3, 1))
+    assert pair.files[1] == (raw / "videos/my cats/IMG_8.jpg").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("held_out", "split", "left"), [("dog\nmy cats\n", "train", "val"), ("# none", "val", "train")]
 )
@@ -112,6 +147,30 @@ def test_black_and_white_masks(raw: Path) -> None:
     np.testing.assert_array_equal(pair.masks[1], walking_mask(1, 4))
 
 
+def test_suffixes_in_capitals(raw: Path) -> None:
+    expected = OwnClips(raw).annotations.frames
+    for path in ("masks/dog/0.png", "masks/dog/0003.png", "masks/my cats.json", "videos/my cats/IMG_8.jpg"):
+        (raw / path).rename((raw / path).with_suffix((raw / path).suffix.upper()))
+    reader = OwnClips(raw)
+    assert reader.annotations.frames == expected and reader.skipped() == ()
+    assert len(read_all(reader, "dog/train")[0]) == 4 and len(read_all(reader, "my cats/train")[0]) == 1
+
+
+def test_only_the_masks_of_named_objects_are_made(raw: Path) -> None:
+    (video,) = (v for name, v in OwnClips(raw).annotations.videos.items() if name == "dog")
+    present, masks = video.read_mask(0, [2, 9])
+    assert present == {1, 2} and masks.keys() == {2, 9} and not masks[9].any()
+    np.testing.assert_array_equal(masks[2], walking_mask(2, 0))
+    write_labels(raw / "masks/dog/0.png", {1: walking_mask(1, 0), 255: walking_mask(3, 0)})  # 255 as void, as in DAVIS
+    assert video.read_mask(0, [1])[0] == {1, 255}
+
+
+def blurred(raw: Path) -> None:
+    mask = Image.fromarray(255 * walking_mask(1, 0).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
+    assert {1, 255} <= set(np.unique(mask))
+    mask.save(raw / "masks/dog/0.png")
+
+
 def append(line: str) -> Callable[[Path], object]:
     return lambda raw: (raw / "sentences.txt").write_text(f"{SENTENCES}{line}\n")
 
@@ -126,6 +185,11 @@ GOOD = {"3": rle(walking_mask(3, 0))}
 
 def turned(raw: Path) -> None:
     Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(raw / "masks/dog/0.png")
+
+
+def write_moving(path: Path) -> None:
+    path.with_suffix(".jpg").unlink()
+    Image.fromarray(frame(0)).save(path, save_all=True, append_images=[Image.fromarray(frame(1))])
 
 
 @pytest.mark.parametrize(
@@ -144,11 +208,31 @@ def turned(raw: Path) -> None:
             "the object is in no mask of the video's",
         ),
         (lambda raw: (raw / "videos/x.avi").touch(), "videos/x.avi", "neither a folder of frames nor a clip (.mp4"),
-        (lambda raw: (raw / "videos/empty").mkdir(), "videos/empty", "the folder has no JPEG or PNG frames"),
+        (lambda raw: (raw / "videos/empty").mkdir(), "videos/empty", "the folder has no pictures (.jpg, .jpeg, .png, "),
         (
             lambda raw: write_clip(raw / "videos/dog.mov", 2),
             "videos/dog.mp4",
             "a clip and a folder, or two clips, of one",
+        ),
+        (
+            lambda raw: write_jpeg(raw / "videos/my cats/IMG_09.JPG", frame(1)),
+            "videos/my cats: IMG_09.JPG and IMG_9.jpg",
+            "two pictures of one number: the video is left out",
+        ),
+        (
+            lambda raw: Image.fromarray(frame(1)).save(raw / "videos/my cats/IMG_9.png"),
+            "videos/my cats: IMG_9.jpg and IMG_9.png",
+            "two pictures of one number: the video is left out",
+        ),
+        (lambda raw: (raw / "videos/my cats/x.txt").touch(), "videos/my cats/x.txt", "not a picture (.jpg"),
+        (lambda raw: (raw / "masks/dog/0.jpg").touch(), "masks/dog/0.jpg", "not a PNG file"),
+        (lambda raw: (raw / "masks/cat").mkdir(), "masks/cat", "no video of this name is used"),
+        (lambda raw: (raw / "masks/dgo.json").touch(), "masks/dgo.json", "no video of this name is used"),
+        (lambda raw: (raw / "masks/dog.zip").touch(), "masks/dog.zip", "neither a folder of masks nor the JSON file"),
+        (
+            lambda raw: (raw / "held_out.txt").write_text("my cats, IMG_8\ndog, 600"),
+            "held_out.txt:2: 'dog, 600'",
+            "the line holds out no labelled frame",
         ),
         (
             lambda raw: write_clip(raw / "videos/a,b.mp4", 2),
@@ -168,9 +252,15 @@ def turned(raw: Path) -> None:
             "the clip is damaged",
         ),
         (lambda raw: (raw / "masks/dog/0.png").write_bytes(b"x"), "masks/dog/0.png", "the mask can't be read"),
+        (blurred, "masks/dog/0.png", "a black-and-white mask with soft edges: save it with 0 and 255 only"),
         (turned, "masks/dog/0.png: 48 x 64 and 64 x 48 (h x w)", "the mask and the frame differ in size"),
         (lambda raw: (raw / "videos/dog.mp4").write_bytes(b"x"), "videos/dog.mp4", "the clip is damaged, or no MP4"),
         (lambda raw: (raw / "videos/my cats/IMG_8.jpg").write_bytes(b"x"), "IMG_8.jpg", "the frame can't be read"),
+        (
+            lambda raw: write_moving(raw / "videos/my cats/IMG_8.png"),
+            "IMG_8.png",
+            "the frame is a moving picture",
+        ),
         (change_json("{"), "my cats.json: ", "the file of masks can't be read"),
         (
             change_json({"IMG_8": GOOD, "7": GOOD}),

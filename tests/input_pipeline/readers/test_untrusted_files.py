@@ -355,8 +355,8 @@ def test_a_video_that_fails_is_counted_and_named(raw: Path, error: Exception, mo
             raise error
 
     monkeypatch.setattr(record_writer, "_reader", Failing(raw), raising=False)
-    records, skipped = record_writer._encode_video("walker")
-    assert len(records) == 1
+    records, skipped, files = record_writer._encode_video("walker")
+    assert len(records) == 1 and str(raw / "Release/clips320H/walker.mp4") in files
     reason = f"the rest of the video can't be read ({type(error).__name__})"
     assert skipped == [Skipped(f"{raw}: video walker: {error}", reason)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from collections import Counter
@@ -180,7 +181,7 @@ def test_few_frames_of_a_long_video_are_kept_in_memory(
         count[name] += 1
         return read_frame(path, name)
 
-    monkeypatch.setattr(video_folders, "read_frame", counting)
+    monkeypatch.setattr(video_folders, "FrameCache", functools.partial(video_folders.FrameCache, counting))
     pairs, _ = read_all(RefDAVIS17(raw, interval), CAR)
     assert len(pairs) == 24 and count.total() == reads
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Moving pictures, and folders of pictures of all kinds (lbdt_jax/inference/pictures.py)."""
+"""Moving pictures, and folders of pictures of all kinds (input_pipeline/pictures.py)."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_frames_of_a_tiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     pages = [Image.fromarray(numbered_frame(1)), thumbnail]
     Image.fromarray(numbered_frame(0)).save(tmp_path / "a.tif", save_all=True, append_images=pages)
     assert open_clip(tmp_path / "a.tif").frames == len([*open_clip(tmp_path / "a.tif")]) == 2
-    monkeypatch.setattr("lbdt_jax.inference.pictures._MAX_TIFF_FRAMES", 2)
+    monkeypatch.setattr("input_pipeline.pictures._MAX_TIFF_FRAMES", 2)
     with pytest.raises(UserError, match="more than 2 frames"):
         open_clip(tmp_path / "a.tif")
 

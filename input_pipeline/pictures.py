@@ -16,8 +16,8 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from input_pipeline.errors import UserError
 from input_pipeline.files import MAX_IMAGE_BYTES, open_regular_file
 from input_pipeline.images import displayed_rgb
-from lbdt_jax.inference.container import MAX_PIXELS
 
+MAX_PIXELS = 2**26  # of a frame; twice the largest there are, of 8192 x 4320
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".apng", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif")
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "AVIF")
@@ -81,14 +81,15 @@ def read_picture(path: Path) -> Iterator[tuple[float, np.ndarray]]:
 
 def list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     """The visible files of a folder, sorted by name with runs of digits as numbers: pictures, and all others."""
-
-    def sort_key(path: Path) -> tuple[list[tuple[int, str]], str]:
-        parts = re.split(r"(\d+)", path.name)
-        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
-
-    visible = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=sort_key)
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    visible.sort(key=lambda path: (number_key(path.name), path.name))
     pictures = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
     return pictures, [path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES]
+
+
+def number_key(name: str) -> list[tuple[int, str]]:
+    """Sorts names by the numbers in them: frame2 before frame10. Those of frame2 and frame02 are equal."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 @contextlib.contextmanager
