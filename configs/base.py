@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
     config.checkpoint_every_minutes = 10.0  # additionally, checked whenever metrics are logged; 0.0 to turn off
     config.keep_checkpoints = 2  # the newest ones; those with a validation score before those without
 
-    # -- training: validation on the way, and the best checkpoint
+    # -- training: validation during training, and the best checkpoint
     # At most one of these two is above 0; the last step is validated, too. Published: every epoch [R], as in a2d.py.
     config.validation_every_epochs = 0.0
     config.validation_every_steps = 0

@@ -7,7 +7,7 @@ version 2 N-acc., T-acc. and the mean of the three. The zips for the benchmark's
 
     python -m lbdt_jax.main --config=configs/mevis.py --mode=evaluate --config.evaluation_split=valid
 
-Cost: 2 epochs of about 1.5 million samples, about a hundred times configs/a2d.py. Estimated, not measured.
+Cost: 2 epochs of about 1.5 million samples, about 12 times configs/a2d.py. Estimated, not measured.
 Result: published for LBDT (MeViS paper, table 5), on "valid" of version 1: J&F 29.3, J 27.8, F 30.8. Its recipe is not
 published, this one is ours. Our own scores: not measured.
 

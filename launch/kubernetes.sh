@@ -4,8 +4,9 @@
 #   IMAGE=registry/lbdt:1 CLAIM=shared-disk [NAME=lbdt NODES=2 GPUS=8] \
 #       launch/kubernetes.sh [--dry-run] --config=configs/a2d.py --workdir=/shared/DIR
 #
-# IMAGE contains jax[cuda13] and this repository as its working directory. CLAIM is a ReadWriteMany volume claim; it is
-# mounted at /shared, for WORKDIR, --config.data_dir and --config.word_vectors. Prepare the data first, in a single pod.
+# IMAGE contains requirements.txt, requirements-torch.txt, jax[cuda13] and this repository as its working directory. CLAIM
+# is a ReadWriteMany volume claim; it is mounted at /shared, for WORKDIR, --config.data_dir, --config.word_vectors and
+# --config.initial_weights. For --config.batch_size see docs/clusters.md. Prepare the data first, in a single pod.
 #
 # An evicted pod saves a checkpoint and exits with status 143; JobSet then restarts all pods, which resume from the
 # newest checkpoint. It does so after any failure except status 2, a user error. This needs a JobSet version whose

@@ -6,9 +6,10 @@
 #
 # Copies the committed files to every host, installs them there with jax[tpu], and runs; JAX discovers the hosts itself.
 # WORKDIR and the data must be on storage that all hosts mount at the same path (Filestore, or a bucket with gcsfuse):
-# pass --config.data_dir and --config.word_vectors. --config.model.dtype=bfloat16 is the fast type on TPUs. When a spot
-# TPU was preempted, create it again and run the same command: it resumes from the newest checkpoint. --dry-run prints
-# the commands.
+# pass --config.data_dir, --config.word_vectors and --config.initial_weights, and --config.batch_size (docs/clusters.md).
+# --config.model.dtype=bfloat16 is the fast type on TPUs. When a spot TPU was preempted, create it again and run the same
+# command: it resumes from the newest checkpoint. The run ends with the connection: use tmux. --dry-run prints the
+# commands.
 #
 # Not run on a TPU; only the dry run is tested.
 set -euo pipefail
@@ -42,5 +43,5 @@ run gcloud compute tpus tpu-vm ssh "$TPU" "${location[@]}" --command="
     exit 2
   fi
   \$python -m venv ~/.venv-lbdt && . ~/.venv-lbdt/bin/activate
-  pip install --quiet -r requirements.txt 'jax[tpu]>=0.10.2'
+  pip install --quiet -r requirements.txt -r requirements-torch.txt 'jax[tpu]>=0.10.2'
   exec $command"

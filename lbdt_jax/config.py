@@ -200,7 +200,7 @@ FIELDS: dict[str, Rule] = {
     "checkpoint_every_steps": integer(1),
     "checkpoint_every_minutes": number(0, 1e6),
     "keep_checkpoints": integer(1),
-    # validation on the way, and options beyond the published recipe
+    # validation during training, and options beyond the published recipe
     "validation_every_epochs": EPOCHS,
     "validation_every_steps": integer(0),
     "validation_split": TEXT,

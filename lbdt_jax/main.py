@@ -4,7 +4,7 @@
 
 Modes: "train", which ends with an evaluation of the newest checkpoint; "evaluate"; and "augmentations", which draws
 training samples before and after augmentation to WORKDIR/augmentations.png. --config.checkpoint=WORKDIR/best evaluates
-the best checkpoint of a training that was validated on the way. To resume a run that was stopped, give the same command
+the best checkpoint of a training that was validated. To resume a run that was stopped, give the same command
 again: it continues from the newest checkpoint. With several processes (see launch/), they train and evaluate together.
 
 Exit status: 0 on success, 2 for an error that the user must fix, 130 after Ctrl-C, 143 (128 + 15) after SIGTERM, which

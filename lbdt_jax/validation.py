@@ -1,4 +1,4 @@
-"""Validation while training: scores of a split on the way, their curves, and which checkpoint is the best.
+"""Validation during training: scores of a split, their curves, and which checkpoint is the best.
 
 WORKDIR/validation.json    the list of all validations, by step: {"step", "epoch", "seconds" that it took, "split",
                            "weights" ("trained" or "ema"), "scores" as in the json of an evaluation}; with several

@@ -1,4 +1,4 @@
-"""Estimates for TPUs that are not there (lbdt_jax/benchmark/topology.py)."""
+"""Programs compiled for TPUs without a TPU (lbdt_jax/benchmark/topology.py)."""
 
 from __future__ import annotations
 
