@@ -43,5 +43,6 @@ run gcloud compute tpus tpu-vm ssh "$TPU" "${location[@]}" --command="
     exit 2
   fi
   \$python -m venv ~/.venv-lbdt && . ~/.venv-lbdt/bin/activate
-  pip install --quiet -r requirements.txt -r requirements-torch.txt 'jax[tpu]>=0.10.2'
+  pip install --quiet -r requirements.txt 'jax[tpu]>=0.10.2'
+  pip install --quiet -r requirements-torch.txt --extra-index-url https://download.pytorch.org/whl/cpu
   exec $command"

@@ -78,7 +78,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, say
 from input_pipeline.text.encoders import TransformerTokenizer
 from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import Checkpoint
@@ -138,6 +138,11 @@ def write_vocabulary(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
         (folder / "tokenizer.json").write_text(encoder.text_for(checkpoint.config.max_words), "utf-8")
         return {"tokenizer": checkpoint.config.text_encoder, "sentence": TOKENIZER_INSTRUCTIONS}
     assert isinstance(encoder, WordVectors)  # the only other kind that a checkpoint holds
+    if not encoder.words:
+        say(
+            f"{checkpoint.path} holds no words, as all that are converted from PyTorch: vocabulary.npz is empty, and "
+            "every word would be read as a blank. Look your words up in the word vectors that it was trained with."
+        )
     np.savez(folder / "vocabulary.npz", words=np.array(encoder.words, str), vectors=encoder.vectors)
     return {"word_vector_size": encoder.size, "sentence": WORD_INSTRUCTIONS}
 

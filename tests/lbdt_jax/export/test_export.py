@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 from tiny import WORD_VECTOR_SIZE, tiny_config, tiny_variables
 
 from input_pipeline.errors import UserError
-from input_pipeline.text.word_vectors import load_word_vectors
+from input_pipeline.text.word_vectors import WordVectors, load_word_vectors
 from lbdt_jax import export
 from lbdt_jax.checkpoint import Checkpoint, save_weights
 from lbdt_jax.cli import path_flag
@@ -192,6 +193,12 @@ def test_programs_of_a_calling_convention_that_jax_no_longer_reads(
         export.load_program(exported / "answer.jax")
     assert expected in str(error.value) or "broken" in message
     assert "Export again: python -m lbdt_jax.export --checkpoint=" in str(error.value)
+
+
+def test_a_vocabulary_without_words_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    no_words = WordVectors((), np.zeros((0, WORD_VECTOR_SIZE), np.float32))
+    export.write_vocabulary(dataclasses.replace(tiny_checkpoint(tmp_path), sentence_encoder=no_words), tmp_path)
+    assert f"{tmp_path} holds no words" in capsys.readouterr().out
 
 
 def test_network_without_transfer_has_fewer_features(tmp_path: Path) -> None:
