@@ -108,9 +108,8 @@ def main(arguments: list[str]) -> None:
             return None  # not about a file, so it is a bug
         return f"{error.filename or workdir}: {error.strerror}."
 
-    with exit_on_error(
-        f"\nStopped. The same command resumes from the newest checkpoint in {workdir}.", describe_os_error
-    ):
+    after_interrupt = f" The same command resumes from the newest checkpoint in {workdir}."
+    with exit_on_error(f"\nStopped.{after_interrupt if MODE.value == 'train' else ''}", describe_os_error):
         start_jax(CONFIG.value, workdir)
 
         # Imported late, so that wrong flags are reported at once.

@@ -123,14 +123,18 @@ class Stopped(RuntimeError):
 
 
 class StopRequest:
-    """A context in which SIGTERM, a scheduler's request to stop, is noted and doesn't kill. Main thread only.
+    """A context in which SIGTERM, a scheduler's request to stop, and Ctrl-C wait for the end of a step.
 
     With several processes, JAX handles SIGTERM from `initialize_distributed` on: if it arrives before the first step,
-    training stops after that step.
+    training stops after that step. A second Ctrl-C takes effect at once. For the main thread only.
     """
 
     def __enter__(self) -> StopRequest:
-        self._received = False
+        self._received = self._interrupted = False
+        # A KeyboardInterrupt that is raised in a callback of the garbage collector, such as JAX's, gets lost.
+        self._handles_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._handles_interrupt:
+            signal.signal(signal.SIGINT, self._handle_interrupt)
         # With several processes, JAX's own handler informs the other processes.
         self._single_process = not jax.distributed.is_initialized()
         if self._single_process:
@@ -140,18 +144,34 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         if self._single_process:
             signal.signal(signal.SIGTERM, self._previous_handler)
+        if self._handles_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle_interrupt(self, signal_number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _handle(self, signal_number: int, frame: FrameType | None) -> None:
         self._received = True
 
     @property
     def received(self) -> bool:
-        """Whether SIGTERM has arrived. With several processes always False: they can only stop after a step."""
+        """Whether SIGTERM has arrived. With several processes always False: they can only stop after a step.
+
+        Raises:
+          KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        if self._interrupted:
+            raise KeyboardInterrupt
         return self._received
 
     def should_stop(self, step: int) -> bool:
-        """Whether to stop after this step, the same in all processes. Must be called after every step."""
-        return self._received if self._single_process else multihost_utils.reached_preemption_sync_point(step)
+        """Whether to stop after this step, the same in all processes. Must be called after every step.
+
+        Raises:
+          KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        return self.received if self._single_process else multihost_utils.reached_preemption_sync_point(step)
 
 
 def exit_on_sigterm() -> None:

@@ -63,18 +63,20 @@ from lbdt_jax.workdir import MetricWriter, open_workdir
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains a model, from the newest checkpoint in WORKDIR or else from the start.
 
-    Writes config.json, words_without_vector.json (the dataset's unknown words, most frequent first), checkpoints/,
-    TensorBoard event files, pictures/ (contact sheets of predictions) and the files of `lbdt_jax.validation` to
-    WORKDIR. A new run first saves its initial state as step 0. A state is saved before it is validated; if the command
-    ends in between, that validation comes first when it resumes. All processes of a run call this; they share WORKDIR,
-    and the first one writes.
+    Writes config.json, records.json (checksums of the data), words_without_vector.json (the dataset's unknown words,
+    most frequent first), checkpoints/, TensorBoard event files, pictures/ (contact sheets of predictions) and the files
+    of `lbdt_jax.validation` to WORKDIR. A new run first saves its initial state as step 0. A state is saved before it
+    is validated; if the command ends in between, that validation comes first when it resumes. All processes of a run
+    call this; they share WORKDIR, and the first one writes.
 
     Raises:
       UserError: a field of the configuration is wrong; data, text encoder, word vectors or config.initial_weights are
         missing or don't fit; or another run trains into WORKDIR.
-      CheckpointError: WORKDIR holds a run with another configuration, or a checkpoint can't be read or written.
+      CheckpointError: WORKDIR holds a run with another configuration or other data, or a checkpoint can't be read or
+        written.
       NotFinite: training diverged; earlier checkpoints are kept.
       Stopped: SIGTERM arrived; the current step was finished and saved.
+      KeyboardInterrupt: Ctrl-C was pressed; the current step was finished and not saved.
     """
     run, state = set_up(config, workdir)
     config = run.config

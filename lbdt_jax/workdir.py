@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ from typing import Any
 from clu.metric_writers import MetricWriter, MultiWriter, SummaryWriter
 from ml_collections import ConfigDict
 
+from input_pipeline.datasets import training_datasets
 from input_pipeline.errors import UserError
+from input_pipeline.record_index import INDEX_FILE
+from input_pipeline.report import records_dir
 from lbdt_jax.checkpoint import CheckpointError
-from lbdt_jax.cli import lock, write_json
+from lbdt_jax.cli import lock, read_json_or_none, write_json
 from lbdt_jax.config import load_config
 from lbdt_jax.parallel import broadcast_from_first_process, is_first_process
 
@@ -41,6 +45,33 @@ def check_and_save_config(config: ConfigDict, path: Path) -> None:
     if is_first_process():
         write_json(new, path)
 
+
+def check_and_save_records(config: ConfigDict, path: Path) -> None:
+    """Writes the checksums of the training datasets' indexes; if there are some already, first checks that they agree.
+
+    Raises:
+      CheckpointError: names the records that have changed since the run began.
+    """
+    folders = {name: records_dir(config.data_dir, name) for name in training_datasets(config)}
+    new = {
+        name: hashlib.sha256((folder / INDEX_FILE).read_bytes()).hexdigest()
+        for name, folder in folders.items()
+        if (folder / INDEX_FILE).exists()  # version 0.1.0 made none
+    }
+    content = read_json_or_none(path, MAX_JSON_BYTES)
+    old = content if isinstance(content, dict) else {}
+    changed = [str(folders[name]) for name in new if old.get(name, new[name]) != new[name]]
+    if changed:
+        raise CheckpointError(
+            f"{path.parent} holds a run that was trained on other records than those in {' and '.join(changed)}. "
+            "Choose another --workdir, or delete it; --mode=evaluate evaluates it."
+        )
+    if is_first_process():
+        write_json(new, path)
+
+
+#: Of records.json, which has a line for each dataset.
+MAX_JSON_BYTES = 2**20
 
 #: Prefixes of the fields that don't affect what is learned. They may change when a run is resumed.
 CHANGEABLE_FIELDS = (
@@ -75,14 +106,14 @@ def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "
 
 @contextlib.contextmanager
 def open_workdir(config: ConfigDict, workdir: Path, unknown_words: list[str]) -> Iterator[MetricWriter]:
-    """Locks WORKDIR, writes config.json and words_without_vector.json, and opens TensorBoard's event file.
+    """Locks WORKDIR, writes the files that describe the run, and opens TensorBoard's event file.
 
     Only the first process does; in the others, the writer does nothing. The lock ends with the process, even a killed
     one.
 
     Raises:
       UserError: another run trains into WORKDIR, its config.json can't be read, or the event file can't be written.
-      CheckpointError: WORKDIR holds a run with another configuration.
+      CheckpointError: WORKDIR holds a run with another configuration or other data.
     """
     with contextlib.ExitStack() as stack:
         refusal = ""
@@ -97,6 +128,7 @@ def open_workdir(config: ConfigDict, workdir: Path, unknown_words: list[str]) ->
         if broadcast_from_first_process(bool(refusal)):  # no process waits for others that have left
             raise UserError(refusal or "Another run trains into the same workdir.")
         check_and_save_config(config, workdir / "config.json")
+        check_and_save_records(config, workdir / "records.json")
         if not is_first_process():
             yield MultiWriter([])
             return

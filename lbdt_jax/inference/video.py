@@ -56,7 +56,8 @@ def open_clip(
     if path.is_dir():
         return _open_folder(path, default_rate, warn)
     if not path.exists():
-        raise UserError(f"There is no video {path}.")
+        advice = " Addresses are not fetched; download it first." if ":/" in str(path) else ""
+        raise UserError(f"There is no video {path}.{advice}")
     check_regular_file(path)
     return _open_picture(path, warn) if is_picture(path) else _open_video(path, default_rate, warn, max_pixels)
 

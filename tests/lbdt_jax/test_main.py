@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ from input_pipeline.moving_shapes.raw_layout import write_raw
 from input_pipeline.pipeline import steps_per_epoch, training_batches
 from input_pipeline.prepare import prepare
 from input_pipeline.readers.ref_davis17 import ANNOTATORS
-from input_pipeline.report import load_report
+from input_pipeline.record_index import INDEX_FILE
+from input_pipeline.report import load_report, records_dir
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import train as train_module
 from lbdt_jax import validation as validation_module
@@ -48,11 +50,11 @@ from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
 from lbdt_jax.checkpoint_folder import find_checkpoint
 from lbdt_jax.evaluate import evaluate
 from lbdt_jax.models.lbdt import LBDT
-from lbdt_jax.parallel import Stopped
+from lbdt_jax.parallel import Stopped, StopRequest
 from lbdt_jax.step import NotFinite, TrainState
 from lbdt_jax.train import train
 from lbdt_jax.validation import check_validation_data
-from lbdt_jax.workdir import check_and_save_config, open_workdir
+from lbdt_jax.workdir import check_and_save_config, check_and_save_records, open_workdir
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -286,6 +288,38 @@ def test_a_run_does_not_resume_with_another_configuration(config: ConfigDict, wo
     changeable = config.copy_and_resolve_references()
     changeable.log_every_steps = 7
     check_and_save_config(changeable, workdir / "config.json")
+
+
+def test_a_run_does_not_resume_on_other_records(config: ConfigDict, tmp_path: Path) -> None:
+    moved = config.copy_and_resolve_references()
+    moved.data_dir = str(tmp_path / "moved")
+    index, copy = (records_dir(c.data_dir, "moving_shapes") / INDEX_FILE for c in (config, moved))
+    copy.parent.mkdir(parents=True)
+    shutil.copy(index, copy)
+    check_and_save_records(config, tmp_path / "records.json")
+    check_and_save_records(moved, tmp_path / "records.json")
+    entries = json.loads(copy.read_text())
+    entries["train"][0][0][1] ^= 1  # the checksum of a record
+    copy.write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match=f"trained on other records than those in {copy.parent}"):
+        check_and_save_records(moved, tmp_path / "records.json")
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step() -> None:
+    """Raised anywhere in a step, it may be lost: Python drops exceptions in callbacks of the garbage collector."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequest() as stop_request:
+            assert not stop_request.should_stop(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                stop_request.should_stop(2)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)  # a second one is not waited for
+                time.sleep(1)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def test_a_workdir_has_one_run_at_a_time(config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
