@@ -33,8 +33,8 @@ The weights are not part of the programs, so that both share one copy and compil
             words[index] = word_vectors.get(token, 0)
         return words, np.arange(len(words)) < len(tokens)
 
-    # frames and earlier_frames: B frame pairs, (B, H, W, 3) uint8 RGB, model["seconds_between"] apart, resized to
-    # H, W = model["image_size"] by PIL.Image.fromarray(frame).resize((W, H), PIL.Image.Resampling.BILINEAR)
+    # frames and earlier_frames: B frame pairs, (B, H, W, 3) uint8 RGB, model["seconds_between"] apart; H, W are
+    # model["image_size"], docs/predict.md says how to resize
     features = encode(weights, {"frame": frames, "earlier_frame": earlier_frames})
 
     # S sentences, each with the index of the frame pair in which it is segmented
@@ -47,7 +47,7 @@ The weights are not part of the programs, so that both share one copy and compil
         "frame_of_sentence": np.array(frame_of_sentence, np.int32),
     }
     logits = np.asarray(segment(weights, features, inputs))  # (S, H, W) float32
-    masks = logits > 0  # for the size of the frame, first resize each, too
+    masks = logits > 0
 
 A program is compiled when it is first called, and again for any other number of frame pairs or sentences. JAX reads
 programs of versions up to half a year older, or three weeks newer, than the one that reads; what counts is when the
