@@ -44,6 +44,7 @@ SENTENCES, HELD_OUT = "sentences.txt", "held_out.txt"
 VIDEOS, MASKS = "videos", "masks"
 BAD_LINE = "the line does not have the form video, object, sentence"
 BAD_HELD_OUT = "the line does not have the form video, or video, frame"
+REPEATED_LINE = "video, object and sentence are those of an earlier line, which alone counts"
 NO_SUCH_OBJECT = "the object is in no mask of the video that can be read: its sentences are left out"
 
 HOW_TO_GET = f"""\
@@ -213,6 +214,7 @@ def _read_sentences(
     """Video -> its sentences, named after their lines; video -> target -> objects."""
     sentences: dict[str, list[Sentence]] = {}
     targets: dict[str, dict[int, tuple[int, ...]]] = {}
+    first_lines: dict[tuple[str, tuple[int, ...], str], str] = {}
     for where, line in numbered_lines(path):
         if line.lstrip().startswith("#"):
             continue
@@ -232,12 +234,17 @@ def _read_sentences(
             skipped.append(Skipped(where, error))
         else:
             objects = tuple(sorted({i for i in ids if i is not None}))
+            line_number = where.rpartition(":")[2]
+            first = first_lines.setdefault((name, objects, fields[2]), line_number)
+            if first != line_number:
+                skipped.append(Skipped(f"{where}: as in line {first}", REPEATED_LINE))
+                continue
             of_video = targets.setdefault(name, {})
             # One object keeps its id; unions are numbered from 256.
             target = objects[0] if len(objects) == 1 else next((t for t, o in of_video.items() if o == objects), None)
             target = target or max([255, *of_video]) + 1
             of_video[target] = objects
-            sentences.setdefault(name, []).append(Sentence(fields[2], target, "", where.rpartition(":")[2]))
+            sentences.setdefault(name, []).append(Sentence(fields[2], target, "", line_number))
     return {name: tuple(texts) for name, texts in sentences.items()}, targets
 
 

@@ -21,7 +21,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import record_files
 from input_pipeline.images import decode_frame
 from input_pipeline.pictures import read_picture
-from input_pipeline.readers.own import NO_SUCH_OBJECT, OwnClips
+from input_pipeline.readers.own import NO_SUCH_OBJECT, REPEATED_LINE, OwnClips
 from input_pipeline.types import FramePair, Sentence
 
 
@@ -162,6 +162,15 @@ def test_sentences_about_an_object_in_no_mask_are_left_out(raw: Path) -> None:
     (pair,), skipped = read_all(OwnClips(raw), "dog/val")
     assert not pair.masks[2].any()
     assert skipped[-1].reason.endswith("of the video's val frames: its sentences are kept, with empty masks")
+
+
+def test_repeated_lines_count_once(raw: Path) -> None:
+    (raw / "sentences.txt").write_text(f"{SENTENCES}dog.mp4, 1,  the brown dog, on the left\ndog, 2+1, both animals\n")
+    expected, reader = OwnClips(write_own(raw.parent / "other")), OwnClips(raw)
+    assert reader.annotations.sentences == expected.annotations.sentences
+    assert reader.annotations.targets == expected.annotations.targets
+    places = [f"{raw}/sentences.txt:7: as in line 2", f"{raw}/sentences.txt:8: as in line 4"]
+    assert [(item.where, item.reason) for item in reader.skipped()] == [(where, REPEATED_LINE) for where in places]
 
 
 def test_black_and_white_masks(raw: Path) -> None:
