@@ -129,8 +129,13 @@ class OwnClips:
                 f"{self.raw}: no sentence has a video with a mask.\n{format_skipped(skipped)}\n{HOW_TO_GET}"
             )
         for split, advice in (
-            ("train", f"{HELD_OUT} lists every labelled frame"),
-            ("val", f"label two frames of a video, or list one in {HELD_OUT}"),
+            ("train", f"{HELD_OUT} holds out all of them: list fewer videos, or later frames"),
+            (
+                "val",
+                f"{HELD_OUT} holds out none: list a video, or remove the file"
+                if (self.raw / HELD_OUT).exists()
+                else f"label two frames of a video, or list one in {HELD_OUT}",
+            ),
         ):
             if not frames[split]:
                 skipped.append(Skipped(str(self.raw), f"split {split} has no labelled frame: {advice}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from fake_datasets import HEIGHT, WIDTH, frame, write_clip, write_jpeg
 from fake_mevis import rle
 from fake_own import LABELLED, NAMES, SENTENCES, write_own
 from fake_video_folders import walking_mask, write_labels
+from ml_collections import ConfigDict
 from PIL import ExifTags, Image, ImageFilter
 from reader_checks import read_all
 
@@ -21,7 +23,9 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import record_files
 from input_pipeline.images import decode_frame
 from input_pipeline.pictures import read_picture
+from input_pipeline.prepare import prepare
 from input_pipeline.readers.own import NO_SUCH_OBJECT, REPEATED_LINE, OwnClips
+from input_pipeline.record_dataset import split_counts
 from input_pipeline.types import FramePair, Sentence
 
 
@@ -125,13 +129,24 @@ def test_frames_are_as_predict_shows_them(raw: Path, suffix: str, image: np.ndar
 
 
 @pytest.mark.parametrize(
-    ("held_out", "split", "left"), [("dog\nmy cats\n", "train", "val"), ("# none", "val", "train")]
+    ("held_out", "split", "left", "how_many", "other"),
+    [
+        ("dog\nmy cats\n", "train", "val", "all of them", "Without training: --mode=evaluate"),
+        ("# none", "val", "train", "none", "To use another one, set --config.evaluation_split=train"),
+    ],
 )
-def test_split_without_a_frame(raw: Path, held_out: str, split: str, left: str) -> None:
+def test_split_without_a_frame(raw: Path, held_out: str, split: str, left: str, how_many: str, other: str) -> None:
     (raw / "held_out.txt").write_text(held_out)
     reader = OwnClips(raw)
     (item,) = reader.skipped()
-    assert reader.splits() == (left,) and item.reason.startswith(f"split {split} has no labelled frame: ")
+    assert reader.splits() == (left,)
+    assert item.reason.startswith(f"split {split} has no labelled frame: held_out.txt holds out {how_many}: list ")
+    prepare("own", raw, raw.parent / "data")
+    config = ConfigDict({"dataset": "own", "data_dir": str(raw.parent / "data")})
+    folder = raw.parent / "data" / "own" / "2.0.0"
+    remedy = f"{raw}: {item.reason}. When that is changed, delete {folder} and run this again. {other}"
+    with pytest.raises(UserError, match=re.escape(f"own has no split {split!r}; it has {left}. {remedy}")):
+        split_counts(config, split)
 
 
 def test_absent_objects_have_empty_masks_in_val(raw: Path) -> None:
