@@ -35,14 +35,24 @@ def decode_rle(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
       UserError: it is a mask of another size.
       ValueError, TypeError: it is not a mask, or is larger than any frame.
     """
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise TypeError("a mask without size or counts")
-    runs = check_rle(segmentation["size"], segmentation["counts"], MAX_PIXELS)
+    runs = _read_runs(segmentation)
     height, width = size
     if segmentation["size"] != [height, width]:
         raise UserError(MASK_SIZE)
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
+
+
+def is_empty_rle(segmentation: Any) -> bool:
+    """Whether a mask, of any size, has no pixel. Arguments and errors are those of `decode_rle`."""
+    return not _read_runs(segmentation)[1::2].any()
+
+
+def _read_runs(segmentation: Any) -> np.ndarray:
+    """The runs of a mask in its own size, see `check_rle`."""
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        raise TypeError("a mask without size or counts")
+    return check_rle(segmentation["size"], segmentation["counts"], MAX_PIXELS)
 
 
 def check_rle(size: Any, counts: Any, max_pixels: int = 2**31 - 1) -> np.ndarray:

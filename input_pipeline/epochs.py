@@ -35,10 +35,14 @@ def steps_per_epoch(config: ConfigDict) -> int:
             "another one of them."
         )
     if not steps:
+        joint = f", where {config.dataset} has a share of {float(own_share):.3g}" if len(names) > 1 else ""
+        largest = int(samples / own_share) // config.sentences_per_frame * config.sentences_per_frame
+        unit = "number of devices"
+        if config.sentences_per_frame > 1:
+            unit += f" x config.sentences_per_frame, {config.sentences_per_frame}"
         raise UserError(
-            f"{samples} training samples don't fill a batch of {config.batch_size}"
-            + (f", where {config.dataset} has a share of {float(own_share):.3g}" if len(names) > 1 else "")
-            + ": lower config.batch_size."
+            f"{samples} training samples don't fill a batch of {config.batch_size}{joint}: lower config.batch_size to "
+            f"{largest} or less, a multiple of the {unit}. On one device, --config.batch_size={largest} works."
         )
     return steps
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NoReturn, TextIO
@@ -20,6 +21,10 @@ class UserError(ValueError):
     The message names the file, with the line if there is one, and says what to do. Commands print it without a
     traceback and exit with status 2.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, in the context `interrupt_on_sigterm`."""
 
 
 def printable(text: str, encoding: str | None = None) -> str:
@@ -81,11 +86,12 @@ def fail(message: str, status: int = 2) -> NoReturn:
 def exit_on_error(interrupt_message: str, describe_os_error: Callable[[OSError], str | None] = str) -> Iterator[None]:
     """Reports errors that the user can fix with one message and an exit status, without a traceback.
 
-    A `UserError` or an `OSError` exits with status 2, Ctrl-C with 130. Anything else is a bug, and keeps its traceback.
-    What is printed meanwhile is made printable, and nothing is said if nobody reads it any longer (`| head`).
+    A `UserError` or an `OSError` exits with status 2, Ctrl-C with 130, `Terminated` with 143. Anything else is a bug,
+    and keeps its traceback. What is printed meanwhile is made printable, and nothing is said if nobody reads it any
+    longer (`| head`).
 
     Args:
-      interrupt_message: printed after Ctrl-C.
+      interrupt_message: printed after Ctrl-C and `Terminated`.
       describe_os_error: makes the message for an `OSError`; None means that the user can't fix it.
     """
     with _printable_stdout():
@@ -100,8 +106,23 @@ def exit_on_error(interrupt_message: str, describe_os_error: Callable[[OSError],
             if message is None:
                 raise
             fail(message)
-        except KeyboardInterrupt:
-            fail(interrupt_message, status=130)
+        except KeyboardInterrupt as error:
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            fail(interrupt_message, status=128 + number)
+
+
+@contextlib.contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """In this context SIGTERM, a scheduler's request to stop, raises `Terminated` as Ctrl-C does. Main thread only."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise Terminated
+
+    previous_handler = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 @contextlib.contextmanager

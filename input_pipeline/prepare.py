@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from input_pipeline.datasets import all_datasets, training_datasets
-from input_pipeline.errors import UserError, exit_on_error
+from input_pipeline.errors import UserError, exit_on_error, interrupt_on_sigterm
 from input_pipeline.files import expand_home
 from input_pipeline.moving_shapes.reader import MovingShapes
 from input_pipeline.readers.a2d_sentences import A2DSentences
@@ -246,7 +246,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    with exit_on_error("Interrupted. The same command continues after the last complete shard."):
+    with (
+        exit_on_error("Interrupted. The same command continues after the last complete shard."),
+        interrupt_on_sigterm(),
+    ):
         image_size = None if arguments.image_size is None else parse_size(arguments.image_size)
         prepare(
             arguments.dataset,

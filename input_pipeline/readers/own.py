@@ -44,6 +44,8 @@ SENTENCES, HELD_OUT = "sentences.txt", "held_out.txt"
 VIDEOS, MASKS = "videos", "masks"
 BAD_LINE = "the line does not have the form video, object, sentence"
 BAD_HELD_OUT = "the line does not have the form video, or video, frame"
+REPEATED_LINE = "video, object and sentence are those of an earlier line, which alone counts"
+NO_SUCH_OBJECT = "the object is in no mask of the video that can be read: its sentences are left out"
 
 HOW_TO_GET = f"""\
 The folder of your own clips has
@@ -127,8 +129,13 @@ class OwnClips:
                 f"{self.raw}: no sentence has a video with a mask.\n{format_skipped(skipped)}\n{HOW_TO_GET}"
             )
         for split, advice in (
-            ("train", f"{HELD_OUT} lists every labelled frame"),
-            ("val", f"label two frames of a video, or list one in {HELD_OUT}"),
+            ("train", f"{HELD_OUT} holds out all of them: list fewer videos, or later frames"),
+            (
+                "val",
+                f"{HELD_OUT} holds out none: list a video, or remove the file"
+                if (self.raw / HELD_OUT).exists()
+                else f"label two frames of a video, or list one in {HELD_OUT}",
+            ),
         ):
             if not frames[split]:
                 skipped.append(Skipped(str(self.raw), f"split {split} has no labelled frame: {advice}"))
@@ -157,13 +164,23 @@ class OwnClips:
     def read(self, video: str) -> Iterator[FramePair | Skipped]:
         """Yields the labelled frames of a split of a video, and what had to be left out.
 
-        In "train", a frame has no sentences about objects that are not in it; in "val" it has, with empty masks.
+        Sentences about an object that is in no mask of the video, of either split, are left out. Of the others, a frame
+        in "train" has none about objects that are not in it; in "val" it has, with empty masks.
         """
         name, split = video.rsplit("/", 1)
         annotations = self.annotations
         own_video, targets = annotations.videos[name], annotations.targets[name]
         named = sorted({i for ids in targets.values() for i in ids})
-        seen: set[int] = set()
+        found = own_video.find_objects(named)
+        for target, ids in targets.items():
+            if missing := [i for i in ids if i not in found]:
+                of_union = f" of {'+'.join(map(str, ids))}" if len(ids) > 1 else ""
+                others = f"; they have object {first_few(sorted(found))}" if found else ""
+                lines = first_few([s.expression for s in annotations.sentences[name] if s.instance == target])
+                where = f"{self.raw / MASKS}: video {name}, object {', '.join(map(str, missing))}{of_union}{others}"
+                yield Skipped(f"{where} ({SENTENCES}:{lines})", NO_SUCH_OBJECT)
+        targets = {target: ids for target, ids in targets.items() if found.issuperset(ids)}
+        seen: set[int] = set()  # targets
         for item in own_video.read_pairs(annotations.frames[split][name], self.interval):
             if isinstance(item, Skipped):
                 yield item
@@ -171,7 +188,7 @@ class OwnClips:
             index, frame, earlier_frame, rule, files = item
             where = own_video.where_mask(index)
             try:
-                found, objects = own_video.read_mask(index, named, frame.shape[:2])
+                objects = own_video.read_mask(index, named, frame.shape[:2])
             except UserError as error:
                 yield Skipped(where, str(error))
                 continue
@@ -179,21 +196,21 @@ class OwnClips:
                 sizes = {mask.shape for mask in objects.values()} | {frame.shape[:2]}
                 yield Skipped(f"{where}: {' and '.join(f'{h} x {w}' for h, w in sorted(sizes))} (h x w)", MASK_SIZE)
                 continue
-            seen |= found
             empty = np.zeros(frame.shape[:2], bool)
             masks = {t: np.logical_or.reduce([objects.get(i, empty) for i in ids]) for t, ids in targets.items()}
             present = {target for target, mask in masks.items() if mask.any()}
-            sentences = tuple(s for s in annotations.sentences[name] if split == "val" or s.instance in present)
+            seen |= present
+            with_mask = targets.keys() if split == "val" else present
+            sentences = tuple(s for s in annotations.sentences[name] if s.instance in with_mask)
             for target in sorted(targets.keys() - present) if split == "train" else ():
                 yield Skipped(f"{where}: object {'+'.join(map(str, targets[target]))}", NOT_IN_FRAME)
             if sentences:
                 planes = {target: masks[target] for target in sorted({s.instance for s in sentences if s.instance})}
                 yield FramePair(name, index, frame, earlier_frame, rule, planes, sentences, files=files)
-        for ids in targets.values():
-            if not seen & set(ids):
-                others = f"; they have object {first_few(sorted(seen))}" if seen else ""
-                where = f"{self.raw / MASKS}: video {name}, object {'+'.join(map(str, ids))}{others}"
-                yield Skipped(where, f"the object is in no mask of the video's {split} frames")
+        for target in sorted(targets.keys() - seen):
+            where = f"{self.raw / MASKS}: video {name}, object {'+'.join(map(str, targets[target]))}"
+            kept = ": its sentences are kept, with empty masks" if split == "val" else ""
+            yield Skipped(where, f"the object is in no mask of the video's {split} frames{kept}")
 
 
 def _read_sentences(
@@ -202,6 +219,7 @@ def _read_sentences(
     """Video -> its sentences, named after their lines; video -> target -> objects."""
     sentences: dict[str, list[Sentence]] = {}
     targets: dict[str, dict[int, tuple[int, ...]]] = {}
+    first_lines: dict[tuple[str, tuple[int, ...], str], str] = {}
     for where, line in numbered_lines(path):
         if line.lstrip().startswith("#"):
             continue
@@ -221,12 +239,17 @@ def _read_sentences(
             skipped.append(Skipped(where, error))
         else:
             objects = tuple(sorted({i for i in ids if i is not None}))
+            line_number = where.rpartition(":")[2]
+            first = first_lines.setdefault((name, objects, fields[2]), line_number)
+            if first != line_number:
+                skipped.append(Skipped(f"{where}: as in line {first}", REPEATED_LINE))
+                continue
             of_video = targets.setdefault(name, {})
             # One object keeps its id; unions are numbered from 256.
             target = objects[0] if len(objects) == 1 else next((t for t, o in of_video.items() if o == objects), None)
             target = target or max([255, *of_video]) + 1
             of_video[target] = objects
-            sentences.setdefault(name, []).append(Sentence(fields[2], target, "", where.rpartition(":")[2]))
+            sentences.setdefault(name, []).append(Sentence(fields[2], target, "", line_number))
     return {name: tuple(texts) for name, texts in sentences.items()}, targets
 
 

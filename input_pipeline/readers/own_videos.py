@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
 
-from input_pipeline.coco_masks import decode_rle
+from input_pipeline.coco_masks import decode_rle, is_empty_rle
 from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError, first_few
 from input_pipeline.files import MAX_IMAGE_BYTES, check_regular_file, read_limited
@@ -63,9 +65,20 @@ class OwnVideo:
             return None
         return sum(int(name) < number for name in names)
 
-    def read_mask(
-        self, index: int, objects: Collection[int], size: tuple[int, int]
-    ) -> tuple[set[int], dict[int, np.ndarray]]:
+    def find_objects(self, objects: Collection[int]) -> set[int]:
+        """The objects in the masks of all labelled frames, which are read only until all of `objects` are found.
+
+        A mask that can't be read holds none: `read_mask` says what is wrong with it.
+        """
+        found: set[int] = set()
+        for index in sorted(self.masks):
+            if found.issuperset(objects):
+                break
+            with contextlib.suppress(UserError):
+                found |= self._objects_in_mask(index, objects)
+        return found
+
+    def read_mask(self, index: int, objects: Collection[int], size: tuple[int, int]) -> dict[int, np.ndarray]:
         """Reads the mask of a labelled frame.
 
         Args:
@@ -74,35 +87,47 @@ class OwnVideo:
           size: (h, w) of the frame.
 
         Returns:
-          All objects in the mask; object -> its mask, bool, for those of `objects` that it holds: (h, w), or of the
-          size of a mask file, which also gives an empty one for each of the others.
+          Object -> its mask, bool, for those of `objects` that the mask holds: (h, w), or of the size of a mask file,
+          which also gives an empty one for each of the others.
 
         Raises:
           UserError: the mask can't be read, or has soft edges, whose gray values would be taken for objects; or masks
             in a JSON file are of another size.
         """
         if self.index is None:
-            labels = read_labels(Path(self.masks[index]))
-            present = object_ids(labels) - {0}
-            if present == {255}:
-                labels, present = (labels == 255).view(np.uint8), {1}
-            unnamed = present.difference(objects)
-            if 255 in unnamed and sum(i >= 128 for i in unnamed) > SOFT_EDGE_VALUES:
-                raise UserError("a black-and-white mask with soft edges: save it with 0 and 255 only")
-            return present, {i: labels == i for i in objects}
-        try:
-            entry = self.index.read(self.masks[index])
-            if not isinstance(entry, dict):
-                raise ValueError("expected {object: mask}")
-            ids = {text: parse_object_id(text) for text in entry}
-            if None in ids.values():
-                raise ValueError("an object that is not a number from 1 to 255")
-            masks = {i: decode_rle(entry[text], size) for text, i in ids.items() if i is not None and i in objects}
-            return {i for i in ids.values() if i is not None}, masks
-        except UserError:
-            raise
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"the mask can't be read: {error}") from error
+            labels, _ = self._read_labels(index, objects)
+            return {i: labels == i for i in objects}
+        with _unreadable_mask():
+            return {i: decode_rle(rle, size) for i, rle in self._read_entry(self.index, index).items() if i in objects}
+
+    def _objects_in_mask(self, index: int, objects: Collection[int]) -> set[int]:
+        """All objects in a mask, of any size; those in a JSON file that are not in `objects` may be empty."""
+        if self.index is None:
+            return self._read_labels(index, objects)[1]
+        with _unreadable_mask():
+            entry = self._read_entry(self.index, index)
+            return {i for i, rle in entry.items() if i not in objects or not is_empty_rle(rle)}
+
+    def _read_labels(self, index: int, objects: Collection[int]) -> tuple[np.ndarray, set[int]]:
+        """The object of every pixel of a mask file, (h, w) uint8, and all objects in it."""
+        labels = read_labels(Path(self.masks[index]))
+        present = object_ids(labels) - {0}
+        if present == {255}:
+            labels, present = (labels == 255).view(np.uint8), {1}
+        unnamed = present.difference(objects)
+        if 255 in unnamed and sum(i >= 128 for i in unnamed) > SOFT_EDGE_VALUES:
+            raise UserError("a black-and-white mask with soft edges: save it with 0 and 255 only")
+        return labels, present
+
+    def _read_entry(self, masks: JsonIndex, index: int) -> dict[int, Any]:
+        """Object -> its mask in a JSON file, not checked yet."""
+        entry = masks.read(self.masks[index])
+        if not isinstance(entry, dict):
+            raise ValueError("expected {object: mask}")
+        rles = {parse_object_id(text): rle for text, rle in entry.items()}
+        if None in rles:
+            raise ValueError("an object that is not a number from 1 to 255")
+        return {i: rle for i, rle in rles.items() if i is not None}
 
     def read_pairs(self, indices: Sequence[int], interval: int) -> Iterator[Pair | Skipped]:
         """Yields the frame pairs of some frames, which are in order, or why there is none."""
@@ -148,6 +173,17 @@ class OwnVideo:
             if index >= count:
                 where = f"{self.path}: frame {index} of {count} that can be decoded"
                 yield Skipped(where, "the clip is damaged or ends before the frame")
+
+
+@contextlib.contextmanager
+def _unreadable_mask() -> Iterator[None]:
+    """Turns whatever an entry of a JSON file raises into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"the mask can't be read: {error}") from error
 
 
 def _read_displayed(path: Path, name: str) -> tuple[np.ndarray, bytes]:

@@ -268,11 +268,17 @@ def test_error_without_records_names_the_command(config, word_vectors, tmp_path)
 
 
 def test_errors_for_an_unknown_split_and_wrong_batch_sizes(config, word_vectors) -> None:
-    with pytest.raises(UserError, match="no split 'night'; it has train, test"):
+    with pytest.raises(UserError, match="no split 'night'; it has train, test. To use .*evaluation_split=test, or"):
         samples_per_epoch(config, "night")
     config.batch_size = 7
-    with pytest.raises(UserError, match="6 training samples don't fill a batch of 7"):
+    with pytest.raises(UserError, match="6 training samples don't fill a batch of 7: lower .* to 6 or less, a mul"):
         next(training_batches(config, word_vectors))
+    config.update(batch_size=30, sentences_per_frame=4)
+    with pytest.raises(UserError, match="the number of devices x config.sentences_per_frame, 4. On one .*=16 works"):
+        next(training_batches(config, word_vectors))
+    config.batch_size = 16
+    next(training_batches(config, word_vectors))
+    config.sentences_per_frame = 1
     config.batch_size = 3
     with pytest.raises(UserError, match="3 can't be divided among 2"):
         next(training_batches(config, word_vectors, process_count=2))

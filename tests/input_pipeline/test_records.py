@@ -6,8 +6,10 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -444,3 +446,25 @@ def test_the_command(raw: Path, tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert "train: 2 videos, 4 frame pairs" in run.stdout
+
+
+@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_is_stopped(tmp_path: Path, signal_number: int, status: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "input_pipeline.prepare", "--dataset=moving_shapes", f"--data_dir={tmp_path}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("raw/*.incomplete*/*/*")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)  # until the workers generate scenes
+    process.send_signal(signal_number)
+    try:
+        _, errors = process.communicate(timeout=60)  # workers hold the pipes until they end
+    finally:
+        process.kill()
+    # A worker that is only starting may add a traceback of multiprocessing.
+    assert process.returncode == status and "Interrupted. The same command continues" in errors, errors
+    assert "leaked" not in errors and not list(tmp_path.glob("raw/*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,17 @@ from fake_datasets import HEIGHT, WIDTH, frame, write_clip, write_jpeg
 from fake_mevis import rle
 from fake_own import LABELLED, NAMES, SENTENCES, write_own
 from fake_video_folders import walking_mask, write_labels
+from ml_collections import ConfigDict
 from PIL import ExifTags, Image, ImageFilter
 from reader_checks import read_all
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import record_files
 from input_pipeline.images import decode_frame
 from input_pipeline.pictures import read_picture
-from input_pipeline.readers.own import OwnClips
+from input_pipeline.prepare import prepare
+from input_pipeline.readers.own import NO_SUCH_OBJECT, REPEATED_LINE, OwnClips
+from input_pipeline.record_dataset import split_counts
 from input_pipeline.types import FramePair, Sentence
 
 
@@ -124,19 +129,63 @@ def test_frames_are_as_predict_shows_them(raw: Path, suffix: str, image: np.ndar
 
 
 @pytest.mark.parametrize(
-    ("held_out", "split", "left"), [("dog\nmy cats\n", "train", "val"), ("# none", "val", "train")]
+    ("held_out", "split", "left", "how_many", "other"),
+    [
+        ("dog\nmy cats\n", "train", "val", "all of them", "Without training: --mode=evaluate"),
+        ("# none", "val", "train", "none", "To use another one, set --config.evaluation_split=train"),
+    ],
 )
-def test_split_without_a_frame(raw: Path, held_out: str, split: str, left: str) -> None:
+def test_split_without_a_frame(raw: Path, held_out: str, split: str, left: str, how_many: str, other: str) -> None:
     (raw / "held_out.txt").write_text(held_out)
     reader = OwnClips(raw)
     (item,) = reader.skipped()
-    assert reader.splits() == (left,) and item.reason.startswith(f"split {split} has no labelled frame: ")
+    assert reader.splits() == (left,)
+    assert item.reason.startswith(f"split {split} has no labelled frame: held_out.txt holds out {how_many}: list ")
+    prepare("own", raw, raw.parent / "data")
+    config = ConfigDict({"dataset": "own", "data_dir": str(raw.parent / "data")})
+    folder = raw.parent / "data" / "own" / "2.0.0"
+    remedy = f"{raw}: {item.reason}. When that is changed, delete {folder} and run this again. {other}"
+    with pytest.raises(UserError, match=re.escape(f"own has no split {split!r}; it has {left}. {remedy}")):
+        split_counts(config, split)
 
 
 def test_absent_objects_have_empty_masks_in_val(raw: Path) -> None:
     (raw / "held_out.txt").write_text("dog, 3")
     pairs, _ = read_all(OwnClips(raw), "dog/val")
     assert [len(pair.sentences) for pair in pairs] == [3] * 4 and not pairs[0].masks[2].any()
+
+
+def test_sentences_about_an_object_in_no_mask_are_left_out(raw: Path) -> None:
+    (raw / "sentences.txt").write_text(f"{SENTENCES}dog, 7, the unknown\ndog, 1+7, both\nmy cats, 4, the black cat\n")
+    empty = rle(np.zeros((HEIGHT, WIDTH), bool))
+    change_json({NAMES[i]: {"3": rle(walking_mask(3, i)), "4": empty} for i in range(2)})(raw)
+    write_labels(raw / "masks/dog/11.png", {1: walking_mask(1, 11)})  # "the cat", object 2, is in "train" only
+    for split in ("train", "val"):
+        reader = OwnClips(raw)
+        reader.skipped()
+        with record_files() as files:
+            pairs, skipped = read_all(reader, f"dog/{split}")
+        assert {str(raw / "masks/dog/0.png"), str(raw / "masks/dog/11.png")} <= files.keys()  # of both splits
+        names = {"the brown dog, on the left", "the cat", "both animals"}
+        assert {s.text for pair in pairs for s in pair.sentences} == names
+        assert [item.where for item in skipped if item.reason == NO_SUCH_OBJECT] == [
+            f"{raw}/masks: video dog, object 7; they have object 1, 2 (sentences.txt:7)",
+            f"{raw}/masks: video dog, object 7 of 1+7; they have object 1, 2 (sentences.txt:8)",
+        ]
+        (pair,), (item,) = read_all(OwnClips(raw), f"my cats/{split}")
+        assert [s.text for s in pair.sentences] == ["a white cat"] and "object 4; they have object 3" in item.where
+    (pair,), skipped = read_all(OwnClips(raw), "dog/val")
+    assert not pair.masks[2].any()
+    assert skipped[-1].reason.endswith("of the video's val frames: its sentences are kept, with empty masks")
+
+
+def test_repeated_lines_count_once(raw: Path) -> None:
+    (raw / "sentences.txt").write_text(f"{SENTENCES}dog.mp4, 1,  the brown dog, on the left\ndog, 2+1, both animals\n")
+    expected, reader = OwnClips(write_own(raw.parent / "other")), OwnClips(raw)
+    assert reader.annotations.sentences == expected.annotations.sentences
+    assert reader.annotations.targets == expected.annotations.targets
+    places = [f"{raw}/sentences.txt:7: as in line 2", f"{raw}/sentences.txt:8: as in line 4"]
+    assert [(item.where, item.reason) for item in reader.skipped()] == [(where, REPEATED_LINE) for where in places]
 
 
 def test_black_and_white_masks(raw: Path) -> None:
@@ -158,11 +207,11 @@ def test_suffixes_in_capitals(raw: Path) -> None:
 
 def test_only_the_masks_of_named_objects_are_made(raw: Path) -> None:
     (video,) = (v for name, v in OwnClips(raw).annotations.videos.items() if name == "dog")
-    present, masks = video.read_mask(0, [2, 9])
-    assert present == {1, 2} and masks.keys() == {2, 9} and not masks[9].any()
+    masks = video.read_mask(0, [2, 9], (HEIGHT, WIDTH))
+    assert masks.keys() == {2, 9} and not masks[9].any()
     np.testing.assert_array_equal(masks[2], walking_mask(2, 0))
     write_labels(raw / "masks/dog/0.png", {1: walking_mask(1, 0), 255: walking_mask(3, 0)})  # 255 as void, as in DAVIS
-    assert video.read_mask(0, [1])[0] == {1, 255}
+    assert video.find_objects([1]) == {1, 255} and video.find_objects([1, 9]) == {1, 2, 255}
 
 
 def blurred(raw: Path) -> None:
@@ -205,7 +254,7 @@ def write_moving(path: Path) -> None:
         (
             append("dog, 9, a bird"),
             "video dog, object 9; they have object 1, 2",
-            "the object is in no mask of the video's",
+            NO_SUCH_OBJECT,
         ),
         (lambda raw: (raw / "videos/x.avi").touch(), "videos/x.avi", "neither a folder of frames nor a clip (.mp4"),
         (lambda raw: (raw / "videos/empty").mkdir(), "videos/empty", "the folder has no pictures (.jpg, .jpeg, .png, "),
