@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,34 @@ def test_averaged_weights_are_validated_and_drawn(
         jax.tree.map(lambda x, y, a=added: np.testing.assert_allclose(x, y + a, atol=1e-4), variables, start)
     history = json.loads((tmp_path / "validation.json").read_text())
     assert [entry["weights"] for entry in history] == [kind] * 4
+
+
+def test_the_logged_speed_leaves_out_validations(
+    validated: tuple[ConfigDict, list[float | BaseException]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = validated
+    config.log_every_steps = 2
+    now = [0.0]
+
+    class TimedStep(MadeUpStep):
+        def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+            now[0] += STEP_SECONDS
+            return super().__call__(state, batch)
+
+    def score_split(*arguments: Any) -> tuple[None, dict[str, Any]]:
+        now[0] += 0.5
+        return None, scores_of(0.5)
+
+    for module in (training_log, validation_module):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(validation_module, "score_split", score_split)
+    monkeypatch.setattr(train_module, "make_train_step", lambda *arguments: TimedStep())
+    train_module.train(config, tmp_path)
+    assert now[0] == pytest.approx(10 * STEP_SECONDS + 4 * 0.5)
+    # An interval of two steps of 8 samples is written one step late, but before a validation at once.
+    steps = {2: 3, 4: 2, 6: 1, 8: 3, 10: 1}
+    expected = {step: 2 * 8 / (count * STEP_SECONDS) for step, count in steps.items()}
+    assert logged(tmp_path, "samples_per_second") == pytest.approx(expected, rel=1e-5)
 
 
 def test_options_that_contradict_the_training(config: ConfigDict, tmp_path: Path) -> None:
