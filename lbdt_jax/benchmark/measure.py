@@ -20,10 +20,11 @@ from input_pipeline.text.encoders import TransformerTokenizer
 from input_pipeline.workers import cores
 from lbdt_jax.benchmark.timing import (
     Row,
+    add_speed,
     compile_program,
     describe_device,
     matrix_ceiling,
-    measure,
+    measure_pipeline,
     measure_program,
     peak_bytes,
     shard,
@@ -56,8 +57,9 @@ def benchmark(
     Yields:
       {"date", "jax", "device", "environment", "config", "ceiling", "rows", "peak_bytes"}: "ceiling" has the TFLOP/s of
       a large matrix product on all devices together, by dtype; "peak_bytes" is over all rows. Each row has "program",
-      "batch_size", "sentences_per_frame" and either "not_measured", the reason, or what `measure` or `measure_program`
-      returns, "share_of_ceiling" of the ceiling of config.model.dtype, and for several sentences "cost_of_one".
+      "batch_size", "sentences_per_frame" and either "not_measured", the reason, or what `measure_program` or
+      `measure_pipeline` returns, "share_of_ceiling" of the ceiling of config.model.dtype, and for several sentences
+      "cost_of_one".
 
     Raises:
       UserError: the configuration is invalid, or a batch can't be divided among the devices.
@@ -173,7 +175,7 @@ def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
 
     def input_pipeline() -> Row:
         batches, _ = open_batches(config)
-        row = measure(lambda: next(batches), config.batch_size)
+        row = measure_pipeline(lambda: next(batches), config.batch_size)
         return row | {"samples_per_second_and_core": row["samples_per_second"] / cores()}
 
     def end_to_end() -> Row:
@@ -184,7 +186,8 @@ def pipeline_jobs(config: ConfigDict, mesh: Mesh) -> Iterator[Job]:
             return shard_batch({name: batch[name] for name in (*MODEL_FIELDS, "target")}, mesh)
 
         step, row = compile_training(config, mesh, variables, next_batch())
-        return measure_program(lambda: step(next_batch()), row, config.batch_size)
+        measured = measure_pipeline(lambda: step(next_batch()), config.batch_size)
+        return add_speed(row, measured, config.batch_size)
 
     for name, job in (("input pipeline", input_pipeline), ("end to end", end_to_end)):
         yield describe_row(name, config.batch_size, config.sentences_per_frame), job

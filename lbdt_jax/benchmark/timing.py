@@ -26,6 +26,8 @@ from lbdt_jax.parallel import DATA_AXIS, shard_batch
 
 #: How long each row is timed after warming up, in seconds, and the least number of timings, of at least 0.1 s each.
 SECONDS, MIN_TIMINGS = 3.0, 5
+#: How long an input pipeline is timed after its read-ahead has been used up, and the least length of a block of calls.
+PIPELINE_SECONDS, BLOCK_SECONDS = 10.0, 1.0
 
 Row = dict[str, Any]
 
@@ -77,9 +79,13 @@ def count_flop(lowered: jax.stages.Lowered) -> float:
 
 
 def measure_program(run: Callable[[], Any], row: Row, samples: int) -> Row:
-    """Adds what `measure` returns to a row of `compile_program`, and "tflops_per_second" of all devices together."""
-    row = row | measure(run, samples)
-    return row | {"tflops_per_second": row["flop"] / row["seconds"]["median"] / 1e12}
+    """`measure` for a program, whose row `compile_program` returned: see `add_speed`."""
+    return add_speed(row, measure(run, samples), samples)
+
+
+def add_speed(row: Row, measured: Row, samples: int) -> Row:
+    """Adds what was measured to a row of `compile_program`, and "tflops_per_second" of all devices together."""
+    return row | measured | {"tflops_per_second": row["flop"] * measured["samples_per_second"] / samples / 1e12}
 
 
 def measure(run: Callable[[], Any], samples: int) -> Row:
@@ -105,9 +111,42 @@ def measure(run: Callable[[], Any], samples: int) -> Row:
     timings: list[float] = []
     while len(timings) < MIN_TIMINGS or time.perf_counter() < end:
         timings.append(time_calls(calls))
+    seconds = _quartiles(timings)
+    return {"samples_per_second": samples / seconds["median"], "seconds": seconds}
+
+
+def measure_pipeline(run: Callable[[], Any], samples: int) -> Row:
+    """Times calls of `run`, each of which takes a batch of `samples` samples from an input pipeline.
+
+    A pipeline reads ahead, and its batches arrive in bunches: single calls say nothing about its speed. So the calls of
+    one block use up what was read ahead, and those of the next PIPELINE_SECONDS are counted.
+
+    Returns:
+      What `measure` returns, but "samples_per_second" is of all calls together, and each timing is the mean of a block.
+    """
+    result = run()
+
+    def time_block() -> tuple[int, float]:
+        nonlocal result
+        calls, start = 0, time.perf_counter()
+        while not calls or time.perf_counter() - start < BLOCK_SECONDS:
+            # One call ahead of the devices, as in training; without limit, the calls of a block would pile up.
+            previous, result = result, run()
+            jax.block_until_ready(previous)
+            calls += 1
+        return calls, time.perf_counter() - start
+
+    time_block()
+    blocks = [time_block()]
+    while sum(seconds for _, seconds in blocks) < PIPELINE_SECONDS:
+        blocks.append(time_block())
+    calls, seconds = (sum(column) for column in zip(*blocks, strict=True))
+    return {"samples_per_second": calls * samples / seconds, "seconds": _quartiles([s / c for c, s in blocks])}
+
+
+def _quartiles(timings: list[float]) -> Row:
     lower, median, upper = (float(quartile) for quartile in np.quantile(timings, (0.25, 0.5, 0.75)))
-    seconds = {"median": median, "lower_quartile": lower, "upper_quartile": upper, "timings": len(timings)}
-    return {"samples_per_second": samples / median, "seconds": seconds}
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper, "timings": len(timings)}
 
 
 def matrix_ceiling(mesh: Mesh, dtype: str) -> float:

@@ -93,6 +93,9 @@ def test_eight_devices_equal_one(float64: None) -> None:
         eight, metrics_eight = compiled_step(8, global_batch_norm=True)(eight, batch)
         assert_close(metrics_eight, metrics_one, 1e-12)
         assert_close(eight, one, 1e-11)
+        if one.step == 1:  # the first moment is then a tenth of the gradient
+            gradient = np.concatenate([10 * x.ravel() for x in jax.tree.leaves(one.optimizer_state[0].mu)])
+            assert_close(metrics_one["gradient_norm"], np.linalg.norm(gradient), 1e-12)
     assert int(eight.step) == 2
     for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(eight.params), strict=True):
         assert not np.array_equal(before, after)

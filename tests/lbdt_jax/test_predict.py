@@ -71,11 +71,16 @@ def test_writes_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             assert sheet.width > 1000
     assert json.loads((output / "settings.json").read_text())["text"] == list(SENTENCES)
     printed = capsys.readouterr().out
-    assert "10 frames" in printed and "model" in printed and "'a black cat': mean confidence" in printed
+    assert "10 frames" in printed and "model" in printed
+    for number, text in enumerate(SENTENCES, start=1):
+        mean = np.mean([line["confidence"] for line in lines if line["sentence"] == number])
+        assert f"{text!r}: mean confidence {mean:.2f}\n" in printed
 
 
-def test_every_start_and_end_select_frames(tmp_path: Path) -> None:
-    video, segmenter = write_clip(tmp_path / "a.mp4", frames=20), tiny_segmenter()
+@pytest.mark.parametrize("first", [0, 18, 120])  # less than a second before the first frame is kept, more is not
+def test_every_start_and_end_select_frames(first: int, tmp_path: Path) -> None:
+    video = write_clip(tmp_path / "a.mp4", frames=20, times=[*range(first, first + 20)])
+    segmenter = tiny_segmenter()
     predict(segmenter, settings(video, every=2, start=3 / 24, end=12 / 24), tmp_path / "output")
     lines = read_lines(tmp_path / "output")
     assert [line["frame"] for line in lines[::2]] == [4, 6, 8, 10, 12]

@@ -120,6 +120,17 @@ def test_refer_youtube_vos_weights_every_expression_equally(tmp_path: Path) -> N
     assert result["standard"]["mean_iou"] == pytest.approx(2 / 5)
 
 
+def test_coco_ranks_predictions_by_their_confidence(tmp_path: Path) -> None:
+    """AP by hand: the right one comes first, so precision is 1 at 51 of COCO's 101 recalls, those up to 1 of 2."""
+    mask, elsewhere, sentence = box(5, 6), box(30, 40), Sentence("a", 1, "", "0")
+    with Scorer(tmp_path / "x") as scorer:
+        scorer.add(make_example("wrong", 0, {sentence: mask}), logits(elsewhere) / 18)
+        scorer.add(make_example("right", 0, {sentence: mask}), logits(mask))
+        result = scorer.compute()
+    for name in ("coco_map", "coco_ap50", "coco_ap75"):
+        assert result["standard"][name] == pytest.approx(51 / 101)
+
+
 def test_own_clips_have_scores_for_each_video_unless_they_are_many(tmp_path: Path) -> None:
     mask, sentence = box(5, 6), Sentence("a", 1, "", "0")
     with SCORERS["own"](tmp_path / "x") as scorer:

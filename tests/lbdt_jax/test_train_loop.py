@@ -6,9 +6,11 @@ import dataclasses
 import itertools
 import json
 import time
+import types
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,16 +22,18 @@ from input_pipeline.batch import Batch, random_batch
 from input_pipeline.errors import UserError
 from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import train as train_module
+from lbdt_jax import training_log
 from lbdt_jax import validation as validation_module
 from lbdt_jax.checkpoint import CheckpointError, load_checkpoint
 from lbdt_jax.checkpoint_folder import find_checkpoint
+from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.step import TrainState
 
 STEPS, STEP_SECONDS = 100, 0.02
 
 
 class MadeUpStep:
-    """A step that takes 20 ms; its loss is its number. Notes what it takes between two steps."""
+    """A step that takes 20 ms and adds 1 to averaged weights; its loss is its number. Notes the time between steps."""
 
     def __init__(self) -> None:
         self.overhead: list[tuple[float, float]] = []
@@ -47,7 +51,7 @@ class MadeUpStep:
         step = state.step + 1
         metrics = dict.fromkeys(("loss", "bce", "dice", "iou", "gradient_norm"), step.astype(jnp.float32))
         self._ended = time.perf_counter(), time.thread_time()
-        return dataclasses.replace(state, step=step), metrics
+        return dataclasses.replace(state, step=step, ema=jax.tree.map(lambda x: x + 1, state.ema)), metrics
 
 
 @pytest.fixture
@@ -218,6 +222,59 @@ def test_several_datasets_are_validated(
     train_module.train(config, tmp_path)
     best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
     assert best == {"step": 3, "measure": "paper/mean_iou", "score": 0.7}
+
+
+@pytest.mark.parametrize(("evaluated_weights", "kind"), [("", "ema"), ("ema", "ema"), ("trained", "trained")])
+def test_averaged_weights_are_validated_and_drawn(
+    evaluated_weights: str,
+    kind: str,
+    validated: tuple[ConfigDict, list[float | BaseException]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, results = validated
+    config.update(ema_decay=0.9, evaluated_weights=evaluated_weights, picture_every_steps=4)
+    results += [0.5] * 4
+    used: list[Any] = []
+    monkeypatch.setattr(BatchedPredictor, "use", lambda self, variables: used.append(variables))
+    for name in ("evaluation_examples", "contact_sheet_rows", "draw_predictions"):
+        monkeypatch.setattr(training_log, name, lambda *arguments: [])
+    train_module.train(config, tmp_path)
+    start = train_module.starting_variables()
+    # First when the predictor is made, then to validate after 3, 6, 9 and 10 steps, and to draw after 4 and 8.
+    for step, variables in zip((0, 3, 4, 6, 8, 9, 10), used, strict=True):
+        added = step if kind == "ema" else 0
+        jax.tree.map(lambda x, y, a=added: np.testing.assert_allclose(x, y + a, atol=1e-4), variables, start)
+    history = json.loads((tmp_path / "validation.json").read_text())
+    assert [entry["weights"] for entry in history] == [kind] * 4
+
+
+def test_the_logged_speed_leaves_out_validations(
+    validated: tuple[ConfigDict, list[float | BaseException]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = validated
+    config.log_every_steps = 2
+    now = [0.0]
+
+    class TimedStep(MadeUpStep):
+        def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+            now[0] += STEP_SECONDS
+            return super().__call__(state, batch)
+
+    def score_split(*arguments: Any) -> tuple[None, dict[str, Any]]:
+        now[0] += 0.5
+        return None, scores_of(0.5)
+
+    for module in (training_log, validation_module):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(validation_module, "score_split", score_split)
+    monkeypatch.setattr(train_module, "make_train_step", lambda *arguments: TimedStep())
+    train_module.train(config, tmp_path)
+    assert now[0] == pytest.approx(10 * STEP_SECONDS + 4 * 0.5)
+    # An interval of two steps of 8 samples is written one step late, but before a validation at once.
+    steps = {2: 3, 4: 2, 6: 1, 8: 3, 10: 1}
+    expected = {step: 2 * 8 / (count * STEP_SECONDS) for step, count in steps.items()}
+    assert logged(tmp_path, "samples_per_second") == pytest.approx(expected, rel=1e-5)
 
 
 def test_options_that_contradict_the_training(config: ConfigDict, tmp_path: Path) -> None:

@@ -208,6 +208,9 @@ def test_losses(case: str, float64: None) -> None:
     metrics = compute_metrics(logits, target, config)
     for name in ("bce", "dice", "loss"):
         close(metrics[name], expected[name])
+    predicted, true = np.asarray(logits) > 0, np.asarray(target) > 0
+    intersection, union = (pixels.sum(axis=(1, 2)) for pixels in (predicted & true, predicted | true))
+    close(metrics["iou"], np.mean((intersection + 1e-6) / (union + 1e-6)))
     close(jax.grad(lambda x: compute_metrics(x, target, config)["loss"])(logits), UNITS[f"loss/{case}/grad"])
     close(jax.grad(lambda x: losses.dice(x, target))(logits), UNITS[f"loss/{case}/grad_dice"])
 

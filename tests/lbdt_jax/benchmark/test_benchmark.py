@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,28 @@ def test_calls_are_timed_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0.05 <= row["seconds"]["median"] < 0.5
     assert row["samples_per_second"] == pytest.approx(4 / row["seconds"]["median"])
     assert len(calls) == 2 + timing.MIN_TIMINGS * 2  # groups of two take 0.1 s
+
+
+def test_the_speed_of_a_pipeline_does_not_count_its_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "PIPELINE_SECONDS", 1.0)
+    monkeypatch.setattr(timing, "BLOCK_SECONDS", 0.1)
+
+    def batches() -> Iterator[int]:
+        """40 at once, then on average one every 5 ms, in bunches of four."""
+        yield from range(40)
+        start = time.perf_counter()
+        for number in range(1000):
+            time.sleep(max(0.0, start + 0.02 * (number // 4 + 1) - time.perf_counter()))
+            yield number
+        raise AssertionError("It was timed for five times as long as it should be.")
+
+    source, start = batches(), time.perf_counter()
+    row = timing.measure_pipeline(lambda: next(source), samples=4)
+    assert 1.0 < time.perf_counter() - start < 3.0
+    assert row["samples_per_second"] == pytest.approx(4 / 0.005, rel=0.1)
+    seconds = row["seconds"]
+    assert 0.003 < seconds["lower_quartile"] <= seconds["median"] <= seconds["upper_quartile"] < 0.01
+    assert seconds["timings"] <= 10
 
 
 def test_rows_that_would_exceed_the_budget_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
