@@ -456,6 +456,7 @@ def test_the_command_is_stopped(tmp_path: Path, signal_number: int, status: int)
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if the tests run in the background
     )
     end = time.monotonic() + 60
     while not list(tmp_path.glob("raw/*.incomplete*/*/*")) and process.poll() is None and time.monotonic() < end:
