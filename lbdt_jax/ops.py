@@ -136,7 +136,7 @@ def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any 
 def max_pool(x: Array) -> Array:
     """The maximum of 3x3 windows at stride 2, padded by one: (B, H, W, C) -> (B, H / 2, W / 2, C), H and W even.
 
-    Of equal values, the first in reading order gets the gradient, as in torch.
+    Of equal values, the first in reading order gets the gradient, as in torch. NaN may get lost on CPUs.
     """
     plain = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     return jax.lax.platform_dependent(x, cpu=cpu.max_pool, default=plain)

@@ -61,8 +61,8 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
 
     With config.optimizer "muon", the momentum of matrices and convolution kernels is orthogonalized (Jordan et al.,
     https://kellerjordan.github.io/posts/muon) and scaled to the root mean square 0.2 of AdamW's updates, so that
-    AdamW's learning rate and weight decay suit it (Liu et al., arXiv 2502.16982, section 2.2). Biases, norms and
-    embeddings are left to AdamW. Both have Nesterov momentum.
+    AdamW's learning rate and weight decay suit it (Liu et al., arXiv 2502.16982, section 2.2). Biases, norms,
+    embeddings and depthwise convolutions are left to AdamW. Both have Nesterov momentum.
 
     A fine-tuned transformer follows the same schedule, scaled to the peak config.text_encoder_learning_rate, and both
     streams follow it scaled by config.encoder_learning_rate_factor. With config.clip_gradient_norm, gradients of a
@@ -101,7 +101,8 @@ def _on_stacked_matrices(optimizer: optax.GradientTransformation) -> optax.Gradi
 
     A network has many small matrices, and the products of Muon are faster for a stack of them (on CPU, half the time).
     `optimizer` gets {"matrices": {"IxO": (N, I, O)}, "others": {path: parameter}}. A convolution kernel is a matrix
-    whose I inputs are all entries of its window. A table of embeddings is a list of vectors, no matrix.
+    whose I inputs are all entries of its window. A table of embeddings is a list of vectors, no matrix, and the kernel
+    of a depthwise convolution a list of filters.
     """
 
     def stack(params: optax.Params) -> optax.Params:
@@ -134,7 +135,8 @@ def _on_stacked_matrices(optimizer: optax.GradientTransformation) -> optax.Gradi
 
 
 def _is_matrix(path: KeyPath, x: Array) -> bool:
-    return x.ndim >= 2 and path[-1].key != "embedding"
+    is_depthwise = x.ndim == 4 and x.shape[2] == 1 and x.shape[:2] != (1, 1)
+    return x.ndim >= 2 and path[-1].key != "embedding" and not is_depthwise
 
 
 def _matrix_shape(x: Array) -> str:

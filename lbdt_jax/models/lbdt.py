@@ -71,7 +71,7 @@ class LBDT(nn.Module):
     def __call__(
         self, frame: Array, earlier_frame: Array, words: Array, word_mask: Array, train: bool = False
     ) -> Array:
-        """The forward pass over a batch of input_pipeline/batch.py -> logits (B, H, W), float32."""
+        """The forward pass over a batch of input_pipeline/batch.py -> logits (B, H, W), at least float32."""
         features = self.encode(frame, earlier_frame, train)
         sentences_per_frame = words.shape[0] // frame.shape[0]
         if sentences_per_frame > 1:
@@ -126,7 +126,7 @@ class LBDT(nn.Module):
           train: whether dropout and batch statistics are active.
 
         Returns:
-          (B, H, W) float32 logits; positive means object.
+          (B, H, W) logits, at least float32; positive means object.
         """
         word_features, sentence = self.text_encoder(words, word_mask, train)
         spatial, temporal = features.spatial_res4, features.temporal_res4

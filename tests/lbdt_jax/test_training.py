@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from paths import GOLDEN
 from published import encode_and_segment, published_inputs, published_model
 from tiny import tiny_batch, tiny_config
@@ -25,7 +24,7 @@ from input_pipeline.text.word_vectors import load_word_vectors
 from lbdt_jax import losses
 from lbdt_jax.convert.names import to_torch
 from lbdt_jax.models.attention import MultiHeadAttention
-from lbdt_jax.models.layers import BatchNorm
+from lbdt_jax.models.layers import BatchNorm, Dropout, LayerNorm
 from lbdt_jax.models.positions import pixel_positions, word_positions
 from lbdt_jax.models.resize import aligned_bilinear, upsample_and_sum
 from lbdt_jax.models.text_encoder import LSTMTextEncoder
@@ -257,6 +256,7 @@ def test_muon(float64: None) -> None:
             "dense": {"kernel": rng.standard_normal((8, 5))},
             "dense_like_conv": {"kernel": rng.standard_normal((36, 8))},
             "words": {"embedding": rng.standard_normal((9, 4))},
+            "depthwise": {"kernel": rng.standard_normal((3, 3, 1, 8))},
         }
         for _ in range(2)
     )
@@ -277,6 +277,7 @@ def test_muon(float64: None) -> None:
     expected, _ = adamw.update(gradients, adamw.init(params), params)
     close(updates["conv"]["bias"], expected["conv"]["bias"], 1e-12)
     close(updates["words"]["embedding"], expected["words"]["embedding"], 1e-12)
+    close(updates["depthwise"]["kernel"], expected["depthwise"]["kernel"], 1e-12)
 
 
 def test_learning_rate_by_epoch() -> None:
@@ -425,8 +426,16 @@ def test_batch_norm(name: str, float64: None) -> None:
 
 def test_layer_norm(float64: None) -> None:
     params = {"scale": UNITS["layernorm/weight"], "bias": UNITS["layernorm/bias"]}
-    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+    norm = LayerNorm(1e-5, "float64")
     close(norm.apply({"params": params}, jnp.asarray(UNITS["layernorm/in"])), UNITS["layernorm/out"])
+
+
+def test_dropout_keeps_the_expected_value() -> None:
+    x = jnp.arange(1.0, 10_001.0)
+    y = np.asarray(Dropout(0.25).apply({}, x, False, rngs={"dropout": jax.random.key(0)}))
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], np.asarray(x)[kept] / 0.75, rtol=1e-6)
+    assert abs(kept.mean() - 0.75) < 0.02  # five standard deviations
 
 
 def test_lstm(float64: None) -> None:
