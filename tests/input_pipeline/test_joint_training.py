@@ -26,7 +26,7 @@ from input_pipeline.pipeline import augmented_groups, training_batches, vocabula
 from input_pipeline.prepare import prepare, prepare_for
 from input_pipeline.record_index import index_entry, load_index
 from input_pipeline.report import load_report, records_dir
-from input_pipeline.sample_order import epoch_positions
+from input_pipeline.sample_order import epoch_positions, sample_order
 from input_pipeline.text.word_vectors import load_word_vectors
 
 
@@ -48,6 +48,24 @@ def test_shares_are_exact_and_even(shares: tuple[float, ...], count: int, expect
     so_far = np.arange(1, count + 1)
     for share, own in zip(shares, positions, strict=True):  # at any time less than one sample too many or too few
         assert np.abs(np.searchsorted(own, so_far, "left") - share / sum(shares) * so_far).max() < 1.5
+
+
+@pytest.mark.parametrize(("slots", "buffer", "window"), [(1, 40, 40), (2, 40, 20), (8, 400, 50), (8, 4, 1)])
+def test_the_sentences_of_a_record_are_spread_over_the_shuffle_buffer(slots: int, buffer: int, window: int) -> None:
+    """Each of 400 records has 4 sentences, and each group 1; `window` is the buffer in groups of a slot."""
+    order = sample_order(np.full(400, 4), 1, np.arange(1600) % slots, buffer, (0,))
+    samples = list(zip(order.records.tolist(), order.sentences[:, 0].tolist(), strict=True))
+    assert sorted(samples) == list(itertools.product(range(400), range(4)))
+    spreads = []
+    for slot in range(slots):
+        records = order.records[slot::slots]  # those of other slots are not among them
+        spreads += [np.ptp(np.flatnonzero(records == record)) for record in np.unique(records)]
+    assert len(spreads) == 400
+    if window == 1:
+        assert set(spreads) == {3}  # one after the other
+    else:
+        # The range of four random numbers from 0 to 1 is 3/5 on average.
+        assert np.mean(spreads) == pytest.approx(0.6 * window, rel=0.15) and max(spreads) < 2 * window + 3
 
 
 SIZES, SHARES = {"large": 400, "small": 60}, (3.0, 1.5)
