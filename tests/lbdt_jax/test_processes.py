@@ -82,6 +82,7 @@ def test_two_processes_score_every_sample_once(config: Path, single: Path) -> No
         json.loads((folder / "evaluation" / "moving_shapes-test.json").read_text()) for folder in (single, workdir)
     )
     assert two["samples"] == 48
+    assert single / one.pop("checkpoint") == Path(two.pop("checkpoint"))  # its own, and one outside of the workdir
     assert two == one
     for kind in ("best", "worst"):
         name = f"moving_shapes-test-{kind}.png"
