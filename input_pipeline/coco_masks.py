@@ -13,10 +13,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from input_pipeline.errors import UserError
+from input_pipeline.pictures import MAX_PIXELS
 from input_pipeline.readers.raw_files import MASK_SIZE
 
-#: Pixels of a mask: twice those of an 8K frame.
-MAX_PIXELS = 2**26
 #: Pixels of all edges of an object's polygons together; the most detailed objects of COCO have about 20,000.
 MAX_PERIMETER = 5_000_000
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, library_errors
 from input_pipeline.record_index import INDEX_FILE, RecordIndex, load_index
 from input_pipeline.report import load_report, records_dir
 
@@ -58,13 +58,15 @@ def record_files(config: ConfigDict, split: str) -> list[str]:
 def _read_info(config: ConfigDict, read: Callable[[tfds.core.DatasetInfo], Value]) -> Value:
     """Reads something from the files with which TensorFlow Datasets describes records. Raises UserError if it can't."""
     folder = records_dir(config.data_dir, config.dataset)
-    try:
-        return read(tfds.builder_from_directory(folder).info)
-    except Exception as error:  # of its parsers, among others
-        raise UserError(
+
+    def describe(error: BaseException) -> str:
+        return (
             f"{folder / 'dataset_info.json'} or features.json can't be read ({error or type(error).__name__}). Delete "
             f"{folder} and make the records again."
-        ) from error
+        )
+
+    with library_errors(describe):
+        return read(tfds.builder_from_directory(folder).info)
 
 
 def open_index(config: ConfigDict, split: str) -> RecordIndex | None:
