@@ -459,7 +459,7 @@ def test_the_command_is_stopped(tmp_path: Path, signal_number: int, status: int)
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if the tests run in the background
     )
     end = time.monotonic() + 60
-    while len(list(tmp_path.glob("raw/*.incomplete*/*/*"))) < 40 and process.poll() is None and time.monotonic() < end:
+    while len(list(tmp_path.glob("raw/*.incomplete*/**/*"))) < 40 and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)  # until all workers generate scenes
     process.send_signal(signal_number)
     try:
