@@ -451,12 +451,13 @@ def test_the_command(raw: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_is_stopped(tmp_path: Path, signal_number: int, status: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "input_pipeline.prepare", "--dataset=moving_shapes", f"--data_dir={tmp_path}"],
+        # SIGINT is ignored if the tests run in the background.
+        ["env", "--default-signal=INT", sys.executable, "-m", "input_pipeline.prepare", "--dataset=moving_shapes"]
+        + [f"--data_dir={tmp_path}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if the tests run in the background
     )
     end = time.monotonic() + 60
     while len(list(tmp_path.glob("raw/*.incomplete*/**/*"))) < 40 and process.poll() is None and time.monotonic() < end:
