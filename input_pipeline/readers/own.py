@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -101,12 +102,17 @@ class OwnClips:
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
         annotations = self.annotations
-        counts = {
-            "videos with a sentence and a mask": len(annotations.videos),
-            "sentences": sum(map(len, annotations.sentences.values())),
-        }
+        counts = Counter(
+            {
+                "videos with a sentence and a mask": len(annotations.videos),
+                "sentences": sum(map(len, annotations.sentences.values())),
+            }
+        )
         for split in self.SPLITS:
             counts[f"labelled frames in {split}"] = sum(map(len, annotations.frames[split].values()))
+        rates = Counter(video.read_frame_rate() for video in annotations.videos.values())
+        for rate in sorted(rate for rate in rates if rate is not None):
+            counts[f"clips with {rate:.4g} frames per second"] += rates[rate]  # 29.97 and 29.970001 are one
         return {item: (count, None) for item, count in counts.items()}
 
     @functools.cached_property

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer
 from PIL import Image
 
 from input_pipeline.coco_masks import decode_rle, is_empty_rle
@@ -54,6 +55,17 @@ class OwnVideo:
     def where_mask(self, index: int) -> str:
         """The place of a frame's mask, for messages."""
         return self.masks[index] if self.index is None else f"{self.index.path}: frame {self.masks[index]}"
+
+    def read_frame_rate(self) -> float | None:
+        """Frames per second of a clip, on average; None for a folder, and for a clip that can't be opened."""
+        if self.frames:
+            return None
+        try:
+            with _open_clip(self.path) as container:
+                rate = container.streams.video[0].average_rate
+        except UserError:  # `read_pairs` says why
+            return None
+        return float(rate) if rate else None
 
     def find_frame(self, text: str) -> int | None:
         """The first frame from the one on that `text` names as a mask would; None if it names none."""
@@ -209,8 +221,9 @@ def _read_displayed(path: Path, name: str) -> tuple[np.ndarray, bytes]:
     return image, content if is_stored else encode_frame(image)
 
 
-def _decode(path: Path) -> Iterator[av.VideoFrame]:
-    """The frames of a clip up to the first damage. Raises UserError if it can't be opened."""
+@contextlib.contextmanager
+def _open_clip(path: Path) -> Iterator[InputContainer]:
+    """Opens a clip that has a video. Raises UserError if it can't be opened."""
     try:
         check_regular_file(path)
         # If FFmpeg may guess the format, it also follows playlists to other files.
@@ -220,9 +233,15 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
     except (OSError, ValueError) as error:  # av.FFmpegError among others
         raise UserError("the clip is damaged, or no MP4 or QuickTime file") from error
     with container:
-        codec = next((stream.codec_context for stream in container.streams.video), None)
-        if codec is None:
+        if not container.streams.video or container.streams.video[0].codec_context is None:
             raise UserError("the clip has no video, or is of an unknown kind")
+        yield container
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    """The frames of a clip up to the first damage. Raises UserError if it can't be opened."""
+    with _open_clip(path) as container:
+        codec = container.streams.video[0].codec_context
         codec.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
         codec.thread_count = 1  # several clips are read in parallel already
         frames = container.decode(video=0)

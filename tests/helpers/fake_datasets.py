@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -43,11 +44,11 @@ def box(top: int, left: int, height: int = 10, width: int = 20) -> np.ndarray:
     return mask
 
 
-def write_clip(path: Path, length: int = LENGTH) -> None:
-    """Writes an MP4 file of `length` frames."""
+def write_clip(path: Path, length: int = LENGTH, rate: int | Fraction = 24) -> None:
+    """Writes an MP4 file of `length` frames, `rate` of them per second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=24, options={"crf": "10"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "10"})
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
         for index in range(length):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(index), format="rgb24")))

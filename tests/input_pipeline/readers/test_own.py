@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,23 @@ def test_frames_are_split_in_time(raw: Path) -> None:
     check_images(pair, 0)
     np.testing.assert_array_equal(pair.masks[3], walking_mask(3, 1))
     assert pair.files[0] == (raw / "videos/my cats/IMG_9.jpg").read_bytes()
+
+
+def test_frame_rates_are_counted(raw: Path) -> None:
+    """`config.frame_rate` is to be set to them; a folder of frames has none, and a damaged clip neither."""
+    for name in ("bird", "cow", "damaged"):
+        write_clip(raw / f"videos/{name}.mp4", 4, Fraction(30000, 1001))
+        write_labels(raw / f"masks/{name}/0.png", {1: walking_mask(1, 0)})
+    (raw / "videos/damaged.mp4").write_bytes(b"x")
+    (raw / "sentences.txt").write_text(f"{SENTENCES}bird, 1, a bird\ncow, 1, a cow\ndamaged, 1, a damaged clip\n")
+    assert OwnClips(raw).inventory() == {
+        "videos with a sentence and a mask": (5, None),
+        "sentences": (7, None),
+        "labelled frames in train": (8, None),
+        "labelled frames in val": (2, None),
+        "clips with 24 frames per second": (1, None),
+        "clips with 29.97 frames per second": (2, None),
+    }
 
 
 def test_held_out_frames_by_choice(raw: Path) -> None:
