@@ -60,12 +60,12 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       workdir: where the results go; earlier results of the same name are replaced.
 
     Returns:
-      The content of the json: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups",
-      "without_truth", "notes"}, scores as fractions. "groups" has the samples and scores of each group of sentences
-      (Moving Shapes: tiers); "without_truth" counts predictions without public ground truth, which have no scores;
-      "notes" counts, by reason, what is missing or changed in the records; "weights" is "ema" where the moving average
-      of the weights was scored. See `lbdt_jax.scoring` for what datasets add. Empty in processes other than the first.
-      Of several splits {"DATASET-SPLIT": the content of its json}.
+      The content of the json: {"dataset", "split", "samples", "checkpoint", "checkpoint_step", "paper", "standard",
+      "groups", "without_truth", "notes"}, scores as fractions. "groups" has the samples and scores of each group of
+      sentences (Moving Shapes: tiers); "without_truth" counts predictions without public ground truth, which have no
+      scores; "notes" counts, by reason, what is missing or changed in the records; "weights" is "ema" where the moving
+      average of the weights was scored. See `lbdt_jax.scoring` for what datasets add. Empty in processes other than the
+      first. Of several splits {"DATASET-SPLIT": the content of its json}.
 
     Raises:
       UserError: a field of the configuration is wrong; the dataset is missing, has no such split or words without

@@ -1,8 +1,8 @@
 """Operations of the network with a faster implementation for CPUs.
 
-Each has a plain implementation, which every platform can run, and one in `lbdt_jax/cpu`. The platform that a program
-is compiled for selects one of them, so exported programs run everywhere. The two differ in rounding only, and those of
-`dropout_mask` in the random bits.
+Each has a plain implementation, which every platform can run, and one for CPUs, in `lbdt_jax/cpu` unless it is flax's
+own. The platform that a program is compiled for selects one of them, so exported programs run everywhere. The two
+differ in rounding only, and those of `dropout_mask` in the random bits.
 """
 
 from __future__ import annotations

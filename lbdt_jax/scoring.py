@@ -120,7 +120,7 @@ class Scorer:
                 self._scores[group] = _merge_pairs(self._scores[group], pair)
 
     def compute(self) -> dict[str, Any]:
-        """{"samples", "paper", "standard", "groups"}, the latter with the first three of every group of sentences.
+        """{"samples", "paper", "standard", "groups"}; "groups" has the first three for every group of sentences.
 
         Without any ground truth {"samples": number of predictions, "groups": {}}.
         """

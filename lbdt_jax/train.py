@@ -357,7 +357,8 @@ def compile_train_step(
 
 
 def make_predictor(config: ConfigDict, model: LBDT, state: TrainState) -> BatchedPredictor:
-    """The predictor for contact sheets. Its sizes are those of the evaluation, which then reuses its programs."""
+    """The predictor for pictures and validation. Its sizes are those of the evaluation, which then finds its programs
+    in the compilation cache."""
     return BatchedPredictor(model, to_local(state.variables), config.evaluation_frames, config.evaluation_sentences)
 
 

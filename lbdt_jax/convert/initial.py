@@ -95,8 +95,8 @@ def load_initial_weights(
       sentence_encoder: of the new training.
 
     Raises:
-      UserError: the file is broken or of another model; all arrays that do not fit are listed. Or a checkpoint was
-        trained with other word vectors, another tokenizer or another setting that the arrays don't show.
+      UserError: the file is broken or of another model; the first ten arrays that do not fit are listed. Or a
+        checkpoint was trained with other word vectors, another tokenizer or another setting that the arrays don't show.
       CheckpointError: the folder holds no valid checkpoint.
     """
     if path.is_dir() and (is_shared(path) or not (path / "model.safetensors").is_file()):

@@ -286,7 +286,8 @@ def check(
       optional: expected names that may be missing.
 
     Raises:
-      UserError: lists all missing and unexpected names, or else all arrays of another shape or type.
+      UserError: names are missing or unexpected, arrays have another shape or type, or numbers are not finite. The
+        message lists the first ten.
     """
     missing = sorted(expected.keys() - set(optional) - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
@@ -318,8 +319,7 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
       state: torch name -> array, float32; arrays that the published code never uses may be missing.
 
     Raises:
-      UserError: names are missing or unexpected, or arrays have another shape or type than the published ones (all
-        are listed). Only the size of the word vectors may differ.
+      UserError: as `check`, compared with the published names and shapes. Only the size of the word vectors may differ.
     """
     depth, layers = torch_architecture(state)
     rows = table(depth, layers)

@@ -214,7 +214,7 @@ def from_torch(state: Mapping[str, np.ndarray], config: TransformerConfig) -> di
       config: of the transformer.
 
     Raises:
-      UserError: names are missing or unexpected, or arrays have another shape (all are listed).
+      UserError: as `names.check`.
     """
     renamed = check_weights(state, config)
     rows = table(config.layers)

@@ -219,7 +219,8 @@ class Segmenter:
           scores: (T, S) float32 in [0, 1], see `Segmentation`.
 
         Raises:
-          UserError: a frame has another type or shape, or the model knows no word of a sentence.
+          UserError: there is no frame, or one has another type or shape; the model knows no word of a sentence; or the
+            rate is out of range.
         """
         rate = self.checkpoint.config.frame_rate if rate is None else rate
         if not (isinstance(rate, int | float | np.integer | np.floating) and 0 < rate < MAX_RATE):
