@@ -1,4 +1,4 @@
-"""Opening files of the user: regular files only, and no more of them in memory than expected. And which were opened."""
+"""Opens the user's files: regular ones only, of limited size. Also records which ones were opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures as clips: the frames of one that moves, and folders of them. Pillow reads what FFmpeg is no better at."""
+"""Still and moving pictures, and folders of them, read by Pillow."""
 
 from __future__ import annotations
 

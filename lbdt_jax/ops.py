@@ -112,7 +112,7 @@ def _space_to_depth(x: Array, kernel: Array) -> tuple[Array, Array]:
       kernel: (7, 7, C, D).
 
     Returns:
-      (B, H / 2, W / 2, 4 C) and (4, 4, 4 C, D); the padding is 2 before and 1 behind.
+      (B, H / 2, W / 2, 4 C) and (4, 4, 4 C, D); the padding is 2 before and 1 after.
     """
     channels = x.shape[-1]
     # TPUs take strided slices three times as fast as the same by reshape and transpose.

@@ -397,7 +397,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def sentence(text: str) -> str:
-    """An argparse type: a text in UTF-8, which Python does not read as that if the locale is another."""
+    """An argparse type: a text, read as UTF-8 even where the locale has another encoding."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""Training. `train` is the whole procedure, `take_steps` its loop; the functions below are their chapters, in order."""
+"""Training. `train` is the whole procedure, `take_steps` its loop; the functions below are their parts, in order."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows no class. The check before it refuses every file that would ask; this is the second lock."""
+    """Knows no class. The check before it already refuses every file that names one; this is a second check."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError("the file names a class")

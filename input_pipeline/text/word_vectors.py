@@ -153,7 +153,7 @@ def extend(trained: WordVectors, source: str, vocabulary: Iterable[str]) -> Word
 
     Args:
       trained: the words and vectors that the model was trained with. If there are none, only the kind of the source and
-        the size of its vectors can be checked; it is said so.
+        the size of its vectors can be checked; a warning says so.
       source: as for `load_word_vectors`.
       vocabulary: the words to add.
 

@@ -33,7 +33,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ne
 AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema")
 #: What wrappers of modules put before all names: DataParallel, torch.compile, Lightning and others.
 NAME_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "ema_model.")
-#: Harmless objects that trainers save beside the weights. They are not made: `_Ignored` stands for each.
+#: Harmless objects that trainers save beside the weights. They are not instantiated: each becomes an `_Ignored`.
 IGNORED = (
     "argparse.Namespace",
     "collections.defaultdict",
@@ -196,7 +196,7 @@ def _load(path: Path) -> Any:
 
 
 class _Ignored:
-    """Stands for an object beside the weights: takes what it would be made of, and does nothing with it."""
+    """Stands for an object beside the weights: takes its arguments and state, and ignores them."""
 
     def __new__(cls, *arguments: object, **keywords: object) -> _Ignored:
         return super().__new__(cls)

@@ -2,8 +2,8 @@
 
 Gradio serves some eighty routes, some of which fetch any address or bypass the queue. The gate is a list of what is
 served, so that a route which a new version of Gradio adds is closed. It receives uploads and sends files itself, and
-writes the questions that it passes on anew: a clip is one that was uploaded here, and everything else is a text or a
-number. Requests by other names than those of this machine, or from other sites' pages, are refused.
+rewrites the events that it passes on: a clip is one that was uploaded here, and everything else is a text or a number.
+Requests by other names than those of this machine, or from other sites' pages, are refused.
 """
 
 from __future__ import annotations

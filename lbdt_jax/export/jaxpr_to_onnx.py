@@ -73,7 +73,7 @@ def run(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, arguments: Sequence[Value]) ->
 def translate_equation(graph: Graph, equation: Equation, inputs: list[Value]) -> list[Value]:
     """The values of one equation's outputs."""
     name, params = equation.primitive.name, equation.params
-    if name == "platform_index":  # of jax.lax.platform_dependent; its default is what is plain
+    if name == "platform_index":  # of jax.lax.platform_dependent; the default is the plain implementation
         if None not in params["platforms"]:
             raise UnsupportedOperationError("a choice between platforms without a default")
         return [np.asarray(params["platforms"].index(None), np.int32)]

@@ -36,7 +36,7 @@ class Tensor:
     shape: Shape
 
 
-Value: TypeAlias = Tensor | np.ndarray  # computed by the graph, or known already
+Value: TypeAlias = Tensor | np.ndarray  # computed by the graph, or known when it is built
 Equation: TypeAlias = Any  # jax.extend.core.JaxprEqn, whose types do not say that values have shapes
 
 
@@ -72,7 +72,7 @@ class Graph:
         return outputs
 
     def name(self, value: Value) -> str:
-        """The name of a value in the graph. What is known becomes a constant, equal ones a single one."""
+        """The name of a value in the graph. Known values become constants, one for all that are equal."""
         if isinstance(value, Tensor):
             return value.name
         key = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())

@@ -1,4 +1,4 @@
-"""Video files, decoded by FFmpeg: which formats and which stream, and going on behind what is damaged."""
+"""Video files, read by FFmpeg: which formats and which stream, and how reading goes on after damaged parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decodes a video stream: whole frames only, at times without jumps, going on behind what is damaged."""
+"""Decodes a video stream: whole frames only, at times without jumps, going on after damaged parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LISTED = 10  # damaged places, in a message
 
 
 class Decoder:
-    """Decodes a video stream, and goes on with the next whole frame behind what is damaged.
+    """Decodes a video stream, and goes on with the next whole frame after a damaged part.
 
     A frame that refers to a damaged one shows its damage, so that all frames up to the next key frame are left out. If
     no key frame follows in the whole file, those that FFmpeg takes for whole are used.
@@ -125,7 +125,7 @@ class Decoder:
         if self._timeline.jumps:
             remarks.append(
                 f"{self._path}: time stamps jump or begin anew {self._timeline.jumps} times, as in joined recordings. "
-                "What follows a jump is placed right behind what is before it."
+                "What follows a jump is placed right after what comes before it."
             )
         if self.end is not None and self._frames:
             remarks += self._describe_truncation(frames_in_header, self.end)

@@ -94,7 +94,7 @@ class PredictionStore:
     def resume(self, settings: Mapping[str, Any]) -> bool:
         """Continues a prediction with the same settings. An incomplete last frame is removed.
 
-        A run that was killed before it had written its settings is begun anew.
+        A run that was killed before it had written its settings is started again.
 
         Returns:
           Whether the prediction was finished.

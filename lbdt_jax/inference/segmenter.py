@@ -333,14 +333,14 @@ class Segmenter:
 
 
 def check_sentences(sentences: Sequence[str]) -> None:
-    """Raises UserError if this is anything but texts in an order, at least one."""
+    """Raises UserError unless this is an ordered collection of strings, at least one."""
     ordered = isinstance(sentences, Collection) and not isinstance(sentences, str | Set | Mapping)
     if not ordered or not len(sentences) or not all(isinstance(text, str) for text in sentences):
         raise UserError(f"Expected a list of sentences, got {reprlib.repr(sentences)}.")
 
 
 def iterate_frames(frames: Iterable[Item]) -> Iterator[Item]:
-    """Raises UserError if this is no sequence of anything."""
+    """An iterator over frames. Raises UserError if they can't be iterated over."""
     try:
         return iter(frames)
     except TypeError as error:

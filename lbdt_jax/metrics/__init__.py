@@ -34,7 +34,7 @@ PROTOCOLS = {
     "standard": 'Protocol "standard": original resolution, untouched masks (percent)',
     "per_expression": "Per expression: J and F of every sentence by itself, as newer papers report (percent)",
     "all_expressions": "MeViS over all expressions, those without a target included (percent)",
-    "gres": "GRES: original resolution; a right empty answer counts 1, a wrong one 0 (percent)",
+    "gres": "GRES: original resolution; a right empty prediction counts 1, a wrong one 0 (percent)",
 }
 _COLUMNS = {
     "coco_map": "COCO mAP",
