@@ -74,7 +74,7 @@ class Decoder:
         self._latest_pts = -math.inf
         self._waiting = False  # for a key frame
         self._suspect_pts: int | None = None  # of the last packet that is not whole
-        self._unhealed = False  # there was none
+        self._no_key_frame = False  # none follows the last damage
         self._damaged = False  # since the last whole frame
         self._damaged_pts: int | None = None
 
@@ -143,7 +143,7 @@ class Decoder:
         left_out = max(self._left_out, gaps)
         frames = f"{left_out} frame{'s' * (left_out > 1)}, broken or based on broken ones"
         message = f"{self._path} is damaged: left out {frames}, from {listed}. All others keep their times."
-        if self._unhealed and self._damaged_places[-1][1] is not None:
+        if self._no_key_frame and self._damaged_places[-1][1] is not None:
             message += " No key frame follows the last place: what does may show traces of the damage."
         return message
 
@@ -225,4 +225,4 @@ class Decoder:
                 keys = (number for number, packet in enumerate(packets) if packet and packet.is_keyframe)
                 self._last_key = max(keys, default=0)
         self._waiting = self._number < self._last_key
-        self._unhealed = not self._waiting
+        self._no_key_frame = not self._waiting
