@@ -84,7 +84,8 @@ def _is_text(value: Any) -> bool:
 SWITCH = Rule("it must be True or False", lambda value: isinstance(value, bool))
 TEXT = Rule(f"it must be text without control characters, of at most {MAX_TEXT} characters", _is_text)
 NAME = Rule(
-    f"it must be a name of 1 to {MAX_TEXT} characters, none of them a control character", lambda v: _is_text(v) and v
+    f"it must be a name of 1 to {MAX_TEXT} characters, none of them a control character",
+    lambda value: _is_text(value) and value != "",
 )
 
 SIDE = integer(32, 2048)

@@ -31,7 +31,7 @@ from lbdt_jax.config import check_config
 from lbdt_jax.inference.explain import explain
 from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.metrics import format_table, region_similarity, resize_logits
-from lbdt_jax.parallel import all_gather_object, run_sequentially
+from lbdt_jax.parallel import all_gather_object, is_first_process, run_sequentially
 from lbdt_jax.scoring import SCORERS, Scorer
 from lbdt_jax.step import is_frozen, make_model
 from lbdt_jax.text_features import precomputed_features
@@ -101,7 +101,7 @@ def evaluate_split(
     with tqdm(desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress:
         scorer, scores = score_split(predictor, config, split, sentence_encoder, folder / name, progress, selector.add)
     selectors = all_gather_object(selector)
-    if jax.process_index():
+    if not is_first_process():
         return {}
 
     result = {
@@ -160,7 +160,7 @@ def score_split(
                 on_sample(Sample(example, index, prediction, iou))
                 progress.update()
         states = all_gather_object(scorer.state())
-        if jax.process_index():
+        if not is_first_process():
             return scorer, {}
         scorer.merge(states)
         return scorer, scorer.compute()

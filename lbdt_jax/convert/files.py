@@ -10,7 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,10 +116,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     if needed > max(2 * path.stat().st_size, SMALL_BYTES):
         raise UserError(f"{path} is broken: its arrays would take {needed / 1e9:,.1f} GB, more than the file holds.")
     state = {name: torch.Tensor.detach(value).resolve_neg().numpy() for name, value in loaded.items()}
-    prefixes = list(NAME_PREFIXES)
-    while any(all(name.startswith(prefix) for name in state) for prefix in prefixes):
-        for prefix in prefixes:
-            state = without_prefix(state, prefix)
+    while prefix := next((p for p in NAME_PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
     return state
 
 
@@ -346,10 +344,3 @@ def read_safetensors(
         raise
     except BaseException as error:  # SafetensorError, what numpy makes of impossible shapes, and panics
         raise UserError(f"{path} is broken, or not a .safetensors file: {error!s:.300}") from error
-
-
-def without_prefix(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The same arrays; a prefix that all names have is removed."""
-    if all(name.startswith(prefix) for name in state):
-        return {name.removeprefix(prefix): value for name, value in state.items()}
-    return dict(state)

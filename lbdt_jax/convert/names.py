@@ -168,8 +168,7 @@ def tower(key: str, *path: str) -> Iterator[Entry]:
     """A Head: four ConvNorms and a convolution to one logit."""
     for index in range(4):
         yield from sequential(f"{key}.{index}", *path, f"tower_{index}")
-    yield Entry(("params", *path, "project", "kernel"), f"{key}.4.weight", "conv")
-    yield Entry(("params", *path, "project", "bias"), f"{key}.4.bias")
+    yield from convolution(f"{key}.4", *path, "project")
 
 
 def table(depth: int, layers: int) -> list[Entry]:
