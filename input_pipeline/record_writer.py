@@ -113,7 +113,11 @@ def _plan(dataset: str, reader: Reader, splits: dict[str, list[str]]) -> dict[st
 
 @contextlib.contextmanager
 def locked_output_dir(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """Creates and locks the folder to write to. Keeps what an interrupted run left there if it had the same plan."""
+    """Creates and locks the folder to write to. Keeps what an interrupted run left there if it had the same plan.
+
+    Raises:
+      UserError: another process is writing there.
+    """
     unfinished.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(unfinished, os.O_RDONLY)
     try:

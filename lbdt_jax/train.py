@@ -120,7 +120,7 @@ class Services(NamedTuple):
 
 
 def take_steps(run: Run, state: TrainState, services: Services) -> None:
-    """The loop: takes all steps after `state`, and logs, draws, saves and validates on the way. See `train`."""
+    """The loop: takes all steps after `state`, and logs, draws, saves and validates on the way. Raises as `train`."""
     config, first_step, total_steps, saved = run.config, int(state.step), run.total_steps, time.monotonic()
     workdir, writer, checkpoints, drawing, text_input, predictor, validation = services
     batches = training_batches(config, text_input, first_step, jax.process_index(), jax.process_count())

@@ -86,7 +86,7 @@ def read_h5_masks(path: Path, size: tuple[int, int], instances: Collection[int |
 
 
 def to_mask(values: np.ndarray) -> np.ndarray:
-    """True where a number is above 0. Raises UserError if one is NaN, as in damaged files."""
+    """Numbers or bool of any shape -> bool, True where above 0. Raises UserError for NaN, as in damaged files."""
     if np.isnan(values).any():
         raise UserError("the mask holds values that are not a number")
     return values > 0

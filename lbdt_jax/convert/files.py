@@ -284,8 +284,12 @@ def write_torch(state: dict[str, np.ndarray], path: Path) -> None:
     """Writes a state dict with torch.save, atomically.
 
     Args:
-      state: name -> array. It is emptied: each array is freed once it is copied into torch's layout.
+      state: name -> array of any shape. It is emptied: each array is freed once it is copied into torch's layout.
       path: of the file.
+
+    Raises:
+      UserError: PyTorch is not installed.
+      OSError: the file can't be written.
     """
     torch = import_torch()
     tensors = {}
@@ -312,6 +316,9 @@ def read_safetensors(
         raises UserError if they are not those that are expected.
       prefixes: only arrays are read whose names begin with one of these.
       dtypes: those that the file may have, of SAFETENSORS_DTYPES.
+
+    Returns:
+      name -> array, of the shape and dtype in the file.
 
     Raises:
       UserError: as `read_torch`, and as `check`.

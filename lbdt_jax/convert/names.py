@@ -46,7 +46,7 @@ class Entry:
     third: int | None = None
 
     def from_torch(self, value: np.ndarray) -> np.ndarray:
-        """Converts a torch array to a flax array."""
+        """Converts a torch array to a flax array; their shapes are those of `layout`."""
         if self.third is not None:
             value = np.split(value, 3)[self.third]
         if self.layout == "conv":

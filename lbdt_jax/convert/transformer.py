@@ -188,7 +188,14 @@ def table(layers: int) -> Iterator[Entry]:
 
 
 def check_weights(state: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, np.ndarray]:
-    """Compares a state dict with what a transformer needs. Returns these arrays, by the names of `table`.
+    """Compares a state dict with what a transformer needs.
+
+    Args:
+      state: torch name -> array, float32.
+      config: of the transformer.
+
+    Returns:
+      The arrays that the transformer needs, by the names in `table`.
 
     Raises:
       UserError: as `from_torch`.

@@ -54,7 +54,7 @@ def convolve(x: Array, kernel: Array, strides: Strides, padding: Padding, precis
 def convolve_gradients(
     x: Array, kernel: Array, grad: Array, strides: Strides, padding: Padding, precision: Any = None
 ) -> tuple[Array, Array]:
-    """The gradients of x and kernel, given that of the result of `convolve`.
+    """The gradients of x and kernel, given `grad` (B, H', W', D), that of the result of `convolve`.
 
     XLA:CPU's own gradient of the kernel takes twice as long, and up to ten times for pointwise convolutions.
     """

@@ -111,7 +111,7 @@ def convolution(x: Array, kernel: Array, strides: Strides, padding: Padding) -> 
 
 
 def output_size(x: Array, kernel: Array, strides: Strides, padding: Padding) -> tuple[int, int]:
-    """Height and width of a convolution's result."""
+    """Height and width of the result of convolving x (B, H, W, C) with kernel (h, w, C, D)."""
     height, width = (
         (length + sum(pads) - size) // stride + 1
         for length, pads, size, stride in zip(x.shape[1:3], padding, kernel.shape[:2], strides, strict=True)

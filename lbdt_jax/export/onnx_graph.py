@@ -94,13 +94,21 @@ class Graph:
         return self.emit("Concat", dims, (len(shape),), axis=0)
 
     def dimension(self, dim: Any) -> Tensor:
-        """The length of an axis with a symbolic dimension, int64 (1,)."""
+        """The length of an axis with a symbolic dimension, int64 (1,).
+
+        Raises:
+          UnsupportedOperationError: no input has such a dimension.
+        """
         if str(dim) not in self.dimensions:
             raise UnsupportedOperationError(f"an axis of length {dim}")
         return self.dimensions[str(dim)]
 
     def reshape(self, value: Value, shape: Shape) -> Value:
-        """The value in another shape, in which at most one symbolic dimension has changed its place or size."""
+        """The value in another shape.
+
+        Raises:
+          UnsupportedOperationError: more than one symbolic dimension has changed its place or size.
+        """
         if value.shape == shape:
             return value
         if not isinstance(value, Tensor) and not any(map(is_symbolic_dim, shape)):

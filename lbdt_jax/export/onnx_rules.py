@@ -1,4 +1,7 @@
-"""How each JAX primitive that the network has is written as ONNX operations."""
+"""How each JAX primitive that the network has is written as ONNX operations.
+
+A rule raises UnsupportedOperationError for a form of its primitive that it does not translate.
+"""
 
 from __future__ import annotations
 

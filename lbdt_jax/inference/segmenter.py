@@ -348,7 +348,11 @@ def iterate_frames(frames: Iterable[Item]) -> Iterator[Item]:
 
 
 def copy_frame(frame: np.typing.ArrayLike, index: int) -> np.ndarray:
-    """A frame as an array of its own, since decoders may fill the same one again. Raises UserError if it is none."""
+    """A frame as an array of its own, of any shape and dtype: decoders may fill the same array again.
+
+    Raises:
+      UserError: it is no array; `index` is that of the frame, for the message.
+    """
     try:
         return np.array(frame)
     except (TypeError, ValueError) as error:
