@@ -114,8 +114,8 @@ class Decoder:
                 stamps = [packet.pts for packet in packets if packet and packet.pts is not None]
                 self._sound_seconds = np.array(stamps, float) * float(fraction(sound.time_base) if sound else 1)
         start, end = float(self._last_pts * self._time_base), float(pts * self._time_base)
-        heard = self._sound_seconds[(self._sound_seconds > start) & (self._sound_seconds < end)]
-        return len(np.unique(heard.astype(int))) > (end - start) / 2
+        between = self._sound_seconds[(self._sound_seconds > start) & (self._sound_seconds < end)]
+        return len(np.unique(between.astype(int))) > (end - start) / 2
 
     def remarks(self, frames_in_header: int) -> list[str]:
         """What the user should know of the frames decoded so far."""
