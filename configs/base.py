@@ -79,7 +79,9 @@ def get_config() -> ConfigDict:
     config.dice_weight = 0.5  # of the dice loss [P 3.5]
     config.cpu_devices = 1  # virtual devices if there is no accelerator; small networks run faster with one per core
     config.global_batch_norm = False  # True for statistics over all devices; published: per device
-    config.shuffle_buffer = 4096  # encoded samples; about 60 kB each for A2D-Sentences
+    # Number of groups of sentences_per_frame samples over which those of a frame pair are spread. Until all are used,
+    # the frame pair is kept encoded: about 60 kB for A2D-Sentences.
+    config.shuffle_buffer = 4096
     config.decoded_cache = 0  # frames, and masks, kept decoded at the model's size; for small datasets
 
     # -- augmentation of training samples: none in the published code
