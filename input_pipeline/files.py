@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from input_pipeline.errors import UserError
 
-#: Of an image file. A frame of 8192 x 4320 pixels has 212 MB as an uncompressed 16-bit RGB file.
+#: Limit for an image file. A frame of 8192 x 4320 pixels has 212 MB as an uncompressed 16-bit RGB file.
 MAX_IMAGE_BYTES = 256 * 2**20
 
 #: Size in bytes and time of the last change in ns of a file or folder; None if it can't be reached.

@@ -43,7 +43,7 @@ class Picture:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a regular file, as a clip, is read by Pillow: pictures of all kinds but GIF and AVIF, which FFmpeg reads."""
+    """Whether Pillow, not FFmpeg, is to read a regular file as a clip: pictures of all kinds but GIF and AVIF."""
     with open_regular_file(path) as file:
         head = file.read(16)
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"

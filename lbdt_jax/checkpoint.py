@@ -68,7 +68,7 @@ from lbdt_jax.step import TrainState
 
 #: Bytes that `save_weights` writes concurrently; a little more than the largest array.
 WRITE_CONCURRENT_BYTES = 16 << 20
-#: Of each json file. The largest holds a tokenizer, 20 MB for the quarter of a million words of XLM-RoBERTa.
+#: Limit for each json file. The largest holds a tokenizer, 20 MB for the quarter of a million words of XLM-RoBERTa.
 MAX_JSON_BYTES = 64 * 2**20
 
 

@@ -22,7 +22,8 @@ from input_pipeline.types import FramePair, Sentence, Skipped
 
 #: Decoded frames of a video to keep in memory: enough for the published intervals, however long the video is.
 CACHED_FRAMES = 8
-#: Of the masks of a video to keep in memory; the others are read twice. DAVIS at 480p has at most 43 MB in a video.
+#: Limit for the masks of a video that are kept in memory; the others are read twice. Those of a DAVIS video at 480p
+#: have at most 43 MB.
 MAX_LABEL_BYTES = 256 * 2**20
 #: Offset of the bit depth in a PNG file, in bytes.
 BIT_DEPTH_OFFSET = 24

@@ -21,10 +21,10 @@ from input_pipeline.errors import UserError, first_few
 from input_pipeline.files import check_regular_file, open_regular_file
 from lbdt_jax.cli import atomic_write
 
-#: Of a file of weights; LBDT-4 with the optimizer's state and averaged weights has 2 GB. Unpacked, it may have twice
-#: the size of the file, and SMALL_BYTES in any case: torch.save doesn't compress.
+#: Limit for a file of weights; LBDT-4 with the optimizer's state and averaged weights has 2 GB. Unpacked, it may have
+#: twice the size of the file, and SMALL_BYTES in any case: torch.save doesn't compress.
 MAX_TORCH_BYTES, SMALL_BYTES = 16 * 2**30, 64 * 2**20
-#: Of the header of a .safetensors file, 100 bytes for each array.
+#: Limit for the header of a .safetensors file, 100 bytes for each array.
 MAX_HEADER_BYTES = 16 * 2**20
 #: Names of dtypes in a .safetensors file.
 SAFETENSORS_DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}

@@ -37,7 +37,7 @@ DOWNLOADS = {
 }
 #: Fields of config.model that change what a network computes, and none of its arrays.
 FIELDS_WITHOUT_ARRAYS = ("attention_heads", "frame_difference")
-#: Of a config.json; that of microsoft/resnet-50 has 70 kB.
+#: Limit for a config.json; that of microsoft/resnet-50 has 70 kB.
 MAX_JSON_BYTES = 8 * 2**20
 #: Arrays of the classifier and the normalization before it, which LBDT doesn't use, in torchvision's ResNet and
 #: ConvNeXt, and in Hugging Face's ResNet, ConvNeXt and DINOv3's ConvNeXt.

@@ -23,7 +23,7 @@ from lbdt_jax.models.resnet import DEPTHS
 
 #: Torch's counter of a BatchNorm's batches, which no result depends on.
 COUNTER = ".num_batches_tracked"
-#: Of a transfer; published are 1 and 4.
+#: Limit for the layers of a transfer; published are 1 and 4.
 MAX_LAYERS = 64
 
 

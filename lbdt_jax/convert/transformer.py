@@ -27,7 +27,7 @@ from lbdt_jax.convert.files import read_safetensors
 from lbdt_jax.convert.names import Entry, check, dense, layer_norm
 from lbdt_jax.models.transformer import ACTIVATIONS, Transformer, TransformerConfig
 
-#: Of config.json; those of BERT have 1 kB.
+#: Limit for config.json; those of BERT have 1 kB.
 MAX_CONFIG_BYTES = 2**20
 #: model_type in config.json -> whether positions start after the padding's row of the embedding; otherwise at row 0.
 FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}

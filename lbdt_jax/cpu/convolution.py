@@ -16,7 +16,7 @@ from lbdt_jax.cpu import onednn
 from lbdt_jax.cpu.matrix_product import matmul, matmul_gradients
 from lbdt_jax.cpu.onednn import Padding, Strides, output_size
 
-#: Of images, kernels and results.
+#: The layouts of images, kernels and results.
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 #: Up to this many output pixels, a convolution is computed as one matrix product with all patches.
 MAX_UNROLLED_PIXELS = 4

@@ -26,7 +26,7 @@ TESTED_VERSIONS = ("0.10.2", "0.12.0.1")
 #: What a processor needs for bfloat16; without it, oneDNN ends the process.
 BFLOAT16_FLAGS = {"avx512bw", "avx512dq", "avx512f", "avx512vl"}
 
-#: Of a convolution, along height and width; and its zero padding ((top, bottom), (left, right)).
+#: A convolution's strides along height and width, and its zero padding ((top, bottom), (left, right)).
 Strides = tuple[int, int]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 

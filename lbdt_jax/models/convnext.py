@@ -18,7 +18,7 @@ CONVNEXTS = {
 }
 
 _init = nn.initializers.truncated_normal(0.02)
-#: Of every LayerNorm.
+#: Epsilon of every LayerNorm.
 EPSILON = 1e-6
 
 
