@@ -79,7 +79,9 @@ def get_config() -> ConfigDict:
     config.dice_weight = 0.5  # of the dice loss [P 3.5]
     config.cpu_devices = 1  # virtual devices if there is no accelerator; small networks run faster with one per core
     config.global_batch_norm = False  # True for statistics over all devices; published: per device
-    config.shuffle_buffer = 4096  # encoded samples; about 60 kB each for A2D-Sentences
+    # Number of groups of sentences_per_frame samples over which those of a frame pair are spread. Until all are used,
+    # the frame pair is kept encoded: about 60 kB for A2D-Sentences.
+    config.shuffle_buffer = 4096
     config.decoded_cache = 0  # frames, and masks, kept decoded at the model's size; for small datasets
 
     # -- augmentation of training samples: none in the published code
@@ -106,8 +108,8 @@ def get_config() -> ConfigDict:
     # At most one of these two is above 0; the last step is validated, too. Published: every epoch [R], as in a2d.py.
     config.validation_every_epochs = 0.0
     config.validation_every_steps = 0
-    config.validation_split = ""  # "" for config.evaluation_split
-    config.validation_datasets = ()  # (dataset, split) each, as evaluation_datasets; () for these
+    config.validation_split = ""  # of all datasets of the training; "" to validate on what is evaluated
+    config.validation_datasets = ()  # (dataset, split) each, instead of config.validation_split
     # The checkpoint that is best by this measure, PROTOCOL/MEASURE as in the json of an evaluation, is kept beside the
     # newest ones; "" for none. With several datasets by its mean over them, or DATASET-SPLIT/PROTOCOL/MEASURE for one.
     config.best_measure = "paper/mean_iou"
@@ -128,7 +130,8 @@ def get_config() -> ConfigDict:
     config.focal_gamma = 2.0  # how little pixels weigh that are right already, in the focal loss (arXiv 1708.02002)
 
     # -- evaluation
-    # To evaluate: its folder, DIR/best, OWNER/NAME on the Hub, or DIR or "" for the newest one in DIR or in WORKDIR.
+    # To evaluate: a checkpoint's folder, the workdir of a training for its newest one, DIR/best for the best one of the
+    # workdir DIR, or OWNER/NAME on the Hugging Face Hub; "" for the newest one in WORKDIR.
     config.checkpoint = ""
     config.evaluation_split = "test"
     # What to evaluate, (dataset, split) each; () for config.evaluation_split of all datasets of the training.

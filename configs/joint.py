@@ -8,7 +8,7 @@ An epoch is a pass through Refer-YouTube-VOS, with a third as many samples of Re
     --config.training_datasets="(('refer_youtube_vos', 3.0), ('refcoco', 1.0), ('refcocog', 1.0))"
 
 Cost: four thirds of configs/refer_youtube_vos.py, about 27 times configs/a2d.py. Estimated, not measured.
-Result: not measured. The recipe is ours; the shares are a beginning.
+Result: not measured. The recipe is ours; the shares are a starting point.
 
 Requires both datasets, in data/raw/refer_youtube_vos and data/raw/refcoco, and otherwise what configs/a2d.py requires.
 """

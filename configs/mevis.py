@@ -32,5 +32,5 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config.sentences_per_frame = 4  # a frame has about 14 sentences
     config.epochs = 2.0
     config.learning_rate_drops = (1.0, 1.5)
-    config.shuffle_buffer = 1024  # a sample takes about 200 kB
+    config.shuffle_buffer = 1024  # a frame pair takes about 200 kB
     return config

@@ -3,8 +3,8 @@
     python -m lbdt_jax.main --config=configs/own.py --config.raw=DIR --config.initial_weights=CHECKPOINT
 
 DIR is described in docs/data.md, "Your own clips". The network, image size and text encoder must be those of the
-checkpoint: they are here those of lbdt_jax/pretrained, which CHECKPOINT is if it is not named. For a checkpoint of
-configs/a2d.py use --config=configs/own.py:lbdt4.
+checkpoint: here they are those of lbdt_jax/pretrained, the default of CHECKPOINT. For a checkpoint of configs/a2d.py
+use --config=configs/own.py:lbdt4.
 
 Evaluates on the frames held out ("val"): J, boundary F and mean IoU. Neighboring frames of a clip look alike, so that
 these scores say how the model does on these clips, and not how it does on others.

@@ -37,5 +37,5 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config.epochs = 2.0
     config.learning_rate = 1e-5
     config.learning_rate_drops = (1.0,)
-    config.shuffle_buffer = 1024  # a sample takes about 200 kB
+    config.shuffle_buffer = 1024  # a frame pair takes about 200 kB
     return config

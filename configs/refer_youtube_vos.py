@@ -29,5 +29,5 @@ def get_config(model: str = "lbdt4") -> ConfigDict:
     config.validation_every_epochs = 0.0  # the masks of "valid" are not public
     config.keep_checkpoints = 2
     config.published = tuple(("paper", *row) for row in PUBLISHED) if model == "lbdt4" else ()
-    config.shuffle_buffer = 1024  # a sample takes about 300 kB
+    config.shuffle_buffer = 1024  # a frame pair takes about 300 kB
     return config

@@ -63,7 +63,7 @@ def is_on_side(matrix: tuple[int, int, int, int]) -> bool:
 
 
 def orient(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Turns and mirrors an image as its display matrix says: a view in one of eight orientations.
+    """Turns and mirrors an image (h, w, ...) as its display matrix says: a view in one of eight orientations.
 
     Other angles, which no camera writes, are rounded to the nearest of them.
     """

@@ -1,4 +1,4 @@
-"""Opening files of the user: regular files only, and no more of them in memory than expected. And which were opened."""
+"""Opens the user's files: regular ones only, of limited size. Also records which ones were opened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from input_pipeline.errors import UserError
 
-#: Of an image file. A frame of 8192 x 4320 pixels has 212 MB as an uncompressed 16-bit RGB file.
+#: Limit for an image file. A frame of 8192 x 4320 pixels has 212 MB as an uncompressed 16-bit RGB file.
 MAX_IMAGE_BYTES = 256 * 2**20
 
 #: Size in bytes and time of the last change in ns of a file or folder; None if it can't be reached.

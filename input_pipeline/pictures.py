@@ -1,4 +1,4 @@
-"""Pictures as clips: the frames of one that moves, and folders of them. Pillow reads what FFmpeg is no better at."""
+"""Still and moving pictures, and folders of them, read by Pillow."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Picture:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a regular file is a picture that Pillow shall read: all kinds but GIF and AVIF, which FFmpeg reads."""
+    """Whether Pillow, not FFmpeg, is to read a regular file as a clip: pictures of all kinds but GIF and AVIF."""
     with open_regular_file(path) as file:
         head = file.read(16)
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"

@@ -11,8 +11,6 @@ does not exist.
 from __future__ import annotations
 
 import argparse
-import io
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,9 +193,7 @@ def _has_no_target_option(dataset: str) -> bool:
     return hasattr(READERS[dataset](Path()), "no_target_sentences")
 
 
-def _make_records(
-    dataset: str, raw: Path, data_dir: str | Path, interval: int, no_target_sentences: bool = False
-) -> None:
+def _make_records(dataset: str, raw: Path, data_dir: str | Path, interval: int, no_target_sentences: bool) -> None:
     """Reads the raw data, in whichever layout they are, and writes the records."""
     if dataset == "moving_shapes" and not raw.exists():
         from input_pipeline.moving_shapes.raw_layout import write_raw  # other datasets don't need the generator
@@ -244,8 +240,6 @@ def main() -> None:
         help="also train on sentences without a target (mevis, grefcoco); see config.no_target_sentences",
     )
     arguments = parser.parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     with (
         exit_on_error("Interrupted. The same command continues after the last complete shard."),
         interrupt_on_sigterm(),

@@ -3,8 +3,8 @@
 Videos are read in parallel and assigned to shards by a fixed rule, and shards are written one after the other into a
 folder that is renamed when all are complete. An interrupted run therefore resumes after its last complete shard, and
 the bytes depend neither on interruptions nor on the number of processes. Shards are written again if a raw file that
-they were made from has changed since. The report, report.json, holds counts,
-everything that was skipped with its reason, and all tokens of the sentences.
+they were made from has changed since. The report, report.json, holds counts, everything that was skipped with its
+reason, and all tokens of the sentences.
 """
 
 from __future__ import annotations
@@ -113,7 +113,11 @@ def _plan(dataset: str, reader: Reader, splits: dict[str, list[str]]) -> dict[st
 
 @contextlib.contextmanager
 def locked_output_dir(unfinished: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """Creates and locks the folder to write to. Keeps what an interrupted run left there if it had the same plan."""
+    """Creates and locks the folder to write to. Keeps what an interrupted run left there if it had the same plan.
+
+    Raises:
+      UserError: another process is writing there.
+    """
     unfinished.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(unfinished, os.O_RDONLY)
     try:

@@ -48,7 +48,7 @@ def sample_order(
       slots: (n,) the slot that each group fills, in the order of the steps; n is at most the number of groups.
       shuffle_buffer: the sentences of a record are spread over this many groups, counted over all slots.
       seed: of the random numbers, with the number of the pass.
-      sentences_per_epoch: only so many random sentences of each record occur; 0 for all.
+      sentences_per_epoch: only this many random sentences of each record occur; 0 for all.
     """
     # RandomState, because numpy guarantees that its numbers never change.
     rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))

@@ -18,7 +18,7 @@ NO_TARGET, ONE_OBJECT, SEVERAL_OBJECTS = "no target", "one object", "several obj
 
 
 def target_group(objects: int) -> str:
-    """The group of a sentence that refers to so many objects."""
+    """The group of a sentence that refers to this many objects."""
     return {0: NO_TARGET, 1: ONE_OBJECT}.get(objects, SEVERAL_OBJECTS)
 
 

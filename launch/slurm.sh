@@ -14,9 +14,10 @@
 #   launch/slurm.sh --dry-run --config=... --workdir=...      prints the command of the nodes
 #
 # Submit from the repository with its environment activated. The repository, WORKDIR, data, word vectors and initial
-# weights must be on file systems that all nodes share; for --config.batch_size see docs/clusters.md. Prepare the data first, on one machine: python -m input_pipeline.prepare. A job
-# that is preempted or near its time limit saves a checkpoint and is requeued, and resumes from there until training is
-# finished. The #SBATCH options above are examples; options on the command line override them.
+# weights must be on file systems that all nodes share; for --config.batch_size see docs/clusters.md. Prepare the data
+# first, on one machine: python -m input_pipeline.prepare. A job that is preempted or near its time limit saves a
+# checkpoint and is requeued, and resumes from there until training is finished. The #SBATCH options above are examples;
+# options on the command line override them.
 #
 # Not run on a cluster; only the dry run is tested.
 set -euo pipefail

@@ -68,7 +68,7 @@ from lbdt_jax.step import TrainState
 
 #: Bytes that `save_weights` writes concurrently; a little more than the largest array.
 WRITE_CONCURRENT_BYTES = 16 << 20
-#: Of each json file. The largest holds a tokenizer, 20 MB for the quarter of a million words of XLM-RoBERTa.
+#: Limit for each json file. The largest holds a tokenizer, 20 MB for the quarter of a million words of XLM-RoBERTa.
 MAX_JSON_BYTES = 64 * 2**20
 
 
@@ -235,7 +235,7 @@ class CheckpointWriter:
         )
 
     def _delete_others(self) -> None:
-        """Deletes what is not to be kept. A checkpoint whose deletion was interrupted is none any longer."""
+        """Deletes what is not to be kept. If that is interrupted, what is left no longer counts as a checkpoint."""
         steps = finished_steps(self._folder)
         for step in sorted({*steps} - steps_to_keep(steps, self._keep, self._validated) - {self._best}):
             deleted = (self._folder / str(step)).rename(self._folder / f"{step}.deleted")

@@ -16,8 +16,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.text.encoders import TransformerTokenizer
 from lbdt_jax.step import initial_variables, make_model
 
-#: Arrays of more bytes than this may take at most so many times the space of the files that hold them. Trained weights
-#: compress to about 0.9 of their size.
+#: Arrays of more bytes than this may take at most this many times the space of the files that hold them. Trained
+#: weights compress to about 0.9 of their size.
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**28, 20
 
 

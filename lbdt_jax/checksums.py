@@ -14,7 +14,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import check_regular_file, open_regular_file, read_limited
 
 FILE_NAME = "SHA256SUMS"
-#: Of SHA256SUMS. A checkpoint has a few hundred files, each with a line of about 120 bytes.
+#: Limit for SHA256SUMS. A checkpoint has a few hundred files, each with a line of about 120 bytes.
 MAX_BYTES = 4 * 2**20
 
 #: Writes SHA256SUMS as `write_checksums` does.

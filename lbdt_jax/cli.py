@@ -176,16 +176,21 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder: Path, name: str) -> None:
-    """Deletes the temporary files that `atomic_write` left behind when it was killed.
+def unfinished_files(folder: Path, name: str) -> list[Path]:
+    """The temporary files that `atomic_write` left behind when it was killed; no links.
 
     Args:
-      folder: no other process may be writing to it.
+      folder: where they are.
       name: of the files that were being written, as a regular expression.
     """
-    for path in folder.glob(".*"):
-        if re.fullmatch(rf"\.({name})\.[0-9a-f]+", path.name) and path.is_file():
-            path.unlink()
+    found = (path for path in folder.glob(".*") if re.fullmatch(rf"\.({name})\.[0-9a-f]+", path.name))
+    return [path for path in found if path.is_file() and not path.is_symlink()]
+
+
+def remove_unfinished(folder: Path, name: str) -> None:
+    """Deletes `unfinished_files`. No other process may be writing to the folder."""
+    for path in unfinished_files(folder, name):
+        path.unlink()
 
 
 def write_json(value: Any, path: Path) -> None:

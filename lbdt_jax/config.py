@@ -22,7 +22,7 @@ from input_pipeline.files import read_limited
 INT32_MAX = 2**31 - 1
 #: Characters of a path or a name.
 MAX_TEXT = 4096
-#: Of a config.json; ours have 2 kB.
+#: Limit for a config.json; ours have 2 kB.
 MAX_JSON_BYTES = 2**20
 
 _repr = reprlib.Repr()
@@ -84,7 +84,8 @@ def _is_text(value: Any) -> bool:
 SWITCH = Rule("it must be True or False", lambda value: isinstance(value, bool))
 TEXT = Rule(f"it must be text without control characters, of at most {MAX_TEXT} characters", _is_text)
 NAME = Rule(
-    f"it must be a name of 1 to {MAX_TEXT} characters, none of them a control character", lambda v: _is_text(v) and v
+    f"it must be a name of 1 to {MAX_TEXT} characters, none of them a control character",
+    lambda value: _is_text(value) and value != "",
 )
 
 SIDE = integer(32, 2048)
@@ -121,7 +122,7 @@ def _is_published_score(row: Any) -> bool:
     return protocol in PROTOCOLS and _is_text(measure) and _is_number(score) and 0 <= score <= 1
 
 
-#: Of evaluation_datasets and validation_datasets.
+#: The rule of evaluation_datasets and validation_datasets.
 SPLITS = sequence(
     "it must be a tuple of (dataset, split), each once, such as (('refcoco', 'val'), ('refcoco', 'testA'))",
     lambda rows: _are_pairs(rows, NAME) and len({(name, split) for name, split in rows}) == len(rows),

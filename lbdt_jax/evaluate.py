@@ -31,7 +31,7 @@ from lbdt_jax.config import check_config
 from lbdt_jax.inference.explain import explain
 from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.metrics import format_table, region_similarity, resize_logits
-from lbdt_jax.parallel import all_gather_object, run_sequentially
+from lbdt_jax.parallel import all_gather_object, is_first_process, run_sequentially
 from lbdt_jax.scoring import SCORERS, Scorer
 from lbdt_jax.step import is_frozen, make_model
 from lbdt_jax.text_features import precomputed_features
@@ -60,12 +60,12 @@ def evaluate(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> dict[
       workdir: where the results go; earlier results of the same name are replaced.
 
     Returns:
-      The content of the json: {"dataset", "split", "samples", "checkpoint_step", "paper", "standard", "groups",
-      "without_truth", "notes"}, scores as fractions. "groups" has the samples and scores of each group of sentences
-      (Moving Shapes: tiers); "without_truth" counts predictions without public ground truth, which have no scores;
-      "notes" counts, by reason, what is missing or changed in the records; "weights" is "ema" where the moving average
-      of the weights was scored. See `lbdt_jax.scoring` for what datasets add. Empty in processes other than the first.
-      Of several splits {"DATASET-SPLIT": the content of its json}.
+      The content of the json: {"dataset", "split", "samples", "checkpoint", "checkpoint_step", "paper", "standard",
+      "groups", "without_truth", "notes"}, scores as fractions. "groups" has the samples and scores of each group of
+      sentences (Moving Shapes: tiers); "without_truth" counts predictions without public ground truth, which have no
+      scores; "notes" counts, by reason, what is missing or changed in the records; "weights" is "ema" where the moving
+      average of the weights was scored. See `lbdt_jax.scoring` for what datasets add. Empty in processes other than the
+      first. Of several splits {"DATASET-SPLIT": the content of its json}.
 
     Raises:
       UserError: a field of the configuration is wrong; the dataset is missing, has no such split or words without
@@ -101,7 +101,7 @@ def evaluate_split(
     with tqdm(desc=f"evaluate {config.dataset} {split}", unit="sentence", smoothing=0.05) as progress:
         scorer, scores = score_split(predictor, config, split, sentence_encoder, folder / name, progress, selector.add)
     selectors = all_gather_object(selector)
-    if jax.process_index():
+    if not is_first_process():
         return {}
 
     result = {
@@ -160,7 +160,7 @@ def score_split(
                 on_sample(Sample(example, index, prediction, iou))
                 progress.update()
         states = all_gather_object(scorer.state())
-        if jax.process_index():
+        if not is_first_process():
             return scorer, {}
         scorer.merge(states)
         return scorer, scorer.compute()

@@ -20,8 +20,8 @@ RUNS = "runs"
 def locate_checkpoint(source: str | Path, any_model: bool = False) -> Path:
     """The path of a checkpoint that is named by the user: as a path, or as a repository of the Hugging Face Hub.
 
-    What exists is a path. So is what looks like a file of weights, or lies in a folder that exists: a misspelt path
-    never leads to a stranger's model. OWNER/NAME otherwise, and OWNER/NAME@REVISION, mean a repository. Only its files
+    What exists is a path. So is what looks like a file of weights, or lies in a folder that exists: a misspelled path
+    never loads a stranger's model. OWNER/NAME otherwise, and OWNER/NAME@REVISION, mean a repository. Only its files
     with the names of FILES are downloaded, the weights only if they are of lbdt_jax, and none twice.
 
     Args:

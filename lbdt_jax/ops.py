@@ -1,8 +1,8 @@
 """Operations of the network with a faster implementation for CPUs.
 
-Each has a plain implementation, which every platform can run, and one in `lbdt_jax/cpu`. The platform that a program
-is compiled for selects one of them, so exported programs run everywhere. The two differ in rounding only, and those of
-`dropout_mask` in the random bits.
+Each has a plain implementation, which every platform can run, and one for CPUs, in `lbdt_jax/cpu` unless it is flax's
+own. The platform that a program is compiled for selects one of them, so exported programs run everywhere. The two
+differ in rounding only, and those of `dropout_mask` in the random bits.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _space_to_depth(x: Array, kernel: Array) -> tuple[Array, Array]:
       kernel: (7, 7, C, D).
 
     Returns:
-      (B, H / 2, W / 2, 4 C) and (4, 4, 4 C, D); the padding is 2 before and 1 behind.
+      (B, H / 2, W / 2, 4 C) and (4, 4, 4 C, D); the padding is 2 before and 1 after.
     """
     channels = x.shape[-1]
     # TPUs take strided slices three times as fast as the same by reshape and transpose.

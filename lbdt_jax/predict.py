@@ -2,8 +2,8 @@
 
     python -m lbdt_jax.predict --video=clip.mp4 --text="the dog" [--text="the cat"] --output=DIR [--checkpoint=DIR]
 
---video is any clip that FFmpeg reads, or a folder of images. Without --checkpoint, the small model in the package is
-used, which knows colored shapes only. --output then holds
+--video is a video file of any common format, or a folder of images. Without --checkpoint, the small model in the
+package is used, which knows colored shapes only. --output then holds
 
     overlay.mp4             the video with the masks, one color per sentence, at its own size and frame times, and
                             with its sound if all frames are segmented
@@ -397,7 +397,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def sentence(text: str) -> str:
-    """An argparse type: a text in UTF-8, which Python does not read as that if the locale is another."""
+    """An argparse type: a text, read as UTF-8 even where the locale has another encoding."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,11 +1,11 @@
 """Scoring of predictions, by dataset, and the files that the benchmarks' own scorers read.
 
-a2d_sentences, jhmdb_sentences, moving_shapes, refcoco and its kin    scores over samples
+a2d_sentences, jhmdb_sentences, moving_shapes, refcoco, refcoco_plus, refcocog    scores over samples
 own                  the same, and for each video
 grefcoco             also the scores of GRES, for sentences about several objects or none
 refer_youtube_vos    also J and F over expressions, and two zips for the evaluation server (no ground truth
                      needed): Annotations/<video>/<expression>/<%05d>.png, 0 and 255
-mevis                the same with <video>/<expression>/<%05d>.png, and scores of what is answered with an empty mask
+mevis                the same with <video>/<expression>/<%05d>.png, and scores of whether predictions are empty
 ref_davis17          also scores per expression, and for each of the four annotators one palette image per frame,
                      <folder>/anno_<0..3>/<video>/<%05d>.png, as davis2017-evaluation reads them (task unsupervised)
 """
@@ -120,7 +120,7 @@ class Scorer:
                 self._scores[group] = _merge_pairs(self._scores[group], pair)
 
     def compute(self) -> dict[str, Any]:
-        """{"samples", "paper", "standard", "groups"}, the latter with the first three of every group of sentences.
+        """{"samples", "paper", "standard", "groups"}; "groups" has the first three for every group of sentences.
 
         Without any ground truth {"samples": number of predictions, "groups": {}}.
         """
@@ -187,10 +187,10 @@ class MeViSScorer(ReferYouTubeVOSScorer):
     """MeViS: J and F of "paper" and "standard" are means over the expressions that have a target.
 
     "all_expressions" has those of "standard" over all expressions; the two are the same in version 1. Whether version 2
-    averages over expressions without a target is not published. If there are any, both also have
+    averages over expressions without a target is not published. If there are any, "standard" and "all_expressions" have
 
-    n_acc   share of the expressions without a target that are answered with empty masks, in all frames
-    t_acc   share of the expressions with a target that are answered with a mask in some frame
+    n_acc   share of the expressions without a target whose predicted masks are empty in all frames
+    t_acc   share of the expressions with a target whose predicted mask has a pixel in some frame
     final   mean of j_and_f, n_acc and t_acc
     """
 
@@ -226,9 +226,9 @@ class MeViSScorer(ReferYouTubeVOSScorer):
 class GRefCOCOScorer(Scorer):
     """gRefCOCO: "gres" has the scores of Liu et al., CVPR 2023 (https://github.com/henghuiding/ReLA), which agree.
 
-    giou             mean IoU, where a sentence without a target counts 1 if it is answered with an empty mask, else 0
+    giou             mean IoU, where a sentence without a target counts 1 if its predicted mask is empty, else 0
     ciou             sum of intersections over sum of unions, false masks included
-    n_acc, t_acc     share of the sentences without (with) a target that are answered with an empty (non-empty) mask
+    n_acc, t_acc     share of the sentences without (with) a target whose predicted mask is (is not) empty
     precision@K      share of the sentences with a target whose IoU is at least K
     """
 

@@ -150,9 +150,16 @@ def loss_function(
     config: ConfigDict,
     frozen_params: Variables | None = None,
 ) -> tuple[Array, tuple[Variables, Metrics]]:
-    """The loss of a batch, the new running statistics and the metrics to log.
+    """The loss () of a batch, the new running statistics and the metrics () to log.
 
-    `params` and `frozen_params` are the two parts of `split_params`; without the latter, all parameters are trainable.
+    Args:
+      params: the trainable part of `split_params`.
+      batch_stats: the running statistics.
+      batch: see `input_pipeline.batch`.
+      key: for dropout.
+      model: the network.
+      config: uses the weights of the losses.
+      frozen_params: the other part of `split_params`; None if all parameters are trainable.
     """
     logits, updated = model.apply(
         {"params": merge_params(params, frozen_params or {}), "batch_stats": batch_stats},

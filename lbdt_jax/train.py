@@ -1,4 +1,4 @@
-"""Training. `train` is the whole procedure, `take_steps` its loop; the functions below are their chapters, in order."""
+"""Training. `train` is the whole procedure, `take_steps` its loop; the functions below are their parts, in order."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Services(NamedTuple):
 
 
 def take_steps(run: Run, state: TrainState, services: Services) -> None:
-    """The loop: takes all steps after `state`, and logs, draws, saves and validates on the way. See `train`."""
+    """The loop: takes all steps after `state`, and logs, draws, saves and validates on the way. Raises as `train`."""
     config, first_step, total_steps, saved = run.config, int(state.step), run.total_steps, time.monotonic()
     workdir, writer, checkpoints, drawing, text_input, predictor, validation = services
     batches = training_batches(config, text_input, first_step, jax.process_index(), jax.process_count())
@@ -357,7 +357,8 @@ def compile_train_step(
 
 
 def make_predictor(config: ConfigDict, model: LBDT, state: TrainState) -> BatchedPredictor:
-    """The predictor for contact sheets. Its sizes are those of the evaluation, which then reuses its programs."""
+    """The predictor for pictures and validation. Its sizes are those of the evaluation, which then finds its programs
+    in the compilation cache."""
     return BatchedPredictor(model, to_local(state.variables), config.evaluation_frames, config.evaluation_sentences)
 
 

@@ -1,4 +1,4 @@
-"""What a training shows on its way: metrics and contact sheets of predictions, without holding up the devices."""
+"""What training logs: metrics, and contact sheets of predictions, without holding up the devices."""
 
 from __future__ import annotations
 

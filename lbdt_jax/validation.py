@@ -40,7 +40,7 @@ from lbdt_jax.training_log import Background
 from lbdt_jax.visualization.validation_curves import plot
 from lbdt_jax.workdir import MetricWriter
 
-#: Of validation.json. A validation takes about 10 kB.
+#: Limit for validation.json. A validation takes about 10 kB.
 MAX_JSON_BYTES = 256 * 2**20
 #: Frame pairs among which `check_validation_data` looks for one with ground truth.
 FIRST_FRAME_PAIRS = 100

@@ -22,6 +22,27 @@ from lbdt_jax.cli import lock, read_json_or_none, write_json
 from lbdt_jax.config import load_config
 from lbdt_jax.parallel import broadcast_from_first_process, is_first_process
 
+#: Limit for records.json, which has a line for each dataset.
+MAX_JSON_BYTES = 2**20
+
+#: Prefixes of the fields that don't affect what is learned. They may change when a run is resumed.
+CHANGEABLE_FIELDS = (
+    "data_dir",
+    "raw",
+    "frame_rate",
+    "cpu_devices",
+    "word_vectors",
+    "log_every",
+    "picture_every",
+    "checkpoint",
+    "keep_checkpoints",
+    "evaluat",
+    "contact_sheet",
+    "published",
+    "validation",
+    "best_measure",
+)
+
 
 def check_and_save_config(config: ConfigDict, path: Path) -> None:
     """Writes the configuration; if there is one already, first checks that it describes the same run.
@@ -68,28 +89,6 @@ def check_and_save_records(config: ConfigDict, path: Path) -> None:
         )
     if is_first_process():
         write_json(new, path)
-
-
-#: Of records.json, which has a line for each dataset.
-MAX_JSON_BYTES = 2**20
-
-#: Prefixes of the fields that don't affect what is learned. They may change when a run is resumed.
-CHANGEABLE_FIELDS = (
-    "data_dir",
-    "raw",
-    "frame_rate",
-    "cpu_devices",
-    "word_vectors",
-    "log_every",
-    "picture_every",
-    "checkpoint",
-    "keep_checkpoints",
-    "evaluat",
-    "contact_sheet",
-    "published",
-    "validation",
-    "best_measure",
-)
 
 
 def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -55,6 +55,8 @@ LEXICON = {
     "below": ("below", "under", "underneath"),
 }
 
+WORD_PAIRS = 4  # in a scene of "unseen_words", at most
+
 # Word that only "unseen_words" uses -> its concept.
 HELD_OUT_WORDS = {
     "crimson": "red",
@@ -157,9 +159,7 @@ def make_sentences(expressions: Sequence[Expression], rng: np.random.Generator, 
     return tuple(sentences)
 
 
-def make_word_pairs(
-    expressions: Sequence[Expression], rng: np.random.Generator, pairs: int = 4
-) -> tuple[Sentence, ...]:
+def make_word_pairs(expressions: Sequence[Expression], rng: np.random.Generator) -> tuple[Sentence, ...]:
     """Returns pairs of sentences about the same shape that differ in one word, for one scene.
 
     The first sentence uses words of the other splits (group "seen words"); in the second, one of them is replaced by a
@@ -180,7 +180,7 @@ def make_word_pairs(
         sentences.append(Sentence(template.format_map(words), target, "seen words"))
         text = template.format_map(words | {concept: str(word)})
         sentences.append(Sentence(text, target, f"{word} for {LEXICON[concept][0]}"))
-        if len(sentences) == 2 * pairs:
+        if len(sentences) == 2 * WORD_PAIRS:
             break
     return tuple(sentences)
 

@@ -197,7 +197,7 @@ class A2DSentences:
         return files
 
 
-#: Of the frames of a clip that are kept in memory. A2D-Sentences annotates 3 to 5 frames of a clip: 5 MB.
+#: Limit for the frames of a clip that are kept in memory. A2D-Sentences annotates 3 to 5 frames of a clip: 5 MB.
 MAX_CLIP_BYTES = 2**30
 
 

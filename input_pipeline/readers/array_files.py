@@ -22,11 +22,11 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import check_regular_file
 from input_pipeline.readers.raw_files import MASK_SIZE
 
-#: Of an array, and of a MATLAB file. The masks of J-HMDB's longest video have 25 MB if each pixel is a float64.
+#: Limit for an array, and for a MATLAB file. The masks of J-HMDB's longest video have 25 MB if each pixel is a float64.
 MAX_ARRAY_BYTES = 256 * 2**20
-#: Of a frame: a broken file may claim any number.
+#: Limit for the instances in a frame: a broken file may claim any number.
 MAX_INSTANCES = 1000
-#: Variables of a MATLAB file; J-HMDB's have one.
+#: Limit for the variables of a MATLAB file; J-HMDB's have one.
 MAX_VARIABLES = 1000
 
 TOO_LARGE = "the file unpacks to more than masks need"
@@ -86,7 +86,7 @@ def read_h5_masks(path: Path, size: tuple[int, int], instances: Collection[int |
 
 
 def to_mask(values: np.ndarray) -> np.ndarray:
-    """True where a number is above 0. Raises UserError if one is NaN, as in damaged files."""
+    """Numbers or bool of any shape -> bool, True where above 0. Raises UserError for NaN, as in damaged files."""
     if np.isnan(values).any():
         raise UserError("the mask holds values that are not a number")
     return values > 0

@@ -17,7 +17,7 @@ from input_pipeline.files import open_regular_file
 from input_pipeline.readers.raw_files import MAX_JSON_BYTES, shorten, unique_keys
 
 CHUNK_BYTES = 2**20
-#: Of a string, such as an encoded mask, and of the keys of an object. MeViS has 2,000 videos and 8,000 objects.
+#: Limits for a string, such as an encoded mask, and for the keys of an object. MeViS has 2,000 videos, 8,000 objects.
 MAX_STRING_BYTES = 2**24
 MAX_KEYS = 2_000_000
 MAX_DEPTH = 500  # what Python's own parser takes is about the same

@@ -14,7 +14,7 @@ from input_pipeline.readers.mevis_expressions import Video
 from input_pipeline.readers.raw_files import NOT_IN_FRAME
 from input_pipeline.types import Skipped
 
-#: Of a video's masks, encoded. The longest of MeViS have a few MB.
+#: Limit for a video's masks, encoded. The longest of MeViS have a few MB.
 MAX_MASK_BYTES = 256 * 2**20
 
 

@@ -186,7 +186,7 @@ class OwnClips:
                 where = f"{self.raw / MASKS}: video {name}, object {', '.join(map(str, missing))}{of_union}{others}"
                 yield Skipped(f"{where} ({SENTENCES}:{lines})", NO_SUCH_OBJECT)
         targets = {target: ids for target, ids in targets.items() if found.issuperset(ids)}
-        seen: set[int] = set()  # targets
+        visible: set[int] = set()  # targets with a pixel in some frame
         for item in own_video.read_pairs(annotations.frames[split][name], self.interval):
             if isinstance(item, Skipped):
                 yield item
@@ -205,7 +205,7 @@ class OwnClips:
             empty = np.zeros(frame.shape[:2], bool)
             masks = {t: np.logical_or.reduce([objects.get(i, empty) for i in ids]) for t, ids in targets.items()}
             present = {target for target, mask in masks.items() if mask.any()}
-            seen |= present
+            visible |= present
             with_mask = targets.keys() if split == "val" else present
             sentences = tuple(s for s in annotations.sentences[name] if s.instance in with_mask)
             for target in sorted(targets.keys() - present) if split == "train" else ():
@@ -213,7 +213,7 @@ class OwnClips:
             if sentences:
                 planes = {target: masks[target] for target in sorted({s.instance for s in sentences if s.instance})}
                 yield FramePair(name, index, frame, earlier_frame, rule, planes, sentences, files=files)
-        for target in sorted(targets.keys() - seen):
+        for target in sorted(targets.keys() - visible):
             where = f"{self.raw / MASKS}: video {name}, object {'+'.join(map(str, targets[target]))}"
             kept = ": its sentences are kept, with empty masks" if split == "val" else ""
             yield Skipped(where, f"the object is in no mask of the video's {split} frames{kept}")

@@ -270,8 +270,8 @@ def find_videos(folder: Path, masks: Path, skipped: list[Skipped]) -> dict[str, 
             pictures, others = list_pictures(path)
             name, frames = path.name, tuple(pictures)
             reason = "" if frames else f"the folder has no pictures ({', '.join(IMAGE_SUFFIXES)})"
-            if doubled := _find_doubled(frames):
-                where, reason = f"{path}: {doubled}", "two pictures of one number: the video is left out"
+            if duplicates := _find_duplicates(frames):
+                where, reason = f"{path}: {duplicates}", "two pictures of one number: the video is left out"
         else:
             name = path.stem
             reason = (
@@ -299,7 +299,7 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
 
 
-def _find_doubled(frames: Sequence[Path]) -> str:
+def _find_duplicates(frames: Sequence[Path]) -> str:
     """The names of two pictures of one number, as 1.jpg and 01.jpg, or 1.jpg and 1.png; "" if there are none."""
     numbered: dict[tuple[tuple[int, str], ...], Path] = {}
     for file in frames:

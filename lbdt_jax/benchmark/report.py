@@ -58,7 +58,7 @@ def table_line(row: Row) -> str:
     return f"{line} {row['cost_of_one']:8.2f}" if "cost_of_one" in row else line
 
 
-#: Of a result; a row has 300 bytes.
+#: Limit for a result; a row has 300 bytes.
 MAX_BYTES = 2**24
 
 

@@ -66,15 +66,15 @@ CHIPS = {
     "TPU v5": Chip(1.75e9, 459e12, 2765e9, 95e9),
     "TPU v6 lite": Chip(1.75e9, 918e12, 1640e9, 32e9),
 }
-#: For libtpu: no chip is touched, so other processes may use theirs, and none must be looked for.
+#: For libtpu: no chip is used, so other processes may use theirs, and libtpu need not look for one.
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-#: JAX's setting for how much the compiler tries. Below -.5 it is many times faster and its programs are slow, but their
-#: memory and collectives are hardly others.
+#: JAX's setting for the effort of the compiler. Below -.5 it is many times faster and its programs are slow, but their
+#: memory and collectives hardly differ.
 EFFORT = "JAX_EXEC_TIME_OPTIMIZATION_EFFORT"
 #: Instructions that move data between chips.
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

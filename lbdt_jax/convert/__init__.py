@@ -1,1 +1,1 @@
-"""Converts between PyTorch state dicts of the published code and this model's variables."""
+"""Converts weights: state dicts of the published code and back, pretrained encoders, and folders to share."""

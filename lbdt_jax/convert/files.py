@@ -10,7 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,10 +21,10 @@ from input_pipeline.errors import UserError, first_few
 from input_pipeline.files import check_regular_file, open_regular_file
 from lbdt_jax.cli import atomic_write
 
-#: Of a file of weights; LBDT-4 with the optimizer's state and averaged weights has 2 GB. Unpacked, it may have twice
-#: the size of the file, and SMALL_BYTES in any case: torch.save doesn't compress.
+#: Limit for a file of weights; LBDT-4 with the optimizer's state and averaged weights has 2 GB. Unpacked, it may have
+#: twice the size of the file, and SMALL_BYTES in any case: torch.save doesn't compress.
 MAX_TORCH_BYTES, SMALL_BYTES = 16 * 2**30, 64 * 2**20
-#: Of the header of a .safetensors file, 100 bytes for each array.
+#: Limit for the header of a .safetensors file, 100 bytes for each array.
 MAX_HEADER_BYTES = 16 * 2**20
 #: Names of dtypes in a .safetensors file.
 SAFETENSORS_DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
@@ -33,7 +33,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ne
 AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema")
 #: What wrappers of modules put before all names: DataParallel, torch.compile, Lightning and others.
 NAME_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "ema_model.")
-#: Harmless objects that trainers save beside the weights. They are not made: `_Ignored` stands for each.
+#: Harmless objects that trainers save beside the weights. They are not instantiated: each becomes an `_Ignored`.
 IGNORED = (
     "argparse.Namespace",
     "collections.defaultdict",
@@ -116,10 +116,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     if needed > max(2 * path.stat().st_size, SMALL_BYTES):
         raise UserError(f"{path} is broken: its arrays would take {needed / 1e9:,.1f} GB, more than the file holds.")
     state = {name: torch.Tensor.detach(value).resolve_neg().numpy() for name, value in loaded.items()}
-    prefixes = list(NAME_PREFIXES)
-    while any(all(name.startswith(prefix) for name in state) for prefix in prefixes):
-        for prefix in prefixes:
-            state = without_prefix(state, prefix)
+    while prefix := next((p for p in NAME_PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
     return state
 
 
@@ -196,7 +194,7 @@ def _load(path: Path) -> Any:
 
 
 class _Ignored:
-    """Stands for an object beside the weights: takes what it would be made of, and does nothing with it."""
+    """Stands for an object beside the weights: takes its arguments and state, and ignores them."""
 
     def __new__(cls, *arguments: object, **keywords: object) -> _Ignored:
         return super().__new__(cls)
@@ -286,8 +284,12 @@ def write_torch(state: dict[str, np.ndarray], path: Path) -> None:
     """Writes a state dict with torch.save, atomically.
 
     Args:
-      state: name -> array. It is emptied: each array is freed once it is copied into torch's layout.
+      state: name -> array of any shape. It is emptied: each array is freed once it is copied into torch's layout.
       path: of the file.
+
+    Raises:
+      UserError: PyTorch is not installed.
+      OSError: the file can't be written.
     """
     torch = import_torch()
     tensors = {}
@@ -314,6 +316,9 @@ def read_safetensors(
         raises UserError if they are not those that are expected.
       prefixes: only arrays are read whose names begin with one of these.
       dtypes: those that the file may have, of SAFETENSORS_DTYPES.
+
+    Returns:
+      name -> array, of the shape and dtype in the file.
 
     Raises:
       UserError: as `read_torch`, and as `check`.
@@ -346,10 +351,3 @@ def read_safetensors(
         raise
     except BaseException as error:  # SafetensorError, what numpy makes of impossible shapes, and panics
         raise UserError(f"{path} is broken, or not a .safetensors file: {error!s:.300}") from error
-
-
-def without_prefix(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The same arrays; a prefix that all names have is removed."""
-    if all(name.startswith(prefix) for name in state):
-        return {name.removeprefix(prefix): value for name, value in state.items()}
-    return dict(state)

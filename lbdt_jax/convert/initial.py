@@ -37,7 +37,7 @@ DOWNLOADS = {
 }
 #: Fields of config.model that change what a network computes, and none of its arrays.
 FIELDS_WITHOUT_ARRAYS = ("attention_heads", "frame_difference")
-#: Of a config.json; that of microsoft/resnet-50 has 70 kB.
+#: Limit for a config.json; that of microsoft/resnet-50 has 70 kB.
 MAX_JSON_BYTES = 8 * 2**20
 #: Arrays of the classifier and the normalization before it, which LBDT doesn't use, in torchvision's ResNet and
 #: ConvNeXt, and in Hugging Face's ResNet, ConvNeXt and DINOv3's ConvNeXt.
@@ -95,8 +95,8 @@ def load_initial_weights(
       sentence_encoder: of the new training.
 
     Raises:
-      UserError: the file is broken or of another model; all arrays that do not fit are listed. Or a checkpoint was
-        trained with other word vectors, another tokenizer or another setting that the arrays don't show.
+      UserError: the file is broken or of another model; the first ten arrays that do not fit are listed. Or a
+        checkpoint was trained with other word vectors, another tokenizer or another setting that the arrays don't show.
       CheckpointError: the folder holds no valid checkpoint.
     """
     if path.is_dir() and (is_shared(path) or not (path / "model.safetensors").is_file()):

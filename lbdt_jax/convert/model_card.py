@@ -26,7 +26,7 @@ from lbdt_jax.config import encoder_name
 from lbdt_jax.hub import import_hub
 from lbdt_jax.metrics import flat_scores
 
-#: Of a file of scores. validation.json has about 10 kB for each validation.
+#: Limit for a file of scores. validation.json has about 10 kB for each validation.
 MAX_JSON_BYTES = 64 * 2**20
 TAGS = ("referring-video-object-segmentation", "referring-expression-segmentation", "video", "jax", "flax")
 #: Measures in the header, where a few are shown.

@@ -23,7 +23,7 @@ from lbdt_jax.models.resnet import DEPTHS
 
 #: Torch's counter of a BatchNorm's batches, which no result depends on.
 COUNTER = ".num_batches_tracked"
-#: Of a transfer; published are 1 and 4.
+#: Limit for the layers of a transfer; published are 1 and 4.
 MAX_LAYERS = 64
 
 
@@ -46,7 +46,7 @@ class Entry:
     third: int | None = None
 
     def from_torch(self, value: np.ndarray) -> np.ndarray:
-        """Converts a torch array to a flax array."""
+        """Converts a torch array to a flax array; their shapes are those of `layout`."""
         if self.third is not None:
             value = np.split(value, 3)[self.third]
         if self.layout == "conv":
@@ -168,8 +168,7 @@ def tower(key: str, *path: str) -> Iterator[Entry]:
     """A Head: four ConvNorms and a convolution to one logit."""
     for index in range(4):
         yield from sequential(f"{key}.{index}", *path, f"tower_{index}")
-    yield Entry(("params", *path, "project", "kernel"), f"{key}.4.weight", "conv")
-    yield Entry(("params", *path, "project", "bias"), f"{key}.4.bias")
+    yield from convolution(f"{key}.4", *path, "project")
 
 
 def table(depth: int, layers: int) -> list[Entry]:
@@ -286,7 +285,8 @@ def check(
       optional: expected names that may be missing.
 
     Raises:
-      UserError: lists all missing and unexpected names, or else all arrays of another shape or type.
+      UserError: names are missing or unexpected, arrays have another shape or type, or numbers are not finite. The
+        message lists the first ten.
     """
     missing = sorted(expected.keys() - set(optional) - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
@@ -318,8 +318,7 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
       state: torch name -> array, float32; arrays that the published code never uses may be missing.
 
     Raises:
-      UserError: names are missing or unexpected, or arrays have another shape or type than the published ones (all
-        are listed). Only the size of the word vectors may differ.
+      UserError: as `check`, compared with the published names and shapes. Only the size of the word vectors may differ.
     """
     depth, layers = torch_architecture(state)
     rows = table(depth, layers)

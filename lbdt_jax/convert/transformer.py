@@ -27,7 +27,7 @@ from lbdt_jax.convert.files import read_safetensors
 from lbdt_jax.convert.names import Entry, check, dense, layer_norm
 from lbdt_jax.models.transformer import ACTIVATIONS, Transformer, TransformerConfig
 
-#: Of config.json; those of BERT have 1 kB.
+#: Limit for config.json; those of BERT have 1 kB.
 MAX_CONFIG_BYTES = 2**20
 #: model_type in config.json -> whether positions start after the padding's row of the embedding; otherwise at row 0.
 FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}
@@ -188,7 +188,14 @@ def table(layers: int) -> Iterator[Entry]:
 
 
 def check_weights(state: Mapping[str, np.ndarray], config: TransformerConfig) -> dict[str, np.ndarray]:
-    """Compares a state dict with what a transformer needs. Returns these arrays, by the names of `table`.
+    """Compares a state dict with what a transformer needs.
+
+    Args:
+      state: torch name -> array, float32.
+      config: of the transformer.
+
+    Returns:
+      The arrays that the transformer needs, by the names in `table`.
 
     Raises:
       UserError: as `from_torch`.
@@ -214,7 +221,7 @@ def from_torch(state: Mapping[str, np.ndarray], config: TransformerConfig) -> di
       config: of the transformer.
 
     Raises:
-      UserError: names are missing or unexpected, or arrays have another shape (all are listed).
+      UserError: as `names.check`.
     """
     renamed = check_weights(state, config)
     rows = table(config.layers)

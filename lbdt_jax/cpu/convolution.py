@@ -16,7 +16,7 @@ from lbdt_jax.cpu import onednn
 from lbdt_jax.cpu.matrix_product import matmul, matmul_gradients
 from lbdt_jax.cpu.onednn import Padding, Strides, output_size
 
-#: Of images, kernels and results.
+#: The layouts of images, kernels and results.
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 #: Up to this many output pixels, a convolution is computed as one matrix product with all patches.
 MAX_UNROLLED_PIXELS = 4
@@ -54,7 +54,7 @@ def convolve(x: Array, kernel: Array, strides: Strides, padding: Padding, precis
 def convolve_gradients(
     x: Array, kernel: Array, grad: Array, strides: Strides, padding: Padding, precision: Any = None
 ) -> tuple[Array, Array]:
-    """The gradients of x and kernel, given that of the result of `convolve`.
+    """The gradients of x and kernel, given `grad` (B, H', W', D), that of the result of `convolve`.
 
     XLA:CPU's own gradient of the kernel takes twice as long, and up to ten times for pointwise convolutions.
     """
@@ -214,6 +214,7 @@ def largest_divisor(size: int, limit: int) -> int:
     return max(divisor for divisor in range(1, size + 1) if size % divisor == 0 and divisor <= max(1, limit))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_convolve(x: Array, kernel: Array, padding: Padding) -> Array:
     """A convolution at stride 1 of each channel by itself, as a sum of shifted products.
 
@@ -227,11 +228,6 @@ def depthwise_convolve(x: Array, kernel: Array, padding: Padding) -> Array:
     Returns:
       (B, H', W', C).
     """
-    return _depthwise(x, kernel, padding)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x: Array, kernel: Array, padding: Padding) -> Array:
     (height, width, *_), (rows, columns) = kernel.shape, output_size(x, kernel, (1, 1), padding)
     padded = _pad(x, padding)
     offsets = itertools.product(range(height), range(width))
@@ -245,7 +241,7 @@ def _pad(x: Array, padding: Padding) -> Array:
 
 
 def _depthwise_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
-    return _depthwise(x, kernel, padding), (x, kernel)
+    return depthwise_convolve(x, kernel, padding), (x, kernel)
 
 
 def _depthwise_backward(padding: Padding, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
@@ -260,7 +256,7 @@ def _depthwise_backward(padding: Padding, residuals: tuple[Array, Array], grad: 
 
     # A loop: unrolled, it takes longer to compile and no less to run.
     kernel_grad = jax.lax.map(element_gradient, jnp.arange(height * width)).reshape(kernel.shape)
-    return _depthwise(grad, jnp.flip(kernel, (0, 1)), transposed_padding(kernel, padding)), kernel_grad
+    return depthwise_convolve(grad, jnp.flip(kernel, (0, 1)), transposed_padding(kernel, padding)), kernel_grad
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+depthwise_convolve.defvjp(_depthwise_forward, _depthwise_backward)

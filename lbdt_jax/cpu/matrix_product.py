@@ -21,7 +21,7 @@ def matmul(x: Array, kernel: Array, precision: Any = None) -> Array:
 
 
 def matmul_gradients(x: Array, kernel: Array, grad: Array, precision: Any = None) -> tuple[Array, Array]:
-    """The gradients of x and kernel, given that of the product."""
+    """The gradients of x (..., C) and kernel (C, D), given `grad` (..., D), that of the product."""
     if onednn.supports(x, kernel, grad):
         x_grad = onednn.matmul(_flatten(grad), kernel, transpose_y=True).reshape(x.shape)
         return x_grad, onednn.matmul(_flatten(x), _flatten(grad), transpose_x=True)

@@ -26,7 +26,7 @@ TESTED_VERSIONS = ("0.10.2", "0.12.0.1")
 #: What a processor needs for bfloat16; without it, oneDNN ends the process.
 BFLOAT16_FLAGS = {"avx512bw", "avx512dq", "avx512f", "avx512vl"}
 
-#: Of a convolution, along height and width; and its zero padding ((top, bottom), (left, right)).
+#: A convolution's strides along height and width, and its zero padding ((top, bottom), (left, right)).
 Strides = tuple[int, int]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -111,7 +111,7 @@ def convolution(x: Array, kernel: Array, strides: Strides, padding: Padding) -> 
 
 
 def output_size(x: Array, kernel: Array, strides: Strides, padding: Padding) -> tuple[int, int]:
-    """Height and width of a convolution's result."""
+    """Height and width of the result of convolving x (B, H, W, C) with kernel (h, w, C, D)."""
     height, width = (
         (length + sum(pads) - size) // stride + 1
         for length, pads, size, stride in zip(x.shape[1:3], padding, kernel.shape[:2], strides, strict=True)

@@ -2,8 +2,8 @@
 
 Gradio serves some eighty routes, some of which fetch any address or bypass the queue. The gate is a list of what is
 served, so that a route which a new version of Gradio adds is closed. It receives uploads and sends files itself, and
-writes the questions that it passes on anew: a clip is one that was uploaded here, and everything else is a text or a
-number. Requests by other names than those of this machine, or from other sites' pages, are refused.
+rewrites the events that it passes on: a clip is one that was uploaded here, and everything else is a text or a number.
+Requests by other names than those of this machine, or from other sites' pages, are refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lbdt_jax.demo.checks import Limits
 from lbdt_jax.demo.storage import Storage
 from lbdt_jax.demo.work import EXPIRED_CLIP
 
-MAX_QUESTION_BYTES = 2**18  # the body of a question, which names its clip
+MAX_EVENT_BYTES = 2**18  # the body of an event, which names its clip
 MAX_UPLOADS_AT_ONCE = 8
 BODY_SECONDS = 20  # at most between two parts of a body ...
 UPLOAD_SECONDS = 600  # ... and for all of them
@@ -104,7 +104,7 @@ class Gate:
         if method == "POST" and path == f"{_API}/upload":
             return await self._upload(request)
         if method == "POST" and path == f"{_API}/queue/join":
-            return self._pass(await self._question(request))
+            return self._pass(await self._event(request))
         if method in ("GET", "HEAD") and path.startswith(f"{_API}/file="):
             return self._file(path.partition("=")[2])
         if (method == "GET" or (method == "HEAD" and path == "/")) and _PASSED.fullmatch(path):
@@ -184,31 +184,28 @@ class Gate:
             content_disposition_type="inline" if shown else "attachment",
         )
 
-    async def _question(self, request: Request) -> bytes:
-        """The body of a question, or of another event on the page, written anew."""
+    async def _event(self, request: Request) -> bytes:
+        """The body of an event on the page, such as a click on a button, rewritten."""
         if not request.headers.get("content-type", "").startswith("application/json"):
             raise HTTPException(415, "Expected application/json")
-        parts = [
-            part async for part in read_body(request, MAX_QUESTION_BYTES, BODY_SECONDS, "The question is too long")
-        ]
+        parts = [part async for part in read_body(request, MAX_EVENT_BYTES, BODY_SECONDS, "The request is too long")]
         try:
-            question = json.loads(b"".join(parts))
-            return json.dumps(self._rewrite(question)).encode()
+            return json.dumps(self._rewrite(json.loads(b"".join(parts)))).encode()
         except (ValueError, KeyError, TypeError, RecursionError) as error:  # JSON's errors are ValueErrors
-            raise HTTPException(400, "The question is malformed") from error
+            raise HTTPException(400, "The request is malformed") from error
 
-    def _rewrite(self, question: dict[str, Any]) -> dict[str, Any]:
-        """A question with nothing but what its event takes; raises ValueError, KeyError or TypeError if malformed."""
-        index, session = question["fn_index"], question["session_hash"]
+    def _rewrite(self, event: dict[str, Any]) -> dict[str, Any]:
+        """An event with nothing but what its handler takes; raises ValueError, KeyError or TypeError if malformed."""
+        index, session = event["fn_index"], event["session_hash"]
         if type(index) is not int or not _SESSION.fullmatch(session):
-            raise ValueError(question)
-        event = self._page.fns[index]
-        data = [self._value(component, value) for component, value in zip(event.inputs, question["data"], strict=True)]
-        trigger = question.get("trigger_id")
+            raise ValueError(event)
+        handler = self._page.fns[index]
+        data = [self._value(component, value) for component, value in zip(handler.inputs, event["data"], strict=True)]
+        trigger = event.get("trigger_id")
         rewritten = {"fn_index": index, "session_hash": session, "data": data, "event_data": None}
-        rewritten["trigger_id"] = trigger if trigger in {target for target, _ in event.targets} else None
-        if any(name == "select" for _, name in event.targets):
-            rewritten["event_data"] = {"index": _number(question["event_data"]["index"]), "value": None}
+        rewritten["trigger_id"] = trigger if trigger in {target for target, _ in handler.targets} else None
+        if any(name == "select" for _, name in handler.targets):
+            rewritten["event_data"] = {"index": _number(event["event_data"]["index"]), "value": None}
         return rewritten
 
     def _value(self, component: Any, value: Any) -> Any:

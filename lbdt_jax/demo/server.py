@@ -128,7 +128,7 @@ class _Connection(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Tells the running question, too, when the server stops."""
+    """Sets an event as soon as it is asked to stop, which ends the running request."""
 
     def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
         super().__init__(config)

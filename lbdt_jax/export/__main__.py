@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def without_home(path: Path) -> Path:
-    """The path, with ~ for the home folder, whose name is nobody else's business."""
+    """The path, with ~ for the home folder, since exports are shared and its name is private."""
     home = Path(os.path.expanduser("~"))
     return Path("~", path.relative_to(home)) if path.is_relative_to(home) else path
 

@@ -53,7 +53,7 @@ def translate(
 
 
 def run(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, arguments: Sequence[Value]) -> list[Value]:
-    """Translates all equations; returns the values of the outputs."""
+    """Translates all equations; returns the values of the outputs. Raises UnsupportedOperationError."""
     constants = [np.asarray(x) for x in getattr(jaxpr, "consts", ())]
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
@@ -71,9 +71,9 @@ def run(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, arguments: Sequence[Value]) ->
 
 
 def translate_equation(graph: Graph, equation: Equation, inputs: list[Value]) -> list[Value]:
-    """The values of one equation's outputs."""
+    """The values of one equation's outputs. Raises UnsupportedOperationError if there is no rule for it."""
     name, params = equation.primitive.name, equation.params
-    if name == "platform_index":  # of jax.lax.platform_dependent; its default is what is plain
+    if name == "platform_index":  # of jax.lax.platform_dependent; the default is the plain implementation
         if None not in params["platforms"]:
             raise UnsupportedOperationError("a choice between platforms without a default")
         return [np.asarray(params["platforms"].index(None), np.int32)]

@@ -36,7 +36,7 @@ class Tensor:
     shape: Shape
 
 
-Value: TypeAlias = Tensor | np.ndarray  # computed by the graph, or known already
+Value: TypeAlias = Tensor | np.ndarray  # computed by the graph, or known when it is built
 Equation: TypeAlias = Any  # jax.extend.core.JaxprEqn, whose types do not say that values have shapes
 
 
@@ -72,7 +72,7 @@ class Graph:
         return outputs
 
     def name(self, value: Value) -> str:
-        """The name of a value in the graph. What is known becomes a constant, equal ones a single one."""
+        """The name of a value in the graph. Known values become constants, one for all that are equal."""
         if isinstance(value, Tensor):
             return value.name
         key = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
@@ -94,13 +94,21 @@ class Graph:
         return self.emit("Concat", dims, (len(shape),), axis=0)
 
     def dimension(self, dim: Any) -> Tensor:
-        """The length of an axis with a symbolic dimension, int64 (1,)."""
+        """The length of an axis with a symbolic dimension, int64 (1,).
+
+        Raises:
+          UnsupportedOperationError: no input has such a dimension.
+        """
         if str(dim) not in self.dimensions:
             raise UnsupportedOperationError(f"an axis of length {dim}")
         return self.dimensions[str(dim)]
 
     def reshape(self, value: Value, shape: Shape) -> Value:
-        """The value in another shape, in which at most one symbolic dimension has changed its place or size."""
+        """The value in another shape.
+
+        Raises:
+          UnsupportedOperationError: more than one symbolic dimension has changed its place or size.
+        """
         if value.shape == shape:
             return value
         if not isinstance(value, Tensor) and not any(map(is_symbolic_dim, shape)):

@@ -15,7 +15,7 @@ from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.export.programs import flat_weights, make_programs
 from lbdt_jax.export.stablehlo import describe_arrays
 
-#: Of a protocol buffer, which an ONNX file is.
+#: Limit for a protocol buffer, which an ONNX file is.
 MAX_BYTES = 2**31 - 2**20
 
 

@@ -1,4 +1,7 @@
-"""How each JAX primitive that the network has is written as ONNX operations."""
+"""How each JAX primitive that the network has is written as ONNX operations.
+
+A rule raises UnsupportedOperationError for a form of its primitive that it does not translate.
+"""
 
 from __future__ import annotations
 
@@ -128,8 +131,8 @@ def gather(graph: Graph, equation: Equation, x: Value, indices: Value) -> Value:
         y = graph.emit("Gather", [x, indices], (*x.shape[:first], *indices.shape, *x.shape[first + 1 :]), axis=first)
         # ONNX puts the axes of the indices where the axis was.
         order = [*range(first), *range(first + len(index_axes), rank), *range(first, first + len(index_axes))]
-        places = dict(zip([*numbers.offset_dims, *index_axes], order, strict=True))
-        return graph.transpose(y, [places[axis] for axis in range(rank)])
+        source_of = dict(zip([*numbers.offset_dims, *index_axes], order, strict=True))
+        return graph.transpose(y, [source_of[axis] for axis in range(rank)])
     if isinstance(indices, Tensor) or [*axes] != index_axes:
         raise UnsupportedOperationError("gather along several axes")
     for position, axis in enumerate(axes):
@@ -282,7 +285,7 @@ BROADCASTING = {
     "tanh": "Tanh",
 }
 
-#: Rules that need no axis at full length.
+#: Rules whose inputs may have length 1 along axes that JAX has broadcast.
 LAZY = {"broadcast_in_dim", "convert_element_type", "erfc", "integer_pow", "rsqrt", "square"}
 
 #: Primitive -> what translates it: (graph, equation, inputs) -> output, or a list of them.

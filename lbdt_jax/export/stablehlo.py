@@ -25,7 +25,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 #: Program -> its file. The names are older than the method `segment`, and stay for scripts that read them.
 FILES = {"encode": "encode.jax", "segment": "answer.jax"}
 
-#: Of a program, without weights a few MB, and of model.json, a few kB.
+#: Limits for a program, which has a few MB without weights, and for model.json, which has a few kB.
 MAX_PROGRAM_BYTES, MAX_JSON_BYTES = 256 * 2**20, 2**20
 
 #: How much newer than the exporting jaxlib one may be: https://docs.jax.dev/en/latest/export/export.html

@@ -1,4 +1,4 @@
-"""Video files, decoded by FFmpeg: which formats and which stream, and going on behind what is damaged."""
+"""Video files, read by FFmpeg: which formats and which stream, and how reading goes on after damaged parts."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def choose_stream(container: InputContainer, path: Path) -> Any:
     Raises:
       UserError: there is none, or its frames are too large.
     """
-    films = [stream for stream in container.streams.video if not stream.disposition & _COVERS]
-    if films and not any(stream.codec_context for stream in films):
+    streams = [stream for stream in container.streams.video if not stream.disposition & _COVERS]
+    if streams and not any(stream.codec_context for stream in streams):
         raise UserError(f"{path} has video of a codec that FFmpeg does not know.")
-    films = [stream for stream in films if stream.codec_context]
-    if not films:
+    streams = [stream for stream in streams if stream.codec_context]
+    if not streams:
         found = ["a cover picture" if stream.type == "video" else stream.type for stream in container.streams]
         raise UserError(f"{path} has no video stream, only {', '.join(found) or 'no stream at all'}.")
 
@@ -81,7 +81,7 @@ def choose_stream(container: InputContainer, path: Path) -> Any:
         is_default = bool(stream.disposition & Disposition.default)
         return pixels > 0, stream.frames != 1, codec.name not in _PICTURE_CODECS, is_default, pixels
 
-    stream: Any = max(films, key=rank)  # the first of equals
+    stream: Any = max(streams, key=rank)  # the first of equals
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MAX_PIXELS:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Decodes a video stream: whole frames only, at times without jumps, going on behind what is damaged."""
+"""Decodes a video stream: whole frames only, at times without jumps, going on after damaged parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LISTED = 10  # damaged places, in a message
 
 
 class Decoder:
-    """Decodes a video stream, and goes on with the next whole frame behind what is damaged.
+    """Decodes a video stream, and goes on with the next whole frame after a damaged part.
 
     A frame that refers to a damaged one shows its damage, so that all frames up to the next key frame are left out. If
     no key frame follows in the whole file, those that FFmpeg takes for whole are used.
@@ -74,7 +74,7 @@ class Decoder:
         self._latest_pts = -math.inf
         self._waiting = False  # for a key frame
         self._suspect_pts: int | None = None  # of the last packet that is not whole
-        self._unhealed = False  # there was none
+        self._no_key_frame = False  # none follows the last damage
         self._damaged = False  # since the last whole frame
         self._damaged_pts: int | None = None
 
@@ -114,8 +114,8 @@ class Decoder:
                 stamps = [packet.pts for packet in packets if packet and packet.pts is not None]
                 self._sound_seconds = np.array(stamps, float) * float(fraction(sound.time_base) if sound else 1)
         start, end = float(self._last_pts * self._time_base), float(pts * self._time_base)
-        heard = self._sound_seconds[(self._sound_seconds > start) & (self._sound_seconds < end)]
-        return len(np.unique(heard.astype(int))) > (end - start) / 2
+        between = self._sound_seconds[(self._sound_seconds > start) & (self._sound_seconds < end)]
+        return len(np.unique(between.astype(int))) > (end - start) / 2
 
     def remarks(self, frames_in_header: int) -> list[str]:
         """What the user should know of the frames decoded so far."""
@@ -125,7 +125,7 @@ class Decoder:
         if self._timeline.jumps:
             remarks.append(
                 f"{self._path}: time stamps jump or begin anew {self._timeline.jumps} times, as in joined recordings. "
-                "What follows a jump is placed right behind what is before it."
+                "What follows a jump is placed right after what comes before it."
             )
         if self.end is not None and self._frames:
             remarks += self._describe_truncation(frames_in_header, self.end)
@@ -143,7 +143,7 @@ class Decoder:
         left_out = max(self._left_out, gaps)
         frames = f"{left_out} frame{'s' * (left_out > 1)}, broken or based on broken ones"
         message = f"{self._path} is damaged: left out {frames}, from {listed}. All others keep their times."
-        if self._unhealed and self._damaged_places[-1][1] is not None:
+        if self._no_key_frame and self._damaged_places[-1][1] is not None:
             message += " No key frame follows the last place: what does may show traces of the damage."
         return message
 
@@ -225,4 +225,4 @@ class Decoder:
                 keys = (number for number, packet in enumerate(packets) if packet and packet.is_keyframe)
                 self._last_key = max(keys, default=0)
         self._waiting = self._number < self._last_key
-        self._unhealed = not self._waiting
+        self._no_key_frame = not self._waiting

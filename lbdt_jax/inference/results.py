@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from pycocotools import mask as coco_mask
 from input_pipeline.coco_masks import check_rle
 from input_pipeline.errors import UserError
 from input_pipeline.files import check_regular_file, open_regular_file, read_limited
-from lbdt_jax.cli import lock, remove_unfinished, write_json
+from lbdt_jax.cli import lock, remove_unfinished, unfinished_files, write_json
 
 _MAX_SETTINGS = 2**24  # bytes of settings.json; a command line has at most 2 MB
 _MAX_LINE = 2**26  # bytes of a line of masks.jsonl; the most intricate mask of 4096 x 2304 pixels has 10 MB
@@ -94,7 +93,7 @@ class PredictionStore:
     def resume(self, settings: Mapping[str, Any]) -> bool:
         """Continues a prediction with the same settings. An incomplete last frame is removed.
 
-        A run that was killed before it had written its settings is begun anew.
+        A run that was killed before it had written its settings is started again.
 
         Returns:
           Whether the prediction was finished.
@@ -168,20 +167,13 @@ class PredictionStore:
 
     # -- Beginning
 
-    def _leftovers(self) -> list[Path]:
-        """What a run that was killed before it had written its settings leaves in the folder."""
-        files = (path for path in self.folder.iterdir() if path.is_file() and not path.is_symlink())
-        return [
-            path
-            for path in files
-            if re.fullmatch(r"\.settings\.json\.\d+", path.name)
-            or (path == self._masks_file and not path.stat().st_size)
-        ]
-
     def _was_killed_at_once(self) -> bool:
+        """Whether the folder holds nothing but what a run leaves that was killed before it had written its settings."""
         if not self.folder.is_dir() or os.path.lexists(self._settings_file):
             return False
-        leftovers = self._leftovers()
+        leftovers, masks = unfinished_files(self.folder, r"settings\.json"), self._masks_file
+        if masks.is_file() and not masks.is_symlink() and not masks.stat().st_size:
+            leftovers.append(masks)
         return bool(leftovers) and len(leftovers) == len([*self.folder.iterdir()])
 
     def _check_empty(self) -> None:

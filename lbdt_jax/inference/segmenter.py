@@ -219,7 +219,8 @@ class Segmenter:
           scores: (T, S) float32 in [0, 1], see `Segmentation`.
 
         Raises:
-          UserError: a frame has another type or shape, or the model knows no word of a sentence.
+          UserError: there is no frame, or one has another type or shape; the model knows no word of a sentence; or the
+            rate is out of range.
         """
         rate = self.checkpoint.config.frame_rate if rate is None else rate
         if not (isinstance(rate, int | float | np.integer | np.floating) and 0 < rate < MAX_RATE):
@@ -332,14 +333,14 @@ class Segmenter:
 
 
 def check_sentences(sentences: Sequence[str]) -> None:
-    """Raises UserError if this is anything but texts in an order, at least one."""
+    """Raises UserError unless this is an ordered collection of strings, at least one."""
     ordered = isinstance(sentences, Collection) and not isinstance(sentences, str | Set | Mapping)
     if not ordered or not len(sentences) or not all(isinstance(text, str) for text in sentences):
         raise UserError(f"Expected a list of sentences, got {reprlib.repr(sentences)}.")
 
 
 def iterate_frames(frames: Iterable[Item]) -> Iterator[Item]:
-    """Raises UserError if this is no sequence of anything."""
+    """An iterator over frames. Raises UserError if they can't be iterated over."""
     try:
         return iter(frames)
     except TypeError as error:
@@ -347,7 +348,11 @@ def iterate_frames(frames: Iterable[Item]) -> Iterator[Item]:
 
 
 def copy_frame(frame: np.typing.ArrayLike, index: int) -> np.ndarray:
-    """A frame as an array of its own, since decoders may fill the same one again. Raises UserError if it is none."""
+    """A frame as an array of its own, of any shape and dtype: decoders may fill the same array again.
+
+    Raises:
+      UserError: it is no array; `index` is that of the frame, for the message.
+    """
     try:
         return np.array(frame)
     except (TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from lbdt_jax.inference.timeline import Timeline
 
 _RATE = 48_000  # samples per second, in stereo
 _FRAME = 1024  # samples that AAC encodes at once
-_TOLERANCE = _RATE // 20  # time stamps may differ by so many samples from the sound before it
+_TOLERANCE = _RATE // 20  # time stamps may differ by this many samples from the sound before it
 
 
 class Sound:

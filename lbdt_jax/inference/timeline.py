@@ -9,12 +9,12 @@ class Timeline:
     """Places frames, or pieces of sound, one after the other. All times are in the unit of the stream.
 
     Time stamps are kept but for a constant offset, so frames may be any distance apart. Where they begin anew, as in
-    joined recordings, and where they jump ahead, what follows is placed directly behind what came before.
+    joined recordings, and where they jump ahead, what follows is placed directly after what came before.
 
     Args:
       step: the usual duration of a frame, at least 1.
-      longest_gap: the time stamps may leave out this much before it is taken for a jump. A frame that is itself said to
-        last longer leaves no gap.
+      longest_gap: a longer gap between time stamps counts as a jump. A frame whose own duration is longer leaves no
+        gap.
       latest_start: the first frame may be shown this late; if its time stamp is later or negative, it is shown at 0.
 
     Attributes:

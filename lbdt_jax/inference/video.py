@@ -1,4 +1,4 @@
-"""Opens clips, video files, moving pictures and folders of pictures alike, and writes H.264."""
+"""Opens clips (video files, moving pictures or folders of pictures), and writes H.264."""
 
 from __future__ import annotations
 

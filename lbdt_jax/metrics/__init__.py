@@ -34,7 +34,7 @@ PROTOCOLS = {
     "standard": 'Protocol "standard": original resolution, untouched masks (percent)',
     "per_expression": "Per expression: J and F of every sentence by itself, as newer papers report (percent)",
     "all_expressions": "MeViS over all expressions, those without a target included (percent)",
-    "gres": "GRES: original resolution; a right empty answer counts 1, a wrong one 0 (percent)",
+    "gres": "GRES: original resolution; a right empty prediction counts 1, a wrong one 0 (percent)",
 }
 _COLUMNS = {
     "coco_map": "COCO mAP",
@@ -60,7 +60,7 @@ def format_table(groups: Mapping[str, Mapping[str, Any]], published: Iterable[tu
     Args:
       groups: name of a group of samples ("all", then each tier) -> {"samples": their number, "paper": the result of
         `PaperScores.compute`, "standard": that of `StandardScores.compute` or `MatchedScores.compute`,
-        "per_expression" and "all_expressions": {"j", "f", "j_and_f"}}. Missing protocols and measures are left out.
+        and the other keys of PROTOCOLS: their measures}. Missing protocols and measures are left out.
       published: (protocol, measure, score) to print below the first group of that protocol, with the differences.
 
     Returns:

@@ -18,7 +18,7 @@ CONVNEXTS = {
 }
 
 _init = nn.initializers.truncated_normal(0.02)
-#: Of every LayerNorm.
+#: Epsilon of every LayerNorm.
 EPSILON = 1e-6
 
 
@@ -26,6 +26,9 @@ class ConvNeXtBlock(nn.Module):
     """Depthwise 7x7 convolution, LayerNorm, and two linear layers with a GELU between them, added to the input.
 
     Published training also drops whole blocks at random (stochastic depth); this code does not.
+
+    Attributes:
+      width: channels of input and output.
     """
 
     width: int
@@ -53,7 +56,14 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXtStage(nn.Module):
-    """One of res2..res5: LayerNorm and a 2x2 convolution at stride 2, except in res2, then `length` blocks."""
+    """One of res2..res5: LayerNorm and a 2x2 convolution at stride 2, except in res2, then blocks.
+
+    Attributes:
+      length: number of blocks.
+      width: channels of the output.
+      downsampled: False for res2.
+      rematerialise: see LBDT.
+    """
 
     length: int
     width: int

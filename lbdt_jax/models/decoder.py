@@ -13,7 +13,11 @@ from lbdt_jax.models.types import Array
 
 
 class Decoder(nn.Module):
-    """The sum of one stream's four ResNet stages, each convolved and upsampled to stride 4."""
+    """The sum of one stream's four ResNet stages, each convolved and upsampled to stride 4.
+
+    Attributes:
+      width: channels of the sum.
+    """
 
     width: int
     norm_axis_name: str | None = None
@@ -24,11 +28,13 @@ class Decoder(nn.Module):
         self.res2_branch, self.res3_branch, self.res4_branch, self.res5_branch = conv(), conv(), conv(), conv()
 
     def high_resolution_features(self, res2: Array, res3: Array, train: bool) -> Array:
-        """The sum over res2 and res3, which don't depend on the sentence, (B, H/4, W/4, width)."""
+        """res2 (B, H/4, W/4, C) and res3 (B, H/8, W/8, 2C), which don't depend on the sentence -> their sum
+        (B, H/4, W/4, width)."""
         return self.res2_branch(res2, train) + upsample_and_sum([(self.res3_branch(res3, train), 2)])
 
     def __call__(self, high_resolution_features: Array, res4: Array, res5: Array, train: bool) -> Array:
-        """The sum over all four stages, (B, H/4, W/4, width)."""
+        """`high_resolution_features`, res4 (B, H/16, W/16, 4C) and res5 (B, H/32, W/32, 8C) -> the sum over all four
+        stages (B, H/4, W/4, width)."""
         low_resolution = [(self.res4_branch(res4, train), 4), (self.res5_branch(res5, train), 8)]
         return high_resolution_features + upsample_and_sum(low_resolution)
 
@@ -70,7 +76,11 @@ class BilateralChannelActivation(nn.Module):
 
 
 class Head(nn.Module):
-    """Four convolutions and a projection to one logit per pixel."""
+    """Four convolutions and a projection to one logit per pixel.
+
+    Attributes:
+      width: channels of the input and of the convolutions.
+    """
 
     width: int
     norm_axis_name: str | None = None

@@ -18,7 +18,13 @@ from lbdt_jax.models.types import Array
 
 
 class LanguageBridge(nn.Module):
-    """One layer: words gather features from the source stream, and the target stream gathers them from the words."""
+    """One layer: words gather features from the source stream, and the target stream gathers them from the words.
+
+    Attributes:
+      width: channels of pixels and words.
+      heads: of the attention, a divisor of `width`.
+      dropout: rate on the attention weights, the branches and the hidden units of the feed-forward network.
+    """
 
     width: int
     heads: int

@@ -90,8 +90,13 @@ class LBDT(nn.Module):
         return self.encode_normalized(frame, motion, train)
 
     def encode_normalized(self, frame: Array, motion: Array, train: bool = False) -> FramePairFeatures:
-        """`encode` for what both streams read, (B, H, W, 3) floats: normalized frames, and their absolute differences
-        from the earlier ones."""
+        """`encode` for what the two streams read.
+
+        Args:
+          frame: (B, H, W, 3) floats, normalized, for the spatial stream.
+          motion: (B, H, W, 3) floats, their absolute difference from the earlier frames, for the temporal stream.
+          train: whether batch statistics are active.
+        """
         spatial_res2, spatial_res3, spatial_res4 = self.spatial_stream.stem_to_res4(frame, train)
         temporal_res2, temporal_res3, temporal_res4 = self.temporal_stream.stem_to_res4(motion, train)
         spatial_reduced, temporal_reduced = None, None

@@ -60,7 +60,15 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """One of res2..res5: `length` blocks, the first of which changes resolution and channels."""
+    """One of res2..res5: blocks, the first of which changes resolution and channels.
+
+    Attributes:
+      length: number of blocks.
+      width: channels of the 3x3 convolutions, see ResidualBlock.
+      stride: of the first block.
+      bottleneck: the kind of block, see ResidualBlock.
+      rematerialise: see LBDT.
+    """
 
     length: int
     width: int

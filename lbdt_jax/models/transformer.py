@@ -65,7 +65,12 @@ class TransformerConfig:
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and a feed-forward network, each added to its input and then normalized."""
+    """Self-attention and a feed-forward network, each added to its input and then normalized.
+
+    Attributes:
+      config: of the transformer.
+      dropout: rate in training.
+    """
 
     config: TransformerConfig
     dropout: float

@@ -369,6 +369,6 @@ def test_frames_and_masks_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest
     raw = write_refer_youtube_vos(tmp_path / "rvos")
     for module, reason in ((raw_files, "the frame can't be read"), (video_folders, "the mask can't be read")):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "MAX_IMAGE_PIXELS", 48 * 64 - 1)
+            patch.setattr(module, "MAX_PIXELS", 48 * 64 - 1)
             pairs, skipped = read_all(ReferYouTubeVOS(raw), NEW)
         assert pairs == [] and reason in {item.reason for item in skipped}

@@ -61,8 +61,8 @@ class Visit:
         return self.request("POST", UPLOAD, files={"files": (name, content)}, **arguments)
 
     def ask(self, clip: Any, text: Any = "the dog", **more: Any) -> httpx.Response:
-        question = {"fn_index": SEGMENT, "session_hash": SESSION, "data": [clip, text, None], **more}
-        return self.request("POST", JOIN, content=json.dumps(question), headers={"content-type": "application/json"})
+        event = {"fn_index": SEGMENT, "session_hash": SESSION, "data": [clip, text, None], **more}
+        return self.request("POST", JOIN, content=json.dumps(event), headers={"content-type": "application/json"})
 
     def files(self) -> list[Path]:
         return [path for path in self.storage.root.rglob("*") if path.is_file()]
@@ -133,16 +133,16 @@ def test_of_all_routes_of_gradio_the_page_needs_eight(visit: Visit, blocks: gr.B
     assert {method for method, path in passed} == {"GET", "HEAD"} and ("HEAD", "/theme.css") not in passed
 
 
-def test_questions_are_written_anew(visit: Visit) -> None:
+def test_events_are_rewritten(visit: Visit) -> None:
     clip = visit.upload().json()[0]
     sent = {"path": clip, "url": "http://10.0.0.1/", "orig_name": "../x", "is_stream": True, "meta": {"_type": "x"}}
     more = {"event_data": {"a": 1}, "trigger_id": 10**6, "batched": True, "oauth_token": "x", "simple_format": True}
     headers_sent = {"cookie": "a=b", "x-forwarded-host": "evil.example", "authorization": "x"}
     assert visit.ask(sent, **more).text == "passed"
-    scope, question = visit.reached[-1]
+    scope, event = visit.reached[-1]
     data = [{"path": clip, "orig_name": "a.mp4", "meta": {"_type": "gradio.FileData"}}, "the dog", None]
     expected = {"fn_index": SEGMENT, "session_hash": SESSION, "data": data, "event_data": None, "trigger_id": None}
-    assert question == expected
+    assert event == expected
     visit.request("GET", "/?deep_link=x&__theme=dark", headers=headers_sent)
     assert {name for name, _ in visit.reached[-1][0]["headers"]} <= {b"host", b"accept", b"accept-encoding"}
     assert visit.reached[-1][0]["query_string"] == b""
@@ -159,7 +159,7 @@ def test_no_clip_comes_from_elsewhere(visit: Visit, path: str) -> None:
     assert not visit.reached
 
 
-def test_malformed_questions(visit: Visit) -> None:
+def test_malformed_events(visit: Visit) -> None:
     good = {"fn_index": SEGMENT, "session_hash": SESSION, "data": [None, "a", None]}
     bodies = ["", "[]", "{", "null", "[" * 10000, "\ud800".encode("utf-8", "surrogatepass"), b"\xff"]
     changes: list[dict[str, Any]] = [{"fn_index": index} for index in (99, True, "1", None, [])]
@@ -176,7 +176,7 @@ def test_malformed_questions(visit: Visit) -> None:
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"):
         response = visit.request("POST", JOIN, content=json.dumps(good), headers={"content-type": content_type})
         assert response.status_code == 415
-    assert visit.ask(None, "a" * gate.MAX_QUESTION_BYTES).status_code == 413
+    assert visit.ask(None, "a" * gate.MAX_EVENT_BYTES).status_code == 413
     assert not visit.reached and not visit.files()
 
 

@@ -366,7 +366,7 @@ def test_the_command_reports_errors(server: Server, fault: str) -> None:
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_a_hang_up_ends_the_running_question_and_deletes_all_files(tmp_path: Path) -> None:
+def test_a_hang_up_ends_the_running_request_and_deletes_all_files(tmp_path: Path) -> None:
     running = Server(tmp_path)
     clip = write_clip(tmp_path / "long.mp4", range(48))
     body = b'--b\r\ncontent-disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n%s'
@@ -379,9 +379,9 @@ def test_a_hang_up_ends_the_running_question_and_deletes_all_files(tmp_path: Pat
     whole = body % clip.read_bytes() + b"\r\n--b--\r\n"
     del headers["Content-Length"]
     (path,) = json.loads(post(running, "upload", whole, headers))
-    question = {"fn_index": 2 if SCREENSHOT["CHECKPOINT"] else 1, "session_hash": "a"}
-    question["data"] = [{"path": path}, "the red dog\n" * 7, None]
-    post(running, "queue/join", json.dumps(question).encode(), {"Content-Type": "application/json"})
+    event = {"fn_index": 2 if SCREENSHOT["CHECKPOINT"] else 1, "session_hash": "a"}
+    event["data"] = [{"path": path}, "the red dog\n" * 7, None]
+    post(running, "queue/join", json.dumps(event).encode(), {"Content-Type": "application/json"})
     started = monotonic()
     while not list(running.temporary.rglob("masks.jsonl")):
         assert monotonic() - started < TIMEOUT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import UserError
-from lbdt_jax.cli import lock
+from lbdt_jax.cli import atomic_write, lock
 from lbdt_jax.inference.results import PredictionStore
 
 SETTINGS = {"text": ("the dog", "a cat"), "every": 1, "end": None}
@@ -189,8 +190,10 @@ def test_a_complete_run_is_checked(killed_run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("begin", [PredictionStore.create, PredictionStore.resume])
 def test_a_run_that_was_killed_at_once_is_begun_anew(tmp_path: Path, begin: Callable[..., object]) -> None:
-    (tmp_path / "masks.jsonl").touch()
-    (tmp_path / ".settings.json.12").write_text('{"text"')
+    with contextlib.suppress(KeyboardInterrupt), atomic_write(tmp_path / "settings.json") as unfinished:
+        raise KeyboardInterrupt  # to learn its name, which a killed process leaves behind
+    for path in (tmp_path / "masks.jsonl", unfinished, tmp_path / ".settings.json.12"):  # the last of earlier versions
+        path.write_text("" if path.name == "masks.jsonl" else '{"text"')
     assert not begin(PredictionStore(tmp_path, 2), SETTINGS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.jsonl", "settings.json"]
 
