@@ -9,7 +9,7 @@ The small counterpart of configs/refcoco.py: 3,000 images of other scenes than t
 about colors, kinds, sizes and positions, none about motion.
 
 Cost: 2,868 steps, six minutes on one core of Zen 4.
-Result: see docs/data.md, "Pre-training on made-up images".
+Result: see docs/experiments.md, "Pre-training on made-up images".
 """
 
 from ml_collections import ConfigDict

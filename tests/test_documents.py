@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from paths import ROOT
 
@@ -35,11 +36,22 @@ def flags_of(path: str) -> set[str]:
     return {*defined, *(["config"] if "define_config_flag(" in text else [])}
 
 
-def test_relative_links_lead_to_files() -> None:
+def anchors(document: Path) -> set[str]:
+    """Those that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_relative_links_lead_to_files_and_headings() -> None:
     links = [(file, link) for file in DOCUMENTS for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text())]
     assert len(links) > 30
     local = [(file, link) for file, link in links if not re.match(r"https://[\w.-]+/", link)]
-    missing = [f"{file.name}: {link}" for file, link in local if not (file.parent / link.partition("#")[0]).exists()]
+    missing = []
+    for file, link in local:
+        name, _, anchor = link.partition("#")
+        target = file.parent / name if name else file
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(f"{file.name}: {link}")
     assert not missing
 
 
