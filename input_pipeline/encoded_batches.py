@@ -111,19 +111,20 @@ def _groups_of(
     config: ConfigDict, dataset: TrainingDataset, number: int, steps: int, first_step: int, own_slots: range
 ) -> Iterator[tuple[_Record, list[int]]]:
     """Yields what a dataset puts into a process's slots: records, each with the indices of K of its sentences."""
+    # A use counts the groups that the dataset has contributed since the training began, over all passes through it.
     slots, per_epoch = config.batch_size // config.sentences_per_frame, len(dataset.positions)
     epoch, step = divmod(first_step, steps)
     first_use = epoch * per_epoch + int(np.searchsorted(dataset.positions, step * slots))
     own_seed = [int.from_bytes(hashlib.sha256(dataset.name.encode()).digest()[:8], "little")] if dataset.name else []
-    for completed in itertools.count(first_use // dataset.groups):  # passes
-        uses = np.arange(completed * dataset.groups, (completed + 1) * dataset.groups)
+    for pass_number in itertools.count(first_use // dataset.groups):
+        uses = np.arange(pass_number * dataset.groups, (pass_number + 1) * dataset.groups)
         slot_of_use = dataset.positions[uses % per_epoch] % slots
         order = sample_order(
             dataset.sentence_counts,
             config.sentences_per_frame,
             slot_of_use,
             config.shuffle_buffer,
-            (config.seed % 2**64, completed, *own_seed),
+            (config.seed % 2**64, pass_number, *own_seed),
             config.sentences_per_epoch,
         )
         own = (uses >= first_use) & (slot_of_use >= own_slots.start) & (slot_of_use < own_slots.stop)
@@ -133,7 +134,7 @@ def _groups_of(
         kept: dict[int, _Record] = {}
         for record, sentences in zip(records, order.sentences[own].tolist(), strict=True):
             read = partial(dataset.source.read, record)
-            group = kept.setdefault(record, _Record(read, number, completed, dataset.name)), sentences
+            group = kept.setdefault(record, _Record(read, number, pass_number, dataset.name)), sentences
             remaining[record] -= 1
             if not remaining[record]:
                 del kept[record]

@@ -2,7 +2,16 @@
 
 A batch has a fixed number of slots, one for each group of `sentences_per_frame` sentences. Each slot draws its groups
 from its own part of the records, and a process fills a fixed range of slots. It therefore reads only the records of its
-own slots, while the batches do not depend on the number of processes.
+own slots, while the batches do not depend on the number of processes. For example, with batch_size=4,
+sentences_per_frame=1, two processes, and records a to f of two sentences each:
+
+              step 0   step 1   step 2
+    slot 0      a1       b2       a2      process 0 reads a, b and c
+    slot 1      c2       b1       c1
+    slot 2      e1       d2       d1      process 1 reads d, e and f
+    slot 3      f1       e2       f2
+
+A position counts the slots of an epoch, step by step: a1 is at position 0, c2 at 1, b2 at 4.
 
 Several datasets in one training share the slots of an epoch by `epoch_positions`.
 """
