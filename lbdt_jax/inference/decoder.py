@@ -23,6 +23,7 @@ from lbdt_jax.inference.timeline import Timeline
 
 _LONGEST_GAP = 3600  # seconds without a frame and without sound; a longer one is a jump of the time stamps
 _LONGEST_GAP_IN_STREAMS = 10  # in formats where jumps are usual
+_LONGEST_DELAY = 16  # frames that a decoder may hold back
 _LISTED = 10  # damaged places, in a message
 
 
@@ -76,17 +77,19 @@ class Decoder:
         self._suspect_pts: int | None = None  # of the last packet that is not whole
         self._unhealed = False  # there was none
         self._damaged = False  # since the last whole frame
-        self._damaged_pts: int | None = None
+        self._damaged_pts: int | None = None  # of the first frame since then that is damaged
+        self._last_damaged_pts: int | None = None
 
     def __iter__(self) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields (time in units of time_base, frame) of the whole frames in display order."""
         for frame in self._whole_frames():
             before = self._timeline.end
-            if self._damaged and not self._frames and self._damaged_pts is not None:
+            behind_damage = self._damaged and not self._precedes(frame.pts, self._damaged_pts)
+            if behind_damage and not self._frames and self._damaged_pts is not None:
                 self._timeline.place(self._damaged_pts)
             stamp = frame.dts if self._by_dts else frame.pts
             time = self._timeline.place(stamp, frame.duration, self._damaged or self._sound_goes_on(frame.pts))
-            if self._damaged:
+            if behind_damage:
                 self._damaged_places.append((before, time))
                 self._damaged, self._damaged_pts = False, None
             if frame.pts is not None:
@@ -96,12 +99,21 @@ class Decoder:
             self._frames += 1
             self.start = self._timeline.start
             yield time, frame
-        # FFmpeg may drop the last frames without an error.
-        comparable = self._last_pts is not None and not self._timeline.jumps and not self._by_dts
-        if self._damaged or (comparable and self._latest_pts - (self._last_pts or 0) > 0.75 * self._step):
+        if self._damaged or self._ends_early():
             self._left_out += not self._damaged
             self._damaged_places.append((self._timeline.end, None))
         self.end = self._timeline.end
+
+    def _precedes(self, pts: int | None, later_pts: int | None) -> bool:
+        """Whether a frame is shown before what FFmpeg read before it gave the frame: it holds frames back."""
+        if pts is None or later_pts is None:
+            return False
+        return later_pts - _LONGEST_DELAY * self._step <= pts < later_pts
+
+    def _ends_early(self) -> bool:
+        """Whether the last frames are missing: FFmpeg may drop them without an error."""
+        comparable = self._last_pts is not None and not self._timeline.jumps and not self._by_dts
+        return comparable and self._latest_pts - (self._last_pts or 0) > 0.75 * self._step
 
     def _sound_goes_on(self, pts: int | None) -> bool:
         """Whether there is sound in most of a long gap before a frame: nothing moved on a screen that was recorded."""
@@ -177,7 +189,8 @@ class Decoder:
                     decoded += threads == "AUTO"
                     yield frame
             else:
-                return
+                if not self._ends_early():
+                    return
 
     def _decode(self, threads: str) -> Iterator[Any]:
         """Yields the frames that FFmpeg gives; of several at once only up to the first damage, and None there."""
@@ -210,13 +223,17 @@ class Decoder:
             self._note_damage(frame.pts)
         elif self._waiting and (not frame.key_frame or frame.pts == self._suspect_pts):
             self._left_out += 1
+        elif self._unhealed and self._precedes(frame.pts, self._last_pts):  # FFmpeg has lost the order of the frames
+            self._left_out += 1
         else:
-            self._waiting = False
+            # A key frame that is shown before the damage is whole, and those behind the damage don't refer to it alone.
+            self._waiting = self._waiting and self._precedes(frame.pts, self._last_damaged_pts)
             return True
         return False
 
     def _note_damage(self, pts: int | None) -> None:
         self._left_out += 1
+        self._last_damaged_pts = pts
         if not self._damaged:
             self._damaged, self._damaged_pts = True, pts
         if self._last_key is None:
