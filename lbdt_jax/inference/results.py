@@ -22,6 +22,7 @@ from input_pipeline.files import check_regular_file, open_regular_file, read_lim
 from lbdt_jax.cli import lock, remove_unfinished, write_json
 
 _MAX_SETTINGS = 2**24  # bytes of settings.json; a command line has at most 2 MB
+_NEW_SETTINGS = ("checkpoint_sha256",)  # runs of earlier versions lack them, and are resumed without a comparison
 _MAX_LINE = 2**26  # bytes of a line of masks.jsonl; the most intricate mask of 4096 x 2304 pixels has 10 MB
 _DIGEST = 65  # bytes of a line of masks.sha256
 
@@ -186,9 +187,9 @@ class PredictionStore:
 
     def _check_empty(self) -> None:
         """Raises UserError if the folder holds more than what a run that was killed at once leaves there."""
-        if not self.folder.exists():
+        if not os.path.lexists(self.folder):
             return
-        if not self.folder.is_dir():
+        if not self.folder.is_dir():  # a file, or a link that leads nowhere
             raise UserError(f"{self.folder} is not a folder. Nothing is overwritten: choose another --output.")
         if any(self.folder.iterdir()) and not self._was_killed_at_once():
             raise UserError(
@@ -239,7 +240,7 @@ class PredictionStore:
         differences = [
             f"{name}: {str(stored.get(name)):.500} there, {value} requested"
             for name, value in json.loads(json.dumps(settings)).items()
-            if stored.get(name) != value
+            if stored.get(name) != value and (name in stored or name not in _NEW_SETTINGS)
         ]
         if differences:
             raise UserError(f"--resume: the run in {self.folder} has other settings.\n  " + "\n  ".join(differences))

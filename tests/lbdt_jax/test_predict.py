@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -139,6 +140,30 @@ def test_killed_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         predict(segmenter, run, output, resume=True)
     with pytest.raises(UserError, match="no run to resume"):
         predict(segmenter, run, tmp_path / "other", resume=True)
+
+
+def test_masks_of_another_model_are_not_resumed(checkpoint_folder: Path, tmp_path: Path) -> None:
+    """A model that was trained anew may have the path and the step of the former one."""
+    model, output = tmp_path / "model", tmp_path / "output"
+    shutil.copytree(checkpoint_folder, model)
+    run = settings(write_clip(tmp_path / "a.mp4", frames=2))
+    predict(Segmenter(load_checkpoint(model)), run, output)
+    stored = json.loads((output / "settings.json").read_text()) | {"finished": False}
+    (output / "settings.json").write_text(json.dumps(stored))
+    predict(Segmenter(load_checkpoint(model)), run, output, resume=True)
+
+    checkpoint = load_checkpoint(model)
+    path = checkpoint.path
+    checkpoint.variables["params"]["head"]["project"]["bias"] += 1
+    shutil.rmtree(path)
+    save_weights(model, checkpoint.variables, checkpoint.config, checkpoint.sentence_encoder, unused={})
+    assert load_checkpoint(model).path == path
+    (output / "settings.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="has other settings.\n  checkpoint_sha256: "):
+        predict(Segmenter(load_checkpoint(model)), run, output, resume=True)
+    # Earlier versions did not write it.
+    (output / "settings.json").write_text(json.dumps({k: v for k, v in stored.items() if k != "checkpoint_sha256"}))
+    predict(Segmenter(load_checkpoint(model)), run, output, resume=True)
 
 
 def test_masks_of_another_video_are_not_resumed(tmp_path: Path) -> None:
@@ -373,6 +398,9 @@ def test_command(checkpoint_folder: Path, tmp_path: Path) -> None:
     [
         (["--checkpoint={folder}", "--output=x"], "No checkpoint in"),
         (["--checkpoint={model}", "--output={folder}/a.mp4/x"], "Can't read or write"),
+        (["--checkpoint={model}", "--output={folder}/" + 300 * "x"], "File name too long"),
+        (["--checkpoint={model}", "--output={folder}/dangling"], "dangling is not a folder. Nothing is overwritten"),
+        (["--checkpoint={model}", "--output=x", "--video={folder}/loop"], "There is no video"),
         (["--checkpoint={model}", "--output=x", "--every=0"], "0 is not a number from 1 to"),
         (["--checkpoint={model}", "--output=x", "--rate=1e308"], "1e308 is not a number from 0.1 to 100000"),
         (["--checkpoint={model}", "--output=x", "--start=2", "--end=1"], "is later than the end"),
@@ -388,6 +416,8 @@ def test_errors_of_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     video = write_clip(tmp_path / "a.mp4", frames=3)
+    for name in ("dangling", "loop"):
+        (tmp_path / name).symlink_to("loop")
     flags = [flag.format(folder=tmp_path, model=checkpoint_folder) for flag in flags]
     monkeypatch.setattr(sys, "argv", ["predict", f"--video={video}", "--text=the red dog", *flags])
     with pytest.raises(SystemExit) as exit_info:
