@@ -56,6 +56,8 @@ class Decoder:
             self._header_end = header_end(container, container.streams[index])
             # AVI files have no time stamps; those that FFmpeg makes up are wrong for B-frames, unlike decoding times.
             self._by_dts = container.format.name == "avi"
+            codec: Any = container.streams[index].codec_context
+            self._first_dts = int(codec.has_b_frames)  # of an AVI file's first frame: B-frames delay it by one
         self._step = max(1, round(1 / rate / time_base))
         # The video of a file may begin a little later than its sound; other time stamps do not start at 0.
         latest_start = 0 if self._by_dts or may_jump else 1 / time_base
@@ -77,21 +79,21 @@ class Decoder:
         self._suspect_pts: int | None = None  # of the last packet that is not whole
         self._unhealed = False  # there was none
         self._damaged = False  # since the last whole frame
-        self._damaged_pts: int | None = None  # of the first frame since then that is damaged
-        self._last_damaged_pts: int | None = None
+        self._damaged_stamp: int | None = None  # of the first damage since then
+        self._last_damaged_stamp: int | None = None
 
     def __iter__(self) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields (time in units of time_base, frame) of the whole frames in display order."""
         for frame in self._whole_frames():
             before = self._timeline.end
-            behind_damage = self._damaged and not self._precedes(frame.pts, self._damaged_pts)
-            if behind_damage and not self._frames and self._damaged_pts is not None:
-                self._timeline.place(self._damaged_pts)
-            stamp = frame.dts if self._by_dts else frame.pts
+            stamp = self._stamp(frame)
+            behind_damage = self._damaged and not self._precedes(stamp, self._damaged_stamp)
+            if behind_damage and not self._frames and self._damaged_stamp is not None:
+                self._timeline.place(self._first_dts if self._by_dts else self._damaged_stamp)
             time = self._timeline.place(stamp, frame.duration, self._damaged or self._sound_goes_on(frame.pts))
             if behind_damage:
                 self._damaged_places.append((before, time))
-                self._damaged, self._damaged_pts = False, None
+                self._damaged, self._damaged_stamp = False, None
             if frame.pts is not None:
                 self._last_pts = frame.pts
                 if self.origin is None:
@@ -104,11 +106,16 @@ class Decoder:
             self._damaged_places.append((self._timeline.end, None))
         self.end = self._timeline.end
 
-    def _precedes(self, pts: int | None, later_pts: int | None) -> bool:
+    def _stamp(self, packet_or_frame: Any) -> int | None:
+        """The time stamp by which frames are placed."""
+        stamp: int | None = packet_or_frame.dts if self._by_dts else packet_or_frame.pts
+        return stamp
+
+    def _precedes(self, stamp: int | None, later: int | None) -> bool:
         """Whether a frame is shown before what FFmpeg read before it gave the frame: it holds frames back."""
-        if pts is None or later_pts is None:
+        if stamp is None or later is None:
             return False
-        return later_pts - _LONGEST_DELAY * self._step <= pts < later_pts
+        return later - _LONGEST_DELAY * self._step <= stamp < later
 
     def _ends_early(self) -> bool:
         """Whether the last frames are missing: FFmpeg may drop them without an error."""
@@ -189,7 +196,8 @@ class Decoder:
                     decoded += threads == "AUTO"
                     yield frame
             else:
-                if not self._ends_early():
+                # The times of AVI files don't show what is missing at the end; the number of packets is nearly exact.
+                if not self._ends_early() and not (self._by_dts and decoded < self._packets):
                     return
 
     def _decode(self, threads: str) -> Iterator[Any]:
@@ -214,28 +222,28 @@ class Decoder:
                     yield None
                     return
                 if damaged:
-                    self._note_damage(packet.pts if packet else None)
+                    self._note_damage(self._stamp(packet) if packet else None)
                 yield from frames
 
     def _is_whole(self, frame: av.VideoFrame) -> bool:
         """Whether a frame shows no damage; counts it if it does."""
         if frame.is_corrupt:
-            self._note_damage(frame.pts)
+            self._note_damage(self._stamp(frame))
         elif self._waiting and (not frame.key_frame or frame.pts == self._suspect_pts):
             self._left_out += 1
-        elif self._unhealed and self._precedes(frame.pts, self._last_pts):  # FFmpeg has lost the order of the frames
-            self._left_out += 1
+        elif self._unhealed and not self._by_dts and self._precedes(frame.pts, self._last_pts):
+            self._left_out += 1  # FFmpeg has lost the order of the frames
         else:
             # A key frame that is shown before the damage is whole, and those behind the damage don't refer to it alone.
-            self._waiting = self._waiting and self._precedes(frame.pts, self._last_damaged_pts)
+            self._waiting = self._waiting and self._precedes(self._stamp(frame), self._last_damaged_stamp)
             return True
         return False
 
-    def _note_damage(self, pts: int | None) -> None:
+    def _note_damage(self, stamp: int | None) -> None:
         self._left_out += 1
-        self._last_damaged_pts = pts
+        self._last_damaged_stamp = stamp
         if not self._damaged:
-            self._damaged, self._damaged_pts = True, pts
+            self._damaged, self._damaged_stamp = True, stamp
         if self._last_key is None:
             with open_container(self._path) as container:
                 packets = read_packets(container, container.streams[self._index])

@@ -74,6 +74,27 @@ def test_a_key_frame_before_the_damage_heals_nothing(tmp_path: Path, number: int
     assert len(warnings) == 1 and "left out 9 frames, broken or based on broken ones" in warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "number", "left_out", "place"),
+    [({}, 0, 2, "0.00 s to 0.08 s"), ({"bf": "2"}, 0, 3, "0.00 s to 0.12 s"), ({}, 19, 1, "0.79 s to the end")],
+)
+def test_damage_at_the_ends_of_an_avi(
+    tmp_path: Path, options: dict[str, str], number: int, left_out: int, place: str
+) -> None:
+    """FFmpeg makes up the time stamps of such files, and wrong ones where B-frames or damage make frames late."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24, options=options | {"g": "10"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for index in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")))
+        container.mux(stream.encode(None))
+    numbers, times, warnings = read(damage_packets(path, [number]))
+    expected = [*range(left_out, 20)] if number == 0 else [*range(19)]
+    assert times == expected and np.abs(np.subtract(numbers, times)).max() <= 1
+    assert len(warnings) == 1 and f"left out {left_out} frame" in warnings[0] and place in warnings[0]
+
+
 def test_times_do_not_go_back_where_no_key_frame_is_left(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", 30, key_frames=10, delayed=True)
     _, times, warnings = read(damage_packets(path, [20]))
