@@ -133,6 +133,10 @@ def predict(
     clip = open_clip(settings.video, settings.rate, max_pixels=max_pixels)
     explain_frames, stopwatch = set(explain_frames), Stopwatch()
     check_frames_exist(explain_frames, clip)
+    # Before the frames up to the first one are decoded, which may take long.
+    unknown = check_sentences(segmenter, settings.text)
+    if not resume:
+        PredictionStore(output, len(settings.text)).check_empty()
     frame_pairs = stopwatch.iterate(
         "decoding", select_frame_pairs(segmenter, clip, settings.every, settings.start, settings.end)
     )
@@ -140,7 +144,6 @@ def predict(
     if first is None:
         raise UserError(f"{settings.video} has no frame between --start and --end.")
     check_memory(first, settings.text)
-    unknown = check_sentences(segmenter, settings.text)
 
     with contextlib.closing(PredictionStore(output, len(settings.text))) as store:
         stored_settings = dataclasses.asdict(settings) | {

@@ -80,16 +80,27 @@ class PredictionStore:
             self._unlock()
             self._unlock = None
 
+    def check_empty(self) -> None:
+        """Raises UserError if the folder holds more than what a run that was killed at once leaves there."""
+        if not os.path.lexists(self.folder):
+            return
+        if not self.folder.is_dir():  # a file, or a link that leads nowhere
+            raise UserError(f"{self.folder} is not a folder. Nothing is overwritten: choose another --output.")
+        if any(self.folder.iterdir()) and not self._was_killed_at_once():
+            raise UserError(
+                f"{self.folder} is not empty. Nothing is overwritten: choose another --output, or resume it (--resume)."
+            )
+
     def create(self, settings: Mapping[str, Any]) -> None:
         """Starts a new prediction.
 
         Raises:
           UserError: the folder is not empty, or another process is writing to it.
         """
-        self._check_empty()
+        self.check_empty()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
-        self._check_empty()  # another run may have been faster
+        self.check_empty()  # another run may have been faster
         self._save_settings({**settings, "finished": False})
 
     def resume(self, settings: Mapping[str, Any]) -> bool:
@@ -184,17 +195,6 @@ class PredictionStore:
             return False
         leftovers = self._leftovers()
         return bool(leftovers) and len(leftovers) == len([*self.folder.iterdir()])
-
-    def _check_empty(self) -> None:
-        """Raises UserError if the folder holds more than what a run that was killed at once leaves there."""
-        if not os.path.lexists(self.folder):
-            return
-        if not self.folder.is_dir():  # a file, or a link that leads nowhere
-            raise UserError(f"{self.folder} is not a folder. Nothing is overwritten: choose another --output.")
-        if any(self.folder.iterdir()) and not self._was_killed_at_once():
-            raise UserError(
-                f"{self.folder} is not empty. Nothing is overwritten: choose another --output, or resume it (--resume)."
-            )
 
     def _lock(self) -> None:
         """Locks the folder, unless that is done, and removes what the killed process could not."""

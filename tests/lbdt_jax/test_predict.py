@@ -277,6 +277,17 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize(("text", "message"), [("", "Sentence 1 is empty"), ("a red dog", "Nothing is overwritten")])
+def test_nothing_is_decoded_before_the_arguments_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    """An hour of video may lie before --start."""
+    video = write_clip(tmp_path / "a.mp4", frames=2)
+    monkeypatch.delattr(command.Clip, "__iter__")
+    with pytest.raises(UserError, match=message):
+        predict(tiny_segmenter(), PredictionSettings("tiny", str(video), (text,)), tmp_path)
+
+
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run can be resumed when there is space again. A limit on the size of files stands for the disk."""
     video, segmenter = write_clip(tmp_path / "a.mp4", frames=12), tiny_segmenter()
