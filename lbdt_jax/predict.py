@@ -26,8 +26,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,8 +41,10 @@ from tqdm import tqdm
 import lbdt_jax
 from input_pipeline.datasets import training_datasets
 from input_pipeline.errors import UserError, exit_on_error, first_few, printable, say
+from input_pipeline.files import read_limited
 from input_pipeline.images import encode_mask
 from input_pipeline.pictures import MAX_PIXELS
+from lbdt_jax import checksums
 from lbdt_jax.checkpoint import Checkpoint
 from lbdt_jax.cli import atomic_write, in_range, path_flag
 from lbdt_jax.config import encoder_name
@@ -129,6 +133,10 @@ def predict(
     clip = open_clip(settings.video, settings.rate, max_pixels=max_pixels)
     explain_frames, stopwatch = set(explain_frames), Stopwatch()
     check_frames_exist(explain_frames, clip)
+    # Before the frames up to the first one are decoded, which may take long.
+    unknown = check_sentences(segmenter, settings.text)
+    if not resume:
+        PredictionStore(output, len(settings.text)).check_empty()
     frame_pairs = stopwatch.iterate(
         "decoding", select_frame_pairs(segmenter, clip, settings.every, settings.start, settings.end)
     )
@@ -136,10 +144,13 @@ def predict(
     if first is None:
         raise UserError(f"{settings.video} has no frame between --start and --end.")
     check_memory(first, settings.text)
-    unknown = check_sentences(segmenter, settings.text)
 
     with contextlib.closing(PredictionStore(output, len(settings.text))) as store:
-        stored_settings = dataclasses.asdict(settings) | {"unknown_words": unknown, "video_size": video_size(clip)}
+        stored_settings = dataclasses.asdict(settings) | {
+            "unknown_words": unknown,
+            "video_size": video_size(clip),
+            "checkpoint_sha256": checkpoint_digest(segmenter.checkpoint),
+        }
         if not resume:
             store.create(stored_settings)
         elif store.resume(stored_settings):
@@ -203,6 +214,12 @@ def check_memory(frame_pair: TimedFramePair, sentences: Sequence[str]) -> None:
 def video_size(clip: Clip) -> int:
     """The bytes of a file, or the frames of a folder, by which `resume` recognizes a changed video."""
     return clip.frames if clip.path.is_dir() else clip.path.stat().st_size
+
+
+def checkpoint_digest(checkpoint: Checkpoint) -> str | None:
+    """The checksum of a checkpoint's checksums, by which `resume` recognizes other weights; None if it has none."""
+    path = checkpoint.path / checksums.FILE_NAME
+    return hashlib.sha256(read_limited(path, checksums.MAX_BYTES)).hexdigest() if path.exists() else None
 
 
 def expected_frames(clip: Clip, settings: PredictionSettings) -> int | None:
@@ -407,7 +424,7 @@ def main() -> None:
     resumable = f"The masks predicted so far are in {args.output}; the same command with --resume continues."
 
     def describe_os_error(error: OSError) -> str:
-        started = (args.output / "settings.json").is_file()
+        started = os.path.isfile(args.output / "settings.json")  # False if the folder can't be read
         return f"Can't read or write: {error}." + (f" {resumable}" if started else "")
 
     with exit_on_error(f"\nStopped. {resumable}", describe_os_error):
@@ -415,7 +432,7 @@ def main() -> None:
         print(describe_model(segmenter.checkpoint))
         settings = PredictionSettings(
             checkpoint=str(segmenter.checkpoint.path),
-            video=str(args.video.resolve()),
+            video=os.path.realpath(args.video),  # Path.resolve raises RuntimeError for links in a circle
             text=tuple(args.text),
             every=args.every,
             start=args.start,

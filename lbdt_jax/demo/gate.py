@@ -210,8 +210,10 @@ class Gate:
 
     def _value(self, component: Any, value: Any) -> Any:
         """One input of an event: a clip's path if it is a clip's, otherwise a text or a number."""
-        if value is None or isinstance(component, gr.State):  # Gradio keeps states itself
+        if isinstance(component, gr.State):  # Gradio keeps states itself
             return None
+        if value is None:  # Gradio fails at empty text and number fields
+            return "" if isinstance(component, gr.Textbox) else getattr(component, "minimum", None)
         if isinstance(component, gr.File):
             clip = self._storage.find(value["path"])
             if clip is None:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -150,30 +150,31 @@ def segment_clip(
     check_clip(upload, limits)
     unknown = unknown_words(segmenter, sentences)
     folder = Path(tempfile.mkdtemp(dir=root))
+    clip = folder / "clip"
+
+    def without_folder(message: str) -> str:
+        return message.replace(str(clip), upload.name).replace(f"{folder}/", "")
+
     try:
-        clip = folder / "clip"
         shutil.copyfile(upload, clip)
         settings = predict.PredictionSettings(segmenter.checkpoint.path.name, str(clip), sentences)
         watched = cast(Segmenter, _WatchedSegmenter(segmenter, deadline, folder))
         predict.predict(watched, settings, folder / "prediction", max_pixels=MAX_PIXELS)
-        times, confidence = zip(*_draw_frames(folder, len(sentences), deadline), strict=True)
+        remarks: list[str] = []
+        times, confidence = zip(*_draw_frames(folder, len(sentences), deadline, remarks.append), strict=True)
         _write_zip(folder, upload.name)
     except UserError as error:
-        message = str(error).replace(str(folder / "clip"), upload.name).replace(f"{folder}/", "")
         shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(message) from error
+        raise UserError(without_folder(str(error))) from error
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"The page can't write its files: {error.strerror}.") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    notes = segmenter.words_left_out(sentences)
+    notes = segmenter.words_left_out(sentences) + [without_folder(remark) for remark in remarks]
     if unknown:
         notes.append(f"Words unknown to the model, read as blanks: {', '.join(f'“{word}”' for word in unknown)}.")
-    header_frames = open_clip(clip, max_pixels=MAX_PIXELS).frames
-    if len(times) < header_frames:
-        notes.append(f"According to its header, the clip has {header_frames} frames. Is the file truncated?")
     return Result(folder, upload.name, sentences, tuple(notes), np.array(times), np.array(confidence))
 
 
@@ -211,9 +212,14 @@ def remove(result: Result | None) -> None:
         shutil.rmtree(result.folder, ignore_errors=True)
 
 
-def _draw_frames(folder: Path, sentences: int, deadline: Deadline) -> Iterator[tuple[float, list[float]]]:
-    """Draws the frames and the video with masks; yields each frame's time and its confidences."""
-    clip = open_clip(folder / "clip", max_pixels=MAX_PIXELS)
+def _draw_frames(
+    folder: Path, sentences: int, deadline: Deadline, warn: Callable[[str], None]
+) -> Iterator[tuple[float, list[float]]]:
+    """Draws the frames and the video with masks; yields each frame's time and its confidences.
+
+    `warn` is called with each remark on what was left out of the clip, or read otherwise than it lies in the file.
+    """
+    clip = open_clip(folder / "clip", warn=warn, max_pixels=MAX_PIXELS)
     (folder / "frames").mkdir()
     writer, square_pixels = None, dataclasses.replace(clip, pixel_aspect=Fraction(1))
     predictions = list(PredictionStore(folder / "prediction", sentences).load())

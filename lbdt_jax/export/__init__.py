@@ -73,6 +73,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def write(checkpoint: Checkpoint, output: Path, format: str = "stablehlo", sourc
       OSError: the folder can't be written.
     """
     check_fits(checkpoint)
-    if output.exists():
+    if os.path.lexists(output):  # a link that leads nowhere, too
         raise UserError(f"--output: {output} exists already. Nothing is overwritten; choose another name.")
     with atomic_write(output) as folder:
         folder.mkdir()

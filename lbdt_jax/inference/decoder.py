@@ -23,6 +23,7 @@ from lbdt_jax.inference.timeline import Timeline
 
 _LONGEST_GAP = 3600  # seconds without a frame and without sound; a longer one is a jump of the time stamps
 _LONGEST_GAP_IN_STREAMS = 10  # in formats where jumps are usual
+_LONGEST_DELAY = 16  # frames that a decoder may hold back
 _LISTED = 10  # damaged places, in a message
 
 
@@ -55,6 +56,8 @@ class Decoder:
             self._header_end = header_end(container, container.streams[index])
             # AVI files have no time stamps; those that FFmpeg makes up are wrong for B-frames, unlike decoding times.
             self._by_dts = container.format.name == "avi"
+            codec: Any = container.streams[index].codec_context
+            self._first_dts = int(codec.has_b_frames)  # of an AVI file's first frame: B-frames delay it by one
         self._step = max(1, round(1 / rate / time_base))
         # The video of a file may begin a little later than its sound; other time stamps do not start at 0.
         latest_start = 0 if self._by_dts or may_jump else 1 / time_base
@@ -76,19 +79,21 @@ class Decoder:
         self._suspect_pts: int | None = None  # of the last packet that is not whole
         self._no_key_frame = False  # none follows the last damage
         self._damaged = False  # since the last whole frame
-        self._damaged_pts: int | None = None
+        self._damaged_stamp: int | None = None  # of the first damage since then
+        self._last_damaged_stamp: int | None = None
 
     def __iter__(self) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields (time in units of time_base, frame) of the whole frames in display order."""
         for frame in self._whole_frames():
             before = self._timeline.end
-            if self._damaged and not self._frames and self._damaged_pts is not None:
-                self._timeline.place(self._damaged_pts)
-            stamp = frame.dts if self._by_dts else frame.pts
+            stamp = self._stamp(frame)
+            after_damage = self._damaged and not self._precedes(stamp, self._damaged_stamp)
+            if after_damage and not self._frames and self._damaged_stamp is not None:
+                self._timeline.place(self._first_dts if self._by_dts else self._damaged_stamp)
             time = self._timeline.place(stamp, frame.duration, self._damaged or self._sound_goes_on(frame.pts))
-            if self._damaged:
+            if after_damage:
                 self._damaged_places.append((before, time))
-                self._damaged, self._damaged_pts = False, None
+                self._damaged, self._damaged_stamp = False, None
             if frame.pts is not None:
                 self._last_pts = frame.pts
                 if self.origin is None:
@@ -96,12 +101,26 @@ class Decoder:
             self._frames += 1
             self.start = self._timeline.start
             yield time, frame
-        # FFmpeg may drop the last frames without an error.
-        comparable = self._last_pts is not None and not self._timeline.jumps and not self._by_dts
-        if self._damaged or (comparable and self._latest_pts - (self._last_pts or 0) > 0.75 * self._step):
+        if self._damaged or self._ends_early():
             self._left_out += not self._damaged
             self._damaged_places.append((self._timeline.end, None))
         self.end = self._timeline.end
+
+    def _stamp(self, packet_or_frame: Any) -> int | None:
+        """The time stamp by which frames are placed."""
+        stamp: int | None = packet_or_frame.dts if self._by_dts else packet_or_frame.pts
+        return stamp
+
+    def _precedes(self, stamp: int | None, later: int | None) -> bool:
+        """Whether a frame is shown before what FFmpeg read before it gave the frame: it holds frames back."""
+        if stamp is None or later is None:
+            return False
+        return later - _LONGEST_DELAY * self._step <= stamp < later
+
+    def _ends_early(self) -> bool:
+        """Whether the last frames are missing: FFmpeg may drop them without an error."""
+        comparable = self._last_pts is not None and not self._timeline.jumps and not self._by_dts
+        return comparable and self._latest_pts - (self._last_pts or 0) > 0.75 * self._step
 
     def _sound_goes_on(self, pts: int | None) -> bool:
         """Whether there is sound in most of a long gap before a frame: nothing moved on a screen that was recorded."""
@@ -177,7 +196,9 @@ class Decoder:
                     decoded += threads == "AUTO"
                     yield frame
             else:
-                return
+                # The times of AVI files don't show what is missing at the end; the number of packets is nearly exact.
+                if not self._ends_early() and not (self._by_dts and decoded < self._packets):
+                    return
 
     def _decode(self, threads: str) -> Iterator[Any]:
         """Yields the frames that FFmpeg gives; of several at once only up to the first damage, and None there."""
@@ -201,24 +222,28 @@ class Decoder:
                     yield None
                     return
                 if damaged:
-                    self._note_damage(packet.pts if packet else None)
+                    self._note_damage(self._stamp(packet) if packet else None)
                 yield from frames
 
     def _is_whole(self, frame: av.VideoFrame) -> bool:
         """Whether a frame shows no damage; counts it if it does."""
         if frame.is_corrupt:
-            self._note_damage(frame.pts)
+            self._note_damage(self._stamp(frame))
         elif self._waiting and (not frame.key_frame or frame.pts == self._suspect_pts):
             self._left_out += 1
+        elif self._no_key_frame and not self._by_dts and self._precedes(frame.pts, self._last_pts):
+            self._left_out += 1  # FFmpeg has lost the order of the frames
         else:
-            self._waiting = False
+            # A key frame that is shown before the damage is whole, and those after the damage don't refer to it alone.
+            self._waiting = self._waiting and self._precedes(self._stamp(frame), self._last_damaged_stamp)
             return True
         return False
 
-    def _note_damage(self, pts: int | None) -> None:
+    def _note_damage(self, stamp: int | None) -> None:
         self._left_out += 1
+        self._last_damaged_stamp = stamp
         if not self._damaged:
-            self._damaged, self._damaged_pts = True, pts
+            self._damaged, self._damaged_stamp = True, stamp
         if self._last_key is None:
             with open_container(self._path) as container:
                 packets = read_packets(container, container.streams[self._index])

@@ -21,6 +21,7 @@ from input_pipeline.files import check_regular_file, open_regular_file, read_lim
 from lbdt_jax.cli import lock, remove_unfinished, unfinished_files, write_json
 
 _MAX_SETTINGS = 2**24  # bytes of settings.json; a command line has at most 2 MB
+_NEW_SETTINGS = ("checkpoint_sha256",)  # runs of earlier versions lack them, and are resumed without a comparison
 _MAX_LINE = 2**26  # bytes of a line of masks.jsonl; the most intricate mask of 4096 x 2304 pixels has 10 MB
 _DIGEST = 65  # bytes of a line of masks.sha256
 
@@ -78,16 +79,27 @@ class PredictionStore:
             self._unlock()
             self._unlock = None
 
+    def check_empty(self) -> None:
+        """Raises UserError if the folder holds more than what a run that was killed at once leaves there."""
+        if not os.path.lexists(self.folder):
+            return
+        if not self.folder.is_dir():  # a file, or a link that leads nowhere
+            raise UserError(f"{self.folder} is not a folder. Nothing is overwritten: choose another --output.")
+        if any(self.folder.iterdir()) and not self._was_killed_at_once():
+            raise UserError(
+                f"{self.folder} is not empty. Nothing is overwritten: choose another --output, or resume it (--resume)."
+            )
+
     def create(self, settings: Mapping[str, Any]) -> None:
         """Starts a new prediction.
 
         Raises:
           UserError: the folder is not empty, or another process is writing to it.
         """
-        self._check_empty()
+        self.check_empty()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
-        self._check_empty()  # another run may have been faster
+        self.check_empty()  # another run may have been faster
         self._save_settings({**settings, "finished": False})
 
     def resume(self, settings: Mapping[str, Any]) -> bool:
@@ -176,17 +188,6 @@ class PredictionStore:
             leftovers.append(masks)
         return bool(leftovers) and len(leftovers) == len([*self.folder.iterdir()])
 
-    def _check_empty(self) -> None:
-        """Raises UserError if the folder holds more than what a run that was killed at once leaves there."""
-        if not self.folder.exists():
-            return
-        if not self.folder.is_dir():
-            raise UserError(f"{self.folder} is not a folder. Nothing is overwritten: choose another --output.")
-        if any(self.folder.iterdir()) and not self._was_killed_at_once():
-            raise UserError(
-                f"{self.folder} is not empty. Nothing is overwritten: choose another --output, or resume it (--resume)."
-            )
-
     def _lock(self) -> None:
         """Locks the folder, unless that is done, and removes what the killed process could not."""
         if self._unlock:
@@ -231,7 +232,7 @@ class PredictionStore:
         differences = [
             f"{name}: {str(stored.get(name)):.500} there, {value} requested"
             for name, value in json.loads(json.dumps(settings)).items()
-            if stored.get(name) != value
+            if stored.get(name) != value and (name in stored or name not in _NEW_SETTINGS)
         ]
         if differences:
             raise UserError(f"--resume: the run in {self.folder} has other settings.\n  " + "\n  ".join(differences))

@@ -45,6 +45,7 @@ def write_clip(
     size: tuple[int, int] = (48, 64),
     times: list[int] | None = None,
     key_frames: int | None = None,
+    delayed: bool = False,
     beep: bool = False,
 ) -> Path:
     """Writes numbered frames. Returns the path.
@@ -54,7 +55,8 @@ def write_clip(
       frames: how many.
       size: (h, w) in pixels.
       times: of the frames, in units of 1/24 s; None means 24 frames per second.
-      key_frames: every so many frames; without frames that refer to later ones.
+      key_frames: every so many frames.
+      delayed: whether there are frames that refer to later ones, also with `key_frames`.
       beep: whether the file has sound: silence, but for a tone in the middle fifth.
     """
     codec, pixel_format = {".gif": ("gif", "rgb8"), ".webm": ("libvpx-vp9", "yuv444p")}.get(
@@ -63,7 +65,7 @@ def write_clip(
     with av.open(str(path), "w") as container:
         options = {} if codec == "gif" else {"crf": "5"}
         if key_frames:
-            options |= {"g": str(key_frames), "sc_threshold": "0", "bf": "0"}
+            options |= {"g": str(key_frames), "sc_threshold": "0", "bf": "3" if delayed else "0"}
         stream = container.add_stream(codec, rate=24, options=options)
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -141,6 +142,30 @@ def test_killed_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         predict(segmenter, run, tmp_path / "other", resume=True)
 
 
+def test_masks_of_another_model_are_not_resumed(checkpoint_folder: Path, tmp_path: Path) -> None:
+    """A model that was trained anew may have the path and the step of the former one."""
+    model, output = tmp_path / "model", tmp_path / "output"
+    shutil.copytree(checkpoint_folder, model)
+    run = settings(write_clip(tmp_path / "a.mp4", frames=2))
+    predict(Segmenter(load_checkpoint(model)), run, output)
+    stored = json.loads((output / "settings.json").read_text()) | {"finished": False}
+    (output / "settings.json").write_text(json.dumps(stored))
+    predict(Segmenter(load_checkpoint(model)), run, output, resume=True)
+
+    checkpoint = load_checkpoint(model)
+    path = checkpoint.path
+    checkpoint.variables["params"]["head"]["project"]["bias"] += 1
+    shutil.rmtree(path)
+    save_weights(model, checkpoint.variables, checkpoint.config, checkpoint.sentence_encoder, unused={})
+    assert load_checkpoint(model).path == path
+    (output / "settings.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="has other settings.\n  checkpoint_sha256: "):
+        predict(Segmenter(load_checkpoint(model)), run, output, resume=True)
+    # Earlier versions did not write it.
+    (output / "settings.json").write_text(json.dumps({k: v for k, v in stored.items() if k != "checkpoint_sha256"}))
+    predict(Segmenter(load_checkpoint(model)), run, output, resume=True)
+
+
 def test_masks_of_another_video_are_not_resumed(tmp_path: Path) -> None:
     """A folder of images has the same size, in frames, when its images are replaced."""
     (tmp_path / "frames").mkdir()
@@ -250,6 +275,17 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "empty" / "overlay.mp4").symlink_to(video)
     predict(segmenter, settings(video), tmp_path / "link", resume=True)
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "Sentence 1 is empty"), ("a red dog", "Nothing is overwritten")])
+def test_nothing_is_decoded_before_the_arguments_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    """An hour of video may lie before --start."""
+    video = write_clip(tmp_path / "a.mp4", frames=2)
+    monkeypatch.delattr(command.Clip, "__iter__")
+    with pytest.raises(UserError, match=message):
+        predict(tiny_segmenter(), PredictionSettings("tiny", str(video), (text,)), tmp_path)
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,6 +409,9 @@ def test_command(checkpoint_folder: Path, tmp_path: Path) -> None:
     [
         (["--checkpoint={folder}", "--output=x"], "No checkpoint in"),
         (["--checkpoint={model}", "--output={folder}/a.mp4/x"], "Can't read or write"),
+        (["--checkpoint={model}", "--output={folder}/" + 300 * "x"], "File name too long"),
+        (["--checkpoint={model}", "--output={folder}/dangling"], "dangling is not a folder. Nothing is overwritten"),
+        (["--checkpoint={model}", "--output=x", "--video={folder}/loop"], "There is no video"),
         (["--checkpoint={model}", "--output=x", "--every=0"], "0 is not a number from 1 to"),
         (["--checkpoint={model}", "--output=x", "--rate=1e308"], "1e308 is not a number from 0.1 to 100000"),
         (["--checkpoint={model}", "--output=x", "--start=2", "--end=1"], "is later than the end"),
@@ -388,6 +427,8 @@ def test_errors_of_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     video = write_clip(tmp_path / "a.mp4", frames=3)
+    for name in ("dangling", "loop"):
+        (tmp_path / name).symlink_to("loop")
     flags = [flag.format(folder=tmp_path, model=checkpoint_folder) for flag in flags]
     monkeypatch.setattr(sys, "argv", ["predict", f"--video={video}", "--text=the red dog", *flags])
     with pytest.raises(SystemExit) as exit_info:

@@ -228,6 +228,17 @@ def test_non_square_pixels_are_shown_square(segmenter: Segmenter, tmp_path: Path
     assert video.pixel_aspect == 1 and [frame.shape for _, frame in video] == [(240, 640, 3)]
 
 
+def test_visitors_are_told_what_was_left_out_of_a_clip(segmenter: Segmenter, tmp_path: Path) -> None:
+    damaged = damage_packets(write_clip(tmp_path / "a.mp4"), [5])
+    result = work.segment_clip(segmenter, damaged, "the red dog", tmp_path, LIMITS)
+    message = "a.mp4 is damaged: left out 1 frame, broken or based on broken ones, from 0.21 s to the end."
+    assert len(result.times) == 5 and result.notes[0].startswith(message)
+    joined = write_clip(tmp_path / "a.ts")  # whose header has no number of frames
+    joined.write_bytes(2 * joined.read_bytes())
+    result = work.segment_clip(segmenter, joined, "the red dog", tmp_path, LIMITS)
+    assert len(result.times) == 12 and result.notes[0].startswith("a.ts: time stamps jump or begin anew")
+
+
 def test_a_failed_segmentation_leaves_no_files(segmenter: Segmenter, tmp_path: Path) -> None:
     upload, root = damage_packets(write_clip(tmp_path / "all damaged.mp4"), [*range(6)]), tmp_path / "root"
     root.mkdir()

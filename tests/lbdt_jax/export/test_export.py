@@ -215,16 +215,18 @@ def test_errors_of_the_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_weights(tmp_path / "model", tiny_variables(), tiny_config(), WORDS, unused={})
+    (tmp_path / "link").symlink_to("missing")
     for checkpoint, output, message in [
         (tmp_path / "nothing", tmp_path / "new", "No checkpoint in"),
         (tmp_path / "model", folder / "exported", "exists already. Nothing is overwritten"),
+        (tmp_path / "model", tmp_path / "link", "exists already. Nothing is overwritten"),
         (tmp_path / "model", Path("/dev/null/new"), "can't be written"),
     ]:
         monkeypatch.setattr(sys, "argv", ["export", f"--checkpoint={checkpoint}", f"--output={output}"])
         with pytest.raises(SystemExit) as exit_info:
             main()
         assert exit_info.value.code == 2 and message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"] and (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize(("path", "written"), [("~/runs/a", "~/runs/a"), ("/home/someone/b", "~/b"), ("c/d", "c/d")])

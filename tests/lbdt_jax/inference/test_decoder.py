@@ -44,6 +44,64 @@ def test_goes_on_with_the_next_whole_frame(tmp_path: Path, damaged: list[int], l
     assert len(warnings) == 1 and place in warnings[0]
 
 
+def packet_times(path: Path) -> list[int]:
+    """When the frames of a clip's packets are shown, in units of 1/24 s."""
+    with av.open(str(path)) as container:
+        return [round(24 * packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.size]
+
+
+@pytest.mark.parametrize("number", [1, 2, 11, 18, 19])
+def test_frames_that_wait_for_later_ones_keep_their_times(tmp_path: Path, number: int) -> None:
+    """B-frames: the decoder gives frames behind damage that is shown later, and some at the end without a word."""
+    path = write_clip(tmp_path / "a.mp4", 20)
+    damaged = packet_times(path)[number]
+    _, times, warnings = read(damage_packets(path, [number]))
+    assert times == pytest.approx([time for time in range(20) if time != damaged], abs=0.01)
+    assert (
+        len(warnings) == 1
+        and f"left out 1 frame, broken or based on broken ones, from {damaged / 24:.2f} s to" in (warnings[0])
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2, 12])
+def test_a_key_frame_before_the_damage_heals_nothing(tmp_path: Path, number: int) -> None:
+    """B-frames: the decoder gives the key frame behind the damage of a frame that refers to it."""
+    path = write_clip(tmp_path / "a.mp4", 30, key_frames=10, delayed=True)
+    numbers, times, warnings = read(damage_packets(path, [number]))
+    left_out = range(number // 10 * 10 + 1, number // 10 * 10 + 10)
+    expected = [time for time in range(28) if time not in left_out]
+    assert numbers[:-2] == times[:-2] == expected
+    assert len(warnings) == 1 and "left out 9 frames, broken or based on broken ones" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "number", "left_out", "place"),
+    [({}, 0, 2, "0.00 s to 0.08 s"), ({"bf": "2"}, 0, 3, "0.00 s to 0.12 s"), ({}, 19, 1, "0.79 s to the end")],
+)
+def test_damage_at_the_ends_of_an_avi(
+    tmp_path: Path, options: dict[str, str], number: int, left_out: int, place: str
+) -> None:
+    """FFmpeg makes up the time stamps of such files, and wrong ones where B-frames or damage make frames late."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24, options=options | {"g": "10"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for index in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")))
+        container.mux(stream.encode(None))
+    numbers, times, warnings = read(damage_packets(path, [number]))
+    expected = [*range(left_out, 20)] if number == 0 else [*range(19)]
+    assert times == expected and np.abs(np.subtract(numbers, times)).max() <= 1
+    assert len(warnings) == 1 and f"left out {left_out} frame" in warnings[0] and place in warnings[0]
+
+
+def test_times_do_not_go_back_where_no_key_frame_is_left(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 30, key_frames=10, delayed=True)
+    _, times, warnings = read(damage_packets(path, [20]))
+    assert times == sorted(set(times)) and times[:18] == [*range(18)] and max(times) < 30
+    assert len(warnings) == 1 and "traces of the damage" in warnings[0]
+
+
 def test_lost_parts_of_a_transport_stream(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.ts", 20, size=(96, 128), key_frames=5)
     with av.open(str(path)) as container:

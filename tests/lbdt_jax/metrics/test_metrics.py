@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 
 import numpy as np
+import PIL.Image
 import pytest
 from inputs_rule import checksum
-from paths import GOLDEN
+from paths import GOLDEN, ROOT
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -337,6 +339,11 @@ def test_resized_logits_are_bilinear_between_pixel_centers() -> None:
         resized = resize_logits(logits, (height, width))
         assert resized.dtype == np.float32
         np.testing.assert_allclose(resized, expected, atol=1e-5)
+
+        # As the documentation of exported programs describes it.
+        [code] = re.findall(r"`(PIL.Image.fromarray\(logits\).*?)`", (ROOT / "docs" / "predict.md").read_text("utf-8"))
+        names = {"PIL": PIL, "logits": logits, "H": 32, "W": 40, "h": height, "w": width}
+        np.testing.assert_allclose(eval(code, names), expected, atol=1e-5)
 
 
 def test_foreground_score_is_the_mean_probability_of_the_object() -> None:
