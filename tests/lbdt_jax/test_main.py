@@ -508,6 +508,23 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("text_encoder", "no/such/folder", "no folder and no installed package 'no/such/folder'"),
+        ("batch_size", 7, "batch_size 7 can't be divided among 8 devices"),
+        ("evaluated_weights", "ema", "there would be no average"),
+        ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
+    ],
+)
+def test_what_needs_no_records_is_checked_before_they_are_made(config, field, value, message, tmp_path: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({field: value, "data_dir": str(tmp_path / "data")})
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config=configs/shapes.py", "--config.nonsense=1"], "no field 'nonsense'"),
