@@ -506,7 +506,7 @@ def test_imagenet_weights_fill_both_streams(depth: int, tmp_path: Path) -> None:
     state = imagenet(depth)
     torch.save(tensors(state), tmp_path / "resnet.pth")
     assert_both_streams_hold(initialize(constant_variables(depth), tmp_path / "resnet.pth"), state, depth)
-    repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False)
+    repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False, hidden_act="relu")
     for path in (repository, repository / "model.safetensors"):
         assert_both_streams_hold(initialize(constant_variables(depth), path), state, depth)
     assert load_image_encoder(repository).keys() == state.keys() - set(CLASSIFIER)
@@ -519,9 +519,19 @@ def test_names_are_those_of_microsoft_resnet_50() -> None:
     )
 
 
-def test_a_stride_in_the_first_convolution_is_rejected(variables, tmp_path: Path) -> None:
-    repository = save_repository(tmp_path / "v1", imagenet(50), downsample_in_bottleneck=True)
-    with pytest.raises(UserError, match="downsample_in_bottleneck is true"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck is true"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; the ResNets of this code have 'relu'"),
+        # As of timm/resnetaa50.a1h_in1k and timm/resnetblur50.bt_in1k, whose arrays are named as those of a ResNet-50.
+        ({"architecture": "resnetaa50"}, "architecture is 'resnetaa50'"),
+        ({"architecture": "resnetblur50"}, "architecture is 'resnetblur50'"),
+    ],
+)
+def test_a_resnet_that_computes_something_else_is_rejected(settings, message: str, variables, tmp_path: Path) -> None:
+    repository = save_repository(tmp_path / "other", imagenet(50), **settings)
+    with pytest.raises(UserError, match=message):
         initialize(variables, repository)
 
 
