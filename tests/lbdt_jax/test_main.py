@@ -280,11 +280,14 @@ def test_unseen_words_are_scored_separately(config: ConfigDict, workdir: Path) -
     assert all(name == "seen words" or " for " in name for name in groups)
 
 
-def test_a_run_does_not_resume_with_another_configuration(config: ConfigDict, workdir: Path) -> None:
+def test_a_run_does_not_resume_with_another_configuration(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
     other = config.copy_and_resolve_references()
     other.learning_rate = 0.5
-    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 requested"):
-        train(other, workdir)
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")  # without config.json
+    for folder in (workdir, tmp_path):
+        with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 requested"):
+            train(other, folder)
+    check_and_save_config(config, tmp_path / "config.json")
     changeable = config.copy_and_resolve_references()
     changeable.log_every_steps = 7
     check_and_save_config(changeable, workdir / "config.json")
