@@ -21,7 +21,10 @@ if [[ " $*" != *" --config="* || " $*" != *" --workdir="* ]]; then
   exit 2
 fi
 command=(python -m lbdt_jax.main "$@")
-address=localhost:${PORT:-12355}
+if ((processes > 1)); then # at a free port, so that several runs on one machine keep apart
+  find_port='import socket; print(socket.create_server(("localhost", 0)).getsockname()[1])'
+  address=localhost:${PORT:-$(python -c "$find_port")}
+fi
 if $dry_run; then
   for ((process = 0; process < processes; process++)); do
     if ((processes > 1)); then

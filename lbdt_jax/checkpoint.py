@@ -329,6 +329,19 @@ def save_weights(
     write_checksums(folder)
 
 
+def training_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the training that the newest checkpoint in a folder belongs to; None if there is none.
+
+    Raises:
+      UserError: the checkpoint's metadata is broken, or its configuration wrong.
+    """
+    newest = folder.absolute() / str(max(finished_steps(folder), default=0))
+    if not (newest / "optimizer_state").is_dir():  # no checkpoint, or one of weights alone: training can't resume
+        return None
+    metadata, _ = _read_metadata(newest)
+    return with_defaults(metadata.get("config"), str(newest))
+
+
 def load_unused(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of the published state dict that a converted checkpoint keeps beside our variables, by torch's names.
 

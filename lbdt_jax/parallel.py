@@ -10,6 +10,7 @@ import importlib.util
 import os
 import pickle
 import signal
+import socket
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
@@ -47,18 +48,22 @@ def initialize_distributed() -> None:
     other processes by itself.
 
     Raises:
-      UserError: some of the three variables are missing or not numbers.
+      UserError: some of the three variables are missing or wrong, or another program listens at process 0's port.
     """
     address, *numbers = (os.environ.get(name, "") for name in PROCESS_VARIABLES)
     if any((address, *numbers)):
-        if not address or not all(number.isdecimal() for number in numbers):
+        host, _, port = address.rpartition(":")
+        valid = host and all(number.isdecimal() for number in (port, *numbers)) and 0 < int(port) < 2**16
+        if not valid or int(numbers[1]) >= int(numbers[0]):
             raise UserError(
                 "To run as one of several processes, set all of JAX_COORDINATOR_ADDRESS (host:port of process 0), "
-                "JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0). They are now: "
+                "JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0 to JAX_NUM_PROCESSES - 1). They are now: "
                 + ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in PROCESS_VARIABLES)
                 + "."
             )
         process_count, process_index = map(int, numbers)
+        if process_index == 0:
+            _check_port(int(port))
         # The variables are complete, so a surrounding cluster manager is ignored.
         jax.distributed.initialize(address, process_count, process_index, cluster_detection_method="deactivate")
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
@@ -68,6 +73,17 @@ def initialize_distributed() -> None:
             jax.distributed.initialize()
         except ValueError:  # libtpu is installed, but this is not a TPU VM
             return
+
+
+def _check_port(port: int) -> None:
+    """Raises UserError if a program listens at a port: JAX would share it with another run, and mix their processes."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(
+            f"The port {port} of JAX_COORDINATOR_ADDRESS can't be used: {os.strerror(error.errno or 0)}. If another "
+            "run uses it, choose another one, the same for all processes."
+        ) from error
 
 
 def warm_up_collectives() -> None:

@@ -29,6 +29,7 @@ from lbdt_jax.checkpoint import CheckpointError, CheckpointWriter
 from lbdt_jax.checkpoint_folder import has_checkpoint
 from lbdt_jax.config import INT32_MAX, check_config
 from lbdt_jax.convert.initial import find_initial_weights, load_initial_weights
+from lbdt_jax.convert.transformer import find_folder
 from lbdt_jax.evaluate import check_evaluation_data, with_precomputed_features
 from lbdt_jax.inference.predictor import BatchedPredictor
 from lbdt_jax.models.lbdt import LBDT
@@ -192,18 +193,17 @@ class Run(NamedTuple):
 def set_up(config: ConfigDict, workdir: Path) -> tuple[Run, TrainState]:
     """Checks configuration, data and devices, and prepares the records. Returns the initial state, too."""
     check_config(config)
+    mesh = make_mesh()
+    check_options(config, mesh)
     initial_weights = find_files(config, workdir)
     run_sequentially(lambda: prepare_for(config))
     epoch_steps = steps_per_epoch(config)
     print("".join(f"{line}\n" for line in describe_epoch(config)), end="")
     steps = count_steps(config, epoch_steps)
-    check_options(config, steps)
     config, sentence_encoder, transformer, unknown_words = open_sentence_encoder(config)
     check_evaluation_data(config, sentence_encoder)
     if validation_period(config, epoch_steps):
         check_validation_data(config, sentence_encoder)
-    mesh = make_mesh()
-    check_batch_size(config, mesh)
     model, optimizer = make_model(config), make_optimizer(config, epoch_steps)
     learning_rate = learning_rate_schedule(config, epoch_steps)
     variables = starting_variables(config, workdir, model, sentence_encoder, transformer, initial_weights)
@@ -221,7 +221,7 @@ def find_files(config: ConfigDict, workdir: Path) -> Path | None:
       Where the initial weights of a new run are; None if it starts from random ones, or resumes.
 
     Raises:
-      UserError: raw data, word vectors or initial weights are missing. The message names all that are.
+      UserError: raw data, word vectors, text encoder or initial weights are missing. The message names all that are.
     """
     initial_weights, errors = None, list[str]()
 
@@ -237,6 +237,8 @@ def find_files(config: ConfigDict, workdir: Path) -> Path | None:
     with noting_errors():
         if config.text_encoder == "glove_lstm":
             check_word_vectors(config.word_vectors)
+        else:
+            find_folder(config.text_encoder)
     with noting_errors():
         if config.initial_weights and not has_checkpoint(workdir):
             initial_weights = find_initial_weights(config.initial_weights, config.model)
@@ -246,27 +248,36 @@ def find_files(config: ConfigDict, workdir: Path) -> Path | None:
 
 
 def count_steps(config: ConfigDict, epoch_steps: int) -> int:
-    """The number of steps of the whole training. Raises UserError if there is none, or more than can be counted."""
+    """The number of steps of the whole training.
+
+    Raises:
+      UserError: there is none, or more than can be counted, or no step after the warm-up of a cosine schedule.
+    """
     steps = training_steps(config, epoch_steps)
     if not 1 <= steps <= INT32_MAX:
         raise UserError(
             f"config.epochs is {config.epochs}, which makes {steps} steps of {epoch_steps} per epoch; it must make "
             f"1 to {INT32_MAX}."
         )
-    return steps
-
-
-def check_options(config: ConfigDict, steps: int) -> None:
-    """Raises UserError if options contradict each other, or the number of steps of the whole training."""
     if config.learning_rate_schedule == "cosine" and config.warmup_steps >= steps:
         raise UserError(
             f"config.warmup_steps is {config.warmup_steps}; with config.learning_rate_schedule 'cosine' it must be "
             f"below the {steps} steps of the whole training."
         )
+    return steps
+
+
+def check_options(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError if options contradict each other or the number of devices, before the records are made."""
     if config.evaluated_weights == "ema" and not config.ema_decay:
         raise UserError("config.evaluated_weights is 'ema', and config.ema_decay is 0.0: there would be no average.")
     if jax.dtypes.canonicalize_dtype(config.model.dtype) != config.model.dtype:
         raise UserError("config.model.dtype is 'float64', in which JAX computes only if JAX_ENABLE_X64=1 is set.")
+    if config.batch_size % (mesh.size * config.sentences_per_frame):
+        raise UserError(
+            f"config.batch_size {config.batch_size} can't be divided among {mesh.size} devices with "
+            f"{config.sentences_per_frame} sentences per frame pair."
+        )
 
 
 def open_sentence_encoder(config: ConfigDict) -> tuple[ConfigDict, SentenceEncoder, dict[str, Any] | None, list[str]]:
@@ -281,15 +292,6 @@ def open_sentence_encoder(config: ConfigDict) -> tuple[ConfigDict, SentenceEncod
     examples = " ".join(map(repr, unknown[:10])) or "none"
     print(f"{len(words)} words, {share:.1%} of them known; unknown: {examples}")
     return config, sentence_encoder, transformer, unknown
-
-
-def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError if the batch can't be divided among the devices."""
-    if config.batch_size % (mesh.size * config.sentences_per_frame):
-        raise UserError(
-            f"config.batch_size {config.batch_size} can't be divided among {mesh.size} devices with "
-            f"{config.sentences_per_frame} sentences per frame pair."
-        )
 
 
 def starting_variables(

@@ -17,7 +17,7 @@ from input_pipeline.datasets import training_datasets
 from input_pipeline.errors import UserError
 from input_pipeline.record_index import INDEX_FILE
 from input_pipeline.report import records_dir
-from lbdt_jax.checkpoint import CheckpointError
+from lbdt_jax.checkpoint import CheckpointError, training_config
 from lbdt_jax.cli import lock, read_json_or_none, write_json
 from lbdt_jax.config import load_config
 from lbdt_jax.parallel import broadcast_from_first_process, is_first_process
@@ -47,12 +47,14 @@ CHANGEABLE_FIELDS = (
 def check_and_save_config(config: ConfigDict, path: Path) -> None:
     """Writes the configuration; if there is one already, first checks that it describes the same run.
 
+    Without the file, for example where only the checkpoints were copied, the newest checkpoint tells it.
+
     Raises:
       CheckpointError: names the fields that differ.
     """
     new = json.loads(config.to_json())
-    if path.exists():
-        old = load_config(path)
+    old = load_config(path) if path.exists() else training_config(path.parent / "checkpoints")
+    if old is not None:
         differences = [
             f"{name}: {old_value} there, {new_value} requested"
             for name, old_value, new_value in config_differences(old, new)

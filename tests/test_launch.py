@@ -108,6 +108,9 @@ def test_local_dry_run(tmp_path: Path) -> None:
             *("python", "-m", "lbdt_jax.main", *ARGUMENTS),
         ]
     assert len(lines) == 2
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    first, second = (dry_run("local.sh", tmp_path, "--processes=2", *ARGUMENTS, PATH=path).split()[0] for _ in range(2))
+    assert first != second  # two runs on one machine keep apart
 
 
 def test_slurm_dry_run(tmp_path: Path) -> None:

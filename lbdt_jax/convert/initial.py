@@ -148,7 +148,8 @@ def _check_settings(path: Path) -> None:
     try:
         settings = json.loads(read_limited(path, MAX_JSON_BYTES))
         stride_in_1x1 = settings.get("downsample_in_bottleneck", False)
-        activation = settings.get("hidden_act", "gelu") if "convnext" in str(settings.get("model_type")) else "gelu"
+        is_convnext, architecture = "convnext" in str(settings.get("model_type")), str(settings.get("architecture"))
+        activation = settings.get("hidden_act", "gelu" if is_convnext else "relu")
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not the config.json of a Hugging Face repository: {error}") from error
     if stride_in_1x1:
@@ -156,10 +157,16 @@ def _check_settings(path: Path) -> None:
             f"{path}: downsample_in_bottleneck is true; LBDT's ResNets have the stride in the 3x3 convolution. "
             "Choose a repository like microsoft/resnet-50."
         )
-    if activation != "gelu":
+    if architecture.startswith(("resnetaa", "resnetblur")):  # timm's, with a ResNet's arrays
         raise UserError(
-            f"{path}: hidden_act is {activation!r:.100}; the ConvNeXts of this code have 'gelu'. Choose a repository "
-            "like facebook/convnext-tiny-224."
+            f"{path}: architecture is {architecture!r:.100}, which smooths before its strides; LBDT's ResNets don't. "
+            "Choose a repository like microsoft/resnet-50."
+        )
+    needed, example = ("gelu", "facebook/convnext-tiny-224") if is_convnext else ("relu", "microsoft/resnet-50")
+    if activation != needed:
+        raise UserError(
+            f"{path}: hidden_act is {activation!r:.100}; the {'ConvNeXts' if is_convnext else 'ResNets'} of this code "
+            f"have {needed!r}. Choose a repository like {example}."
         )
 
 

@@ -280,11 +280,14 @@ def test_unseen_words_are_scored_separately(config: ConfigDict, workdir: Path) -
     assert all(name == "seen words" or " for " in name for name in groups)
 
 
-def test_a_run_does_not_resume_with_another_configuration(config: ConfigDict, workdir: Path) -> None:
+def test_a_run_does_not_resume_with_another_configuration(config: ConfigDict, workdir: Path, tmp_path: Path) -> None:
     other = config.copy_and_resolve_references()
     other.learning_rate = 0.5
-    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 requested"):
-        train(other, workdir)
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")  # without config.json
+    for folder in (workdir, tmp_path):
+        with pytest.raises(CheckpointError, match=r"learning_rate: 0\.0001 there, 0\.5 requested"):
+            train(other, folder)
+    check_and_save_config(config, tmp_path / "config.json")
     changeable = config.copy_and_resolve_references()
     changeable.log_every_steps = 7
     check_and_save_config(changeable, workdir / "config.json")
@@ -505,6 +508,23 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"(?s)kgavrilyuk\.github\.io.*glove\.840B.*resnet50-0676ba61\.pth"):
         train(a2d.get_config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("text_encoder", "no/such/folder", "no folder and no installed package 'no/such/folder'"),
+        ("batch_size", 7, "batch_size 7 can't be divided among 8 devices"),
+        ("evaluated_weights", "ema", "there would be no average"),
+        ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
+    ],
+)
+def test_what_needs_no_records_is_checked_before_they_are_made(config, field, value, message, tmp_path: Path) -> None:
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({field: value, "data_dir": str(tmp_path / "data")})
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

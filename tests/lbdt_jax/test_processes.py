@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -200,15 +201,27 @@ def test_a_single_process_does_not_connect(monkeypatch: pytest.MonkeyPatch) -> N
         {"JAX_NUM_PROCESSES": "2"},
         {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"},
         {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+        {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+        {"JAX_COORDINATOR_ADDRESS": "localhost", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+        {"JAX_COORDINATOR_ADDRESS": "localhost:65536", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
     ],
 )
-def test_incomplete_process_variables_raise(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_process_variables_raise(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in parallel.PROCESS_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="set all of JAX_COORDINATOR_ADDRESS"):
         initialize_distributed()
+
+
+def test_the_port_of_another_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("localhost", 0)) as other:
+        values = (f"localhost:{other.getsockname()[1]}", "2", "0")
+        for name, value in zip(parallel.PROCESS_VARIABLES, values, strict=True):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"port {other.getsockname()[1]} .* Address already in use. If another run"):
+            initialize_distributed()
 
 
 def test_in_slurm_jax_connects_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:

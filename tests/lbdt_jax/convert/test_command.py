@@ -217,6 +217,15 @@ def test_what_trainers_save_is_understood(saved: dict[str, Any], zipped: bool, t
     assert all(np.array_equal(actual[name], value) for name, value in STATE.items())
 
 
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "file.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert np.array_equal(read_torch(tmp_path / "file.pth")["a.weight"], STATE["a.weight"])
+
+
 def test_which_of_several_state_dicts_is_read_is_said(tmp_path: Path, capsys) -> None:
     averages = {name: value + 1 for name, value in STATE.items()}
     torch.save({"model_ema": {"module": averages}, "model": STATE}, tmp_path / "both.pth")
@@ -243,6 +252,13 @@ def one_gigabyte(path: Path) -> None:
                     file.write(bytes(2**20))
 
 
+def flip_a_bit(path: Path) -> None:
+    """Changes 5.0, the last number of STATE["a.weight"], to 5.25."""
+    content = path.read_bytes()
+    assert content.count(struct.pack("<f", 5)) == 1
+    path.write_bytes(content.replace(struct.pack("<f", 5), struct.pack("<f", 5.25)))
+
+
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
@@ -267,6 +283,7 @@ def one_gigabyte(path: Path) -> None:
         (b"\x80\x02\x8e" + (1 << 40).to_bytes(8, "little"), "is broken"),
         (b"cos\nsystem\n(S'true'\ntR.", "would call os.system"),
         (one_gigabyte, "would unpack to 1,07.* MB: it is refused"),
+        (flip_a_bit, r"file.ckpt is broken: Bad CRC-32 for file '\w+/data/0'. Download or copy it again"),
         (lambda path: path.write_bytes(path.read_bytes()[:-60]), "file.ckpt is broken"),
         (lambda path: torch.jit.save(torch.jit.script(torch.nn.ReLU()), path), "is a TorchScript archive"),
         (lambda path: zipfile.ZipFile(path, "w").writestr("a/b.ckpt", b""), "zip archive .*holds a/b.ckpt. Unpack it"),
@@ -489,7 +506,7 @@ def test_imagenet_weights_fill_both_streams(depth: int, tmp_path: Path) -> None:
     state = imagenet(depth)
     torch.save(tensors(state), tmp_path / "resnet.pth")
     assert_both_streams_hold(initialize(constant_variables(depth), tmp_path / "resnet.pth"), state, depth)
-    repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False)
+    repository = save_repository(tmp_path / "resnet", state, downsample_in_bottleneck=False, hidden_act="relu")
     for path in (repository, repository / "model.safetensors"):
         assert_both_streams_hold(initialize(constant_variables(depth), path), state, depth)
     assert load_image_encoder(repository).keys() == state.keys() - set(CLASSIFIER)
@@ -502,9 +519,19 @@ def test_names_are_those_of_microsoft_resnet_50() -> None:
     )
 
 
-def test_a_stride_in_the_first_convolution_is_rejected(variables, tmp_path: Path) -> None:
-    repository = save_repository(tmp_path / "v1", imagenet(50), downsample_in_bottleneck=True)
-    with pytest.raises(UserError, match="downsample_in_bottleneck is true"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck is true"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; the ResNets of this code have 'relu'"),
+        # As of timm/resnetaa50.a1h_in1k and timm/resnetblur50.bt_in1k, whose arrays are named as those of a ResNet-50.
+        ({"architecture": "resnetaa50"}, "architecture is 'resnetaa50'"),
+        ({"architecture": "resnetblur50"}, "architecture is 'resnetblur50'"),
+    ],
+)
+def test_a_resnet_that_computes_something_else_is_rejected(settings, message: str, variables, tmp_path: Path) -> None:
+    repository = save_repository(tmp_path / "other", imagenet(50), **settings)
+    with pytest.raises(UserError, match=message):
         initialize(variables, repository)
 
 
