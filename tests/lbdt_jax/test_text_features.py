@@ -402,7 +402,7 @@ def test_prediction_needs_no_transformers_and_glove_no_tokenizers(frozen: Path) 
 
 def test_error_without_the_library_tokenizers(frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(CheckpointError, match=f"{frozen}.*needs the library tokenizers: pip install -r requirements.txt"):
+    with pytest.raises(CheckpointError, match=f"{frozen}.*library tokenizers: pip install -r requirements.txt"):
         load_checkpoint(frozen)
 
 
