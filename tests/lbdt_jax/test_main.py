@@ -519,7 +519,9 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path, monkeypatch: pytest
         ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
     ],
 )
-def test_what_needs_no_records_is_checked_before_they_are_made(config, field, value, message, tmp_path: Path) -> None:
+def test_what_needs_no_records_is_checked_before_they_are_made(
+    config: ConfigDict, field: str, value: Any, message: str, tmp_path: Path
+) -> None:
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({field: value, "data_dir": str(tmp_path / "data")})
     with pytest.raises(UserError, match=message):
