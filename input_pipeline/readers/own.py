@@ -102,18 +102,21 @@ class OwnClips:
 
     def inventory(self) -> dict[str, tuple[int, int | None]]:
         annotations = self.annotations
-        counts = Counter(
-            {
-                "videos with a sentence and a mask": len(annotations.videos),
-                "sentences": sum(map(len, annotations.sentences.values())),
-            }
-        )
+        counts = {
+            "videos with a sentence and a mask": len(annotations.videos),
+            "sentences": sum(map(len, annotations.sentences.values())),
+        }
         for split in self.SPLITS:
             counts[f"labelled frames in {split}"] = sum(map(len, annotations.frames[split].values()))
-        rates = Counter(video.read_frame_rate() for video in annotations.videos.values())
-        for rate in sorted(rate for rate in rates if rate is not None):
-            counts[f"clips with {rate:.4g} frames per second"] += rates[rate]  # 29.97 and 29.970001 are one
+        for rate, count in self.clips_by_frame_rate.items():
+            counts[f"clips with {rate} frames per second"] = count
         return {item: (count, None) for item, count in counts.items()}
+
+    @functools.cached_property
+    def clips_by_frame_rate(self) -> dict[str, int]:
+        """Frames per second to four digits, in which 29.97 and 29.970001 are one -> number of clips; read once."""
+        rates = [video.read_frame_rate() for video in self.annotations.videos.values()]
+        return dict(Counter(f"{rate:.4g}" for rate in sorted(rate for rate in rates if rate is not None)))
 
     @functools.cached_property
     def annotations(self) -> Annotations:
