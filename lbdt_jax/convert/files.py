@@ -169,14 +169,19 @@ def _check_zip(path: Path) -> None:
     unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if unpacked > max(2 * size, SMALL_BYTES):
         raise UserError(f"{path} has {size / 1e6:.1f} MB and would unpack to {unpacked / 1e6:,.1f} MB: it is refused.")
-    # torch.load doesn't compare the checksums. torch.save writes 0 for each if it is told to compute none.
+    _check_crcs(path, entries)
+
+
+def _check_crcs(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Raises UserError if a file in a zip archive differs from its checksum, which torch.load doesn't compare."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for entry in (entry for entry in entries if entry.CRC):
-                with archive.open(entry) as file:
-                    while file.read(2**20):
-                        pass
-    except Exception as error:  # as above
+            for entry in entries:
+                if entry.CRC:  # torch.save writes 0 after torch.serialization.set_crc32_options(False)
+                    with archive.open(entry) as file:
+                        while file.read(2**20):
+                            pass
+    except Exception as error:  # as in _check_zip
         raise UserError(f"{path} is broken: {error}. Download or copy it again.") from error
 
 
