@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +71,8 @@ from lbdt_jax.step import TrainState
 WRITE_CONCURRENT_BYTES = 16 << 20
 #: Limit for each json file. The largest holds a tokenizer, 20 MB for the quarter of a million words of XLM-RoBERTa.
 MAX_JSON_BYTES = 64 * 2**20
+#: Seconds to wait for each thread of a save that has failed.
+ABANDONED_WRITES_TIMEOUT = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,10 +324,14 @@ def save_weights(
     arrays = {"variables": variables, **_text_arrays(sentence_encoder), **({"unused": unused} if unused else {})}
     folder = (workdir / "checkpoints" / str(step)).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)  # if orbax can't make it, the process never ends
+    threads = set(threading.enumerate())
     try:
         with context:
             ocp.save_checkpointables(folder, arrays, custom_metadata=_metadata(config, sentence_encoder, weights))
     except Exception as error:  # orbax passes on whatever its storage layers raise
+        # Its threads go on writing, and would make the folder again once the caller has deleted it.
+        for thread in set(threading.enumerate()) - threads:
+            threading.Thread.join(thread, ABANDONED_WRITES_TIMEOUT)  # orbax's own join raises the thread's error
         raise OSError(_root_cause(error)) from error
     write_checksums(folder)
 

@@ -152,7 +152,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         else:
             os.replace(unfinished, path)
     except BaseException:
-        _remove(unfinished)
+        with contextlib.suppress(OSError):  # the first error says more
+            _remove(unfinished)
         raise
 
 

@@ -15,6 +15,7 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -322,9 +323,12 @@ def test_a_target_that_can_not_be_written_is_one_line(tiny_run: Path, tmp_path: 
         error = capsys.readouterr().err
         assert f"{target} can't be written" in error and error.count("\n") == 1
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)  # has the effect of a full disk
+    threads = set(threading.enumerate())
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
     try:
         error = error_of(tiny_run, tmp_path / "new", capsys)
+        # A thread that still writes would make the deleted folder again.
+        assert set(threading.enumerate()) <= threads
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert re.fullmatch(f"{tmp_path / 'new'} can't be written: .*File too large\n", error)
