@@ -15,7 +15,7 @@ from tqdm import tqdm
 from input_pipeline.colors import upright_rgb
 from input_pipeline.errors import UserError
 from input_pipeline.pictures import MAX_PIXELS, Picture, read_picture
-from lbdt_jax.inference.decoder import Decoder
+from lbdt_jax.inference.video_decoder import VideoDecoder
 
 LISTED = 10  # names, at most, in a warning
 
@@ -125,7 +125,7 @@ class Clip:
 
     def _decode(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         """The whole frames of a video file."""
-        decoder = Decoder(self.path, index, self.rate, self.time_base, self.max_pixels)
+        decoder = VideoDecoder(self.path, index, self.rate, self.time_base, self.max_pixels)
         try:
             for time, frame in decoder:
                 self.reading.origin, self.reading.start = decoder.origin, decoder.start

@@ -1,4 +1,4 @@
-"""Files that are damaged, joined, cut, or hold more than one video (lbdt_jax/inference/decoder.py, container.py)."""
+"""Files that are damaged, joined, cut, or hold more than one video (lbdt_jax/inference/video_decoder.py, container.py)."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_pause_with_sound_is_no_jump(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, sound: bool
 ) -> None:
     for name in ("_LONGEST_GAP", "_LONGEST_GAP_IN_STREAMS"):
-        monkeypatch.setattr(f"lbdt_jax.inference.decoder.{name}", 1)  # second
+        monkeypatch.setattr(f"lbdt_jax.inference.video_decoder.{name}", 1)  # second
     stamps = [*range(10), *range(60, 122)]
     path = write_clip(tmp_path / f"a.{suffix}", 72, times=stamps, key_frames=5, beep=sound)
     _, times, warnings = read(path)
