@@ -379,6 +379,11 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"config.model.transfer_width is {width}; it must be a multiple of 4 and of config.model.attention_heads, "
             f"{heads}."
         )
+    if values["text_encoder"] == "glove_lstm" and values["text_encoder_learning_rate"]:
+        yield (
+            f"config.text_encoder_learning_rate is {values['text_encoder_learning_rate']}; it must be 0.0, since it "
+            "applies to a transformer only, and config.text_encoder is 'glove_lstm'."
+        )
     if values["bce_weight"] == values["dice_weight"] == values["focal_weight"] == 0:
         yield (
             "config.bce_weight and config.dice_weight are both 0, and so is config.focal_weight; one must be above 0, "

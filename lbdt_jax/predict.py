@@ -169,7 +169,7 @@ def predict(
         store.finish()
 
     for sentence, mean in zip(settings.text, confidence, strict=True):
-        say(f"{sentence!r}: mean confidence {mean:.2f}")
+        say(f"{sentence!r:.200}: mean confidence {mean:.2f}")
     measured = sum(stopwatch.seconds.values())
     shares = ", ".join(f"{part} {spent / measured:.0%}" for part, spent in stopwatch.seconds.items())
     say(f"{frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s ({shares}): {output}")

@@ -34,7 +34,7 @@ def open_text_encoder(
     """Loads the text encoder that a configuration names.
 
     Args:
-      config: uses the fields text_encoder, text_encoder_learning_rate, word_vectors and max_words.
+      config: uses the fields text_encoder, word_vectors and max_words.
       vocabulary: the words of the dataset.
 
     Returns:
@@ -45,15 +45,7 @@ def open_text_encoder(
     Raises:
       UserError: the text encoder or the word vectors are missing or don't fit the configuration.
     """
-    if config.text_encoder_learning_rate < 0:
-        raise UserError(
-            f"config.text_encoder_learning_rate is {config.text_encoder_learning_rate}; use 0.0 for a frozen encoder."
-        )
     if config.text_encoder == "glove_lstm":
-        if config.text_encoder_learning_rate:
-            raise UserError(
-                'config.text_encoder_learning_rate applies to a transformer only, not to text_encoder "glove_lstm".'
-            )
         return config, load_word_vectors(config.word_vectors, vocabulary), None
     from lbdt_jax.convert.transformer import load_pretrained  # imports transformers, which is slow
 

@@ -193,6 +193,9 @@ def test_every_protocol_can_choose_the_best_checkpoint() -> None:
 
 def test_fields_must_fit_each_other() -> None:
     assert "a multiple of 4 and of config.model.attention_heads, 3" in message(config_with("model.attention_heads", 3))
+    assert "text_encoder_learning_rate is 1.0; it must be 0.0, since it applies to a transformer only" in message(
+        config_with("text_encoder_learning_rate", 1.0)
+    )
     config = tiny_config()
     config.bce_weight = config.dice_weight = 0.0
     with pytest.raises(UserError, match="both 0"):

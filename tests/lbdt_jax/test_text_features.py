@@ -285,11 +285,6 @@ def test_runs_without_the_fields_of_text_encoders_resume(config: ConfigDict, tmp
     [
         ({"max_words": 25}, "config.max_words is 25; .*bert reads 3 to 24 tokens"),
         ({"max_words": 2}, "config.max_words is 2; .*bert reads 3 to 24 tokens"),
-        ({"text_encoder_learning_rate": -1.0}, "text_encoder_learning_rate is -1.0; use 0.0 for a frozen"),
-        (
-            {"text_encoder": "glove_lstm", "text_encoder_learning_rate": 1.0},
-            "applies to a transformer only, not to .*glove_lstm",
-        ),
         ({"text_encoder": "no_such_model"}, "no installed package 'no_such_model'. pip install no-such-model"),
     ],
 )

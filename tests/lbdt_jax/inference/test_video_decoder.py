@@ -1,4 +1,4 @@
-"""Files that are damaged, joined, cut, or hold more than one video (lbdt_jax/inference/video_decoder.py, container.py)."""
+"""Files that are damaged, joined, cut, or hold more than one video (lbdt_jax/inference/video_decoder.py)."""
 
 from __future__ import annotations
 
