@@ -83,8 +83,8 @@ def precomputed_features(
       tokenizer: of the transformer.
 
     Raises:
-      UserError: there are no records, a file of records or features is broken, or the features are not finite.
-      OSError: the features can't be written.
+      UserError: there are no records, a file of records or features is broken, the features are not finite, or they
+        can't be written.
     """
     params = jax.device_get(variables["params"]["text_encoder"]["transformer"])
     name = _features_name(config, params, tokenizer)
@@ -92,8 +92,14 @@ def precomputed_features(
     for dataset in reversed(all_datasets(config)):
         folder = records_dir(config.data_dir, dataset) / "text_features" / name
         if not folder.is_dir():
-            with atomic_write(folder) as unfinished:
-                _write_features(dataset_config(config, dataset), params, tokenizer, unfinished)
+            try:
+                with atomic_write(folder) as unfinished:
+                    _write_features(dataset_config(config, dataset), params, tokenizer, unfinished)
+            except OSError as error:
+                raise UserError(
+                    f"The features of {config.text_encoder} can't be written to {folder}: {error.strerror}. Free some "
+                    "space, or choose another config.data_dir."
+                ) from error
         features = PrecomputedFeatures(folder, tokenizer, features)
     assert features is not None  # there is at least config.dataset
     return features
@@ -123,16 +129,17 @@ def _write_features(config: ConfigDict, params: dict[str, Any], tokenizer: Trans
     folder.mkdir()
     (folder / "sentences.json").write_text(json.dumps({"sentences": sentences, "lengths": lengths.tolist()}), "utf-8")
     shape = (int(lengths.sum()), config.model.transformer.width)
-    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, shape)
-    row = 0
-    with tqdm(total=len(sentences), desc=f"features by {config.text_encoder}", unit="sentence") as progress:
-        for batch_features in _batch_features(config, params, ids, masks):
-            if not np.isfinite(batch_features).all():
+    with (
+        # Not a memory map: on a full disk, that is a bus error.
+        (folder / "features.npy").open("wb") as file,
+        tqdm(total=len(sentences), desc=f"features by {config.text_encoder}", unit="sentence") as progress,
+    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for features in _batch_features(config, params, ids, masks):
+            if not np.isfinite(features).all():
                 raise UserError(f"The features of {config.text_encoder} are NaN or infinite: its weights are broken.")
-            features[row : row + len(batch_features)] = batch_features
-            row += len(batch_features)
+            file.write(np.ascontiguousarray(features, "<f4").data)
             progress.update(min(BATCH_SIZE, len(sentences) - progress.n))
-    features.flush()
 
 
 def _batch_features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,15 @@ def test_features_are_computed_once_and_errors_name_broken_ones(config: ConfigDi
     (sentence, *_) = distinct_sentences(config)
     shorter = precomputed_features(filled, checkpoint.variables, tokenizer)
     assert shorter.encode(sentence, 19)[0].shape == (19, 12) and len(list(folder.parent.iterdir())) == 2
+    filled.max_words = 18
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)  # has the effect of a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(UserError, match=f"can't be written to {folder.parent}/.*: File too large"):
+            precomputed_features(filled, checkpoint.variables, tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert len(list(folder.parent.iterdir())) == 2
     broken = folder.with_name("broken")
     shutil.copytree(folder, broken)
     (broken / "features.npy").write_bytes((folder / "features.npy").read_bytes()[:-48])
