@@ -73,6 +73,18 @@ def test_frames_and_their_earlier_frames(raw: Path, interval: int, earlier: list
     assert rules == ["first frame", second, "interval"]
 
 
+def test_further_columns_are_no_part_of_the_sentence(raw: Path) -> None:
+    rows = (
+        "video_id,instance_id,query,short_query",
+        "walker,0,the man in red ,the man",
+        "runner,15,a dog, that runs,a dog",
+    )
+    (raw / SENTENCES).write_text("\n".join(rows))
+    reader = A2DSentences(raw)
+    assert reader.annotations.sentences == {"walker": (Sentence("the man in red", 0),)}
+    assert Skipped(f"{raw / SENTENCES}:3", "malformed line of a2d_annotation.txt") in reader.skipped()
+
+
 def test_reader_can_be_pickled(raw: Path) -> None:
     reader = A2DSentences(raw)
     reader.videos("train")
