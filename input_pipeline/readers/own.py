@@ -8,7 +8,8 @@
     held_out.txt                  optional; lines: video, or video, frame
 
 A mask names its frame by the number in a clip, from 0 ("12" and "00012" are the same), or by the name of the frame's
-file without suffix. In black-and-white masks (0 and 255), white is object 1. An object "1+2" is the union of both.
+file without suffix. In black-and-white masks (0 and 255, or one bit a pixel), white is object 1. An object "1+2" is the
+union of both.
 
 The labelled frames that are not held out are split "train", the others are split "val": those of a video that
 held_out.txt lists, from the frame on that it names as a mask would. Without that file, it is the last quarter of each

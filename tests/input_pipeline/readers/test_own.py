@@ -206,10 +206,12 @@ def test_repeated_lines_count_once(raw: Path) -> None:
     assert [(item.where, item.reason) for item in reader.skipped()] == [(where, REPEATED_LINE) for where in places]
 
 
-def test_black_and_white_masks(raw: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 1])
+def test_black_and_white_masks(raw: Path, bits: int) -> None:
     shutil.rmtree(raw / "masks/dog")
     (raw / "masks/dog").mkdir()
-    Image.fromarray(255 * walking_mask(1, 4).astype(np.uint8)).save(raw / "masks/dog/4.png")
+    white = walking_mask(1, 4)
+    Image.fromarray(white if bits == 1 else 255 * white.astype(np.uint8)).save(raw / "masks/dog/4.png")
     (pair,), _ = read_all(OwnClips(raw), "dog/train")
     np.testing.assert_array_equal(pair.masks[1], walking_mask(1, 4))
 
