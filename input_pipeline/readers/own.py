@@ -28,7 +28,7 @@ from typing import ClassVar
 import numpy as np
 
 from input_pipeline.errors import UserError, first_few
-from input_pipeline.readers.own_videos import OwnVideo, find_videos
+from input_pipeline.readers.own_videos import OwnVideo, composed, find_videos
 from input_pipeline.readers.raw_files import (
     MASK_SIZE,
     NOT_IN_FRAME,
@@ -265,9 +265,11 @@ def _read_sentences(
 
 def _video_name(text: str, videos: dict[str, OwnVideo]) -> str | None:
     """The video that a line names, with or without the suffix of its clip; None if there is none."""
+    text = composed(text)
     if text in videos:
         return text
-    return next((name for name, video in videos.items() if video.path.is_file() and video.path.name == text), None)
+    clips = ((name, video.path) for name, video in videos.items() if video.path.is_file())
+    return next((name for name, path in clips if composed(path.name) == text), None)
 
 
 def _read_held_out(path: Path, videos: dict[str, OwnVideo], skipped: list[Skipped]) -> dict[str, int]:

@@ -216,6 +216,22 @@ def test_black_and_white_masks(raw: Path, bits: int) -> None:
     np.testing.assert_array_equal(pair.masks[1], walking_mask(1, 4))
 
 
+def test_accents_as_macos_stores_them(raw: Path) -> None:
+    """In names of files, a letter and its accent may be two characters; what is typed is one."""
+    stored, typed = "cafe\u0301", "caf\u00e9"
+    (raw / "videos/dog.mp4").rename(raw / f"videos/{stored}.mp4")
+    (raw / "masks/dog").rename(raw / f"masks/{stored}")
+    (raw / "videos/my cats/IMG_8.jpg").rename(raw / f"videos/my cats/{stored}_8.jpg")
+    change_json({f"{typed}_8": {"3": rle(walking_mask(3, 0))}})(raw)
+    (raw / "sentences.txt").write_text(f"{typed},1,the dog\n{typed}.mp4,2,the cat\nmy cats,3,a cat\n")
+    (raw / "held_out.txt").write_text(f"{typed}, 9\nmy cats, {typed}_8")
+    frames = OwnClips(raw).annotations.frames
+    assert frames == {"train": {typed: (0, 3, 7)}, "val": {typed: (9, 11), "my cats": (2,)}}
+    assert OwnClips(raw).skipped() == ()
+    (raw / f"masks/{stored}").rename(raw / f"masks/{typed}")
+    assert OwnClips(raw).annotations.frames == frames
+
+
 def test_suffixes_in_capitals(raw: Path) -> None:
     expected = OwnClips(raw).annotations.frames
     for path in ("masks/dog/0.png", "masks/dog/0003.png", "masks/my cats.json", "videos/my cats/IMG_8.jpg"):
