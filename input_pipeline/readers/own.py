@@ -1,6 +1,6 @@
 """Reader of your own clips: a folder with videos, masks of some of their frames, and one text file of sentences.
 
-    sentences.txt                 a line for each sentence: video, object, sentence
+    sentences.txt                 a line for each sentence: video, object, sentence; each may be quoted
     videos/<video>.mp4            a clip (.mp4, .mov or .m4v), whose first frame is frame 0
     videos/<video>/<name>.jpg     or a folder of JPEG, PNG or other pictures, in the order of the numbers in their names
     masks/<video>/<frame>.png     a palette or 8-bit gray image for each labelled frame; a pixel's value is its object
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,7 +234,7 @@ def _read_sentences(
     for where, line in numbered_lines(path):
         if line.lstrip().startswith("#"):
             continue
-        fields = [field.strip() for field in line.split(",", maxsplit=2)]
+        fields = [_unquote(field.strip()) for field in line.split(",", maxsplit=2)]
         if len(fields) < 3:
             skipped.append(Skipped(f"{where}: {shorten(line)}", BAD_LINE))
             continue
@@ -261,6 +262,12 @@ def _read_sentences(
             of_video[target] = objects
             sentences.setdefault(name, []).append(Sentence(fields[2], target, "", line_number))
     return {name: tuple(texts) for name, texts in sentences.items()}, targets
+
+
+def _unquote(text: str) -> str:
+    """A field without the quotes in which spreadsheets write it, above all if it contains a comma."""
+    match = re.fullmatch(r'"((?:[^"]|"")*)"', text)
+    return match[1].replace('""', '"').strip() if match else text
 
 
 def _video_name(text: str, videos: dict[str, OwnVideo]) -> str | None:

@@ -216,6 +216,21 @@ def test_black_and_white_masks(raw: Path, bits: int) -> None:
     np.testing.assert_array_equal(pair.masks[1], walking_mask(1, 4))
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ('"dog","1","the dog, on the left"', "the dog, on the left"),
+        ('dog,1,"the ""big"" dog"', 'the "big" dog'),
+        ('dog, 1, "big" and "brown"', '"big" and "brown"'),
+        ('dog, 1, the "big" dog', 'the "big" dog'),
+    ],
+)
+def test_fields_that_a_spreadsheet_has_quoted(raw: Path, line: str, text: str) -> None:
+    (raw / "sentences.txt").write_text(f"{line}\n")
+    (sentence,) = OwnClips(raw).annotations.sentences["dog"]
+    assert (sentence.text, sentence.instance) == (text, 1)
+
+
 def test_accents_as_macos_stores_them(raw: Path) -> None:
     """In names of files, a letter and its accent may be two characters; what is typed is one."""
     stored, typed = "cafe\u0301", "caf\u00e9"
