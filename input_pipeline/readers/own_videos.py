@@ -185,7 +185,8 @@ class OwnVideo:
         for index in indices:
             if index >= count:
                 where = f"{self.path}: frame {index} of {count} that can be decoded"
-                yield Skipped(where, "the clip is damaged or ends before the frame")
+                reason = "the clip is damaged, ends before the frame, or was unpacked with repeated ones (docs/data.md)"
+                yield Skipped(where, reason)
 
 
 @contextlib.contextmanager

@@ -349,7 +349,7 @@ def write_moving(path: Path) -> None:
         (
             lambda raw: write_labels(raw / "masks/dog/40.png", {1: walking_mask(1, 0)}),
             "frame 40 of 12",
-            "the clip is damaged",
+            "the clip is damaged, ends before the frame, or was unpacked with repeated ones",
         ),
         (lambda raw: (raw / "masks/dog/0.png").write_bytes(b"x"), "masks/dog/0.png", "the mask can't be read"),
         (blurred, "masks/dog/0.png", "a black-and-white mask with soft edges: save it with 0 and 255 only"),
