@@ -160,7 +160,7 @@ def test_folder_instead_of_a_file(raw: Path) -> None:
 def test_text_that_is_not_utf8(raw: Path) -> None:
     with (raw / SENTENCES).open("ab") as file:
         file.write(b"walker,0,caf\xe9\n")
-    with pytest.raises(UserError, match="a2d_annotation.txt:7: not UTF-8"):
+    with pytest.raises(UserError, match="a2d_annotation.txt:7: not UTF-8 .* save it as UTF-8"):
         A2DSentences(raw).videos("train")
 
 
