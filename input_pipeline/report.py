@@ -47,8 +47,13 @@ class ShardSummary(TypedDict):
 
 
 def records_dir(data_dir: str | Path, dataset: str) -> Path:
-    """Returns the folder of a dataset's records."""
-    return Path(data_dir) / dataset / VERSION
+    """Returns the folder of a dataset's records. Raises UserError if TensorFlow can't write to a path like this."""
+    folder = Path(data_dir) / dataset / VERSION
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{folder}: the path of the records is not UTF-8 text. Choose another data_dir.") from error
+    return folder
 
 
 def records_exist(data_dir: str | Path, dataset: str) -> bool:

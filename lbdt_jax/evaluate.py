@@ -359,7 +359,7 @@ def print_result(config: ConfigDict, result: dict[str, Any], scorer: Scorer, pat
     if scorer.unscored:
         print(f"{scorer.unscored} predictions are not scored: their ground truth is not public, or can't be read.")
     if result["notes"]:
-        print("The data are incomplete, or differ from their source (see report.json beside the records):")
+        print("Left out of the data, or changed in them (see report.json beside the records):")
     for reason, count in result["notes"].items():
         print(f"  {count} x {reason}")
     if scorer.files:

@@ -282,8 +282,9 @@ class RefDAVIS17Scorer(Scorer):
         if example.labels is None:
             raise UserError(
                 f"{example.video}, frame {example.frame_index}: the records have no objects to score on. Only split "
-                f"val has them: put {MASKS_FOR_SCORES} beside the other folders of the raw data, delete the records "
-                "and prepare again."
+                f"val has them: put {MASKS_FOR_SCORES}, with a mask of every frame, beside the other folders of the "
+                "raw data (report.json beside the records names masks that can't be read), delete the records and "
+                "prepare again."
             )
 
     def add(self, example: EvaluationExample, logits: np.ndarray) -> list[tuple[np.ndarray, float | None]]:

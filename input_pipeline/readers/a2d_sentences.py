@@ -279,12 +279,17 @@ def _read_videoset(path: Path, subsets: tuple[str, ...], skipped: list[Skipped])
 
 
 def _read_sentences(path: Path, subset: dict[str, str], skipped: list[Skipped]) -> Iterator[tuple[str, int, str]]:
-    """Yields (video, instance, sentence) of every valid line of a2d_annotation.txt."""
+    """Yields (video, instance, sentence) of every valid line of a2d_annotation.txt.
+
+    Commas belong to the sentence, unless the header has more columns, as in copies with shorter sentences beside them.
+    """
+    columns = 3
     for where, line in numbered_lines(path):
-        fields = [field.strip() for field in line.split(",", maxsplit=2)]
+        fields = [field.strip() for field in line.split(",", maxsplit=2 if columns == 3 else -1)]
         if fields[:2] == ["video_id", "instance_id"]:
+            columns = max(3, 1 + line.count(","))
             continue
-        if len(fields) < 3:
+        if len(fields) != columns:
             skipped.append(Skipped(where, "malformed line of a2d_annotation.txt"))
         elif not is_plain_name(fields[0]):
             skipped.append(Skipped(f"{where}: {shorten(fields[0])}", BAD_VIDEO_NAME))

@@ -1,6 +1,6 @@
 """Reader of your own clips: a folder with videos, masks of some of their frames, and one text file of sentences.
 
-    sentences.txt                 a line for each sentence: video, object, sentence
+    sentences.txt                 a line for each sentence: video, object, sentence; each may be quoted
     videos/<video>.mp4            a clip (.mp4, .mov or .m4v), whose first frame is frame 0
     videos/<video>/<name>.jpg     or a folder of JPEG, PNG or other pictures, in the order of the numbers in their names
     masks/<video>/<frame>.png     a palette or 8-bit gray image for each labelled frame; a pixel's value is its object
@@ -8,7 +8,8 @@
     held_out.txt                  optional; lines: video, or video, frame
 
 A mask names its frame by the number in a clip, from 0 ("12" and "00012" are the same), or by the name of the frame's
-file without suffix. In black-and-white masks (0 and 255), white is object 1. An object "1+2" is the union of both.
+file without suffix. In black-and-white masks (0 and 255, or one bit a pixel), white is object 1. An object "1+2" is the
+union of both.
 
 The labelled frames that are not held out are split "train", the others are split "val": those of a video that
 held_out.txt lists, from the frame on that it names as a mask would. Without that file, it is the last quarter of each
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +29,7 @@ from typing import ClassVar
 import numpy as np
 
 from input_pipeline.errors import UserError, first_few
-from input_pipeline.readers.own_videos import OwnVideo, find_videos
+from input_pipeline.readers.own_videos import OwnVideo, composed, find_videos
 from input_pipeline.readers.raw_files import (
     MASK_SIZE,
     NOT_IN_FRAME,
@@ -232,7 +234,7 @@ def _read_sentences(
     for where, line in numbered_lines(path):
         if line.lstrip().startswith("#"):
             continue
-        fields = [field.strip() for field in line.split(",", maxsplit=2)]
+        fields = [_unquote(field.strip()) for field in line.split(",", maxsplit=2)]
         if len(fields) < 3:
             skipped.append(Skipped(f"{where}: {shorten(line)}", BAD_LINE))
             continue
@@ -262,11 +264,19 @@ def _read_sentences(
     return {name: tuple(texts) for name, texts in sentences.items()}, targets
 
 
+def _unquote(text: str) -> str:
+    """A field without the quotes in which spreadsheets write it, above all if it contains a comma."""
+    match = re.fullmatch(r'"((?:[^"]|"")*)"', text)
+    return match[1].replace('""', '"').strip() if match else text
+
+
 def _video_name(text: str, videos: dict[str, OwnVideo]) -> str | None:
     """The video that a line names, with or without the suffix of its clip; None if there is none."""
+    text = composed(text)
     if text in videos:
         return text
-    return next((name for name, video in videos.items() if video.path.is_file() and video.path.name == text), None)
+    clips = ((name, video.path) for name, video in videos.items() if video.path.is_file())
+    return next((name for name, path in clips if composed(path.name) == text), None)
 
 
 def _read_held_out(path: Path, videos: dict[str, OwnVideo], skipped: list[Skipped]) -> dict[str, int]:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,9 @@ class OwnVideo:
     def find_frame(self, text: str) -> int | None:
         """The first frame from the one on that `text` names as a mask would; None if it names none."""
         number = int(text) if re.fullmatch("[0-9]{1,9}", text) else None
-        names = [file.stem for file in self.frames]
-        if not names or text in names:
-            return names.index(text) if names else number
+        names = [composed(file.stem) for file in self.frames]
+        if not names or composed(text) in names:
+            return names.index(composed(text)) if names else number
         if number is None or not all(re.fullmatch("[0-9]{1,9}", name) for name in names):
             return None
         return sum(int(name) < number for name in names)
@@ -184,7 +185,8 @@ class OwnVideo:
         for index in indices:
             if index >= count:
                 where = f"{self.path}: frame {index} of {count} that can be decoded"
-                yield Skipped(where, "the clip is damaged or ends before the frame")
+                reason = "the clip is damaged, ends before the frame, or was unpacked with repeated ones (docs/data.md)"
+                yield Skipped(where, reason)
 
 
 @contextlib.contextmanager
@@ -255,25 +257,33 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
             yield frame
 
 
+def composed(name: str) -> str:
+    """A name with its accents as other systems write them: in names of files, macOS may store them as own letters."""
+    return unicodedata.normalize("NFC", name)
+
+
 def find_videos(folder: Path, masks: Path, skipped: list[Skipped]) -> dict[str, OwnVideo]:
     """Name -> video, for all clips and folders of pictures in a folder. Reports every file that is not used."""
     videos: dict[str, OwnVideo] = {}
     json_files: dict[str, Path] = {}
+    mask_folders: dict[str, Path] = {}
     for path in _visible(masks):
-        if path.suffix.lower() == ".json" and not path.is_dir():
-            json_files.setdefault(path.stem, path)
+        if path.is_dir():
+            mask_folders.setdefault(composed(path.name), path)
+        elif path.suffix.lower() == ".json":
+            json_files.setdefault(composed(path.stem), path)
     for path in _visible(folder):
         frames: tuple[Path, ...] = ()
         others: list[Path] = []
         where = str(path)
         if path.is_dir():
             pictures, others = list_pictures(path)
-            name, frames = path.name, tuple(pictures)
+            name, frames = composed(path.name), tuple(pictures)
             reason = "" if frames else f"the folder has no pictures ({', '.join(IMAGE_SUFFIXES)})"
             if duplicates := _find_duplicates(frames):
                 where, reason = f"{path}: {duplicates}", "two pictures of one number: the video is left out"
         else:
-            name = path.stem
+            name = composed(path.stem)
             reason = (
                 "" if path.suffix.lower() in CLIPS else f"neither a folder of frames nor a clip ({', '.join(CLIPS)})"
             )
@@ -286,11 +296,11 @@ def find_videos(folder: Path, masks: Path, skipped: list[Skipped]) -> dict[str, 
             continue
         for file in others:
             skipped.append(Skipped(str(file), f"not a picture ({', '.join(IMAGE_SUFFIXES)})"))
-        videos[name] = _with_masks(path, frames, masks / name, json_files.get(name), skipped)
+        videos[name] = _with_masks(path, frames, mask_folders.get(name), json_files.get(name), skipped)
     for path in _visible(masks):
-        if not path.is_dir() and path not in json_files.values():
+        if path not in (*mask_folders.values(), *json_files.values()):
             skipped.append(Skipped(str(path), "neither a folder of masks nor the JSON file of a video"))
-        elif (path.name if path.is_dir() else path.stem) not in videos:
+        elif composed(path.name if path.is_dir() else path.stem) not in videos:
             skipped.append(Skipped(str(path), "no video of this name is used"))
     return videos
 
@@ -303,19 +313,19 @@ def _find_duplicates(frames: Sequence[Path]) -> str:
     """The names of two pictures of one number, as 1.jpg and 01.jpg, or 1.jpg and 1.png; "" if there are none."""
     numbered: dict[tuple[tuple[int, str], ...], Path] = {}
     for file in frames:
-        first = numbered.setdefault(tuple(number_key(file.stem)), file)
+        first = numbered.setdefault(tuple(number_key(composed(file.stem))), file)
         if first != file:
             return f"{first.name} and {file.name}"
     return ""
 
 
 def _with_masks(
-    path: Path, frames: tuple[Path, ...], masks: Path, json_file: Path | None, skipped: list[Skipped]
+    path: Path, frames: tuple[Path, ...], masks: Path | None, json_file: Path | None, skipped: list[Skipped]
 ) -> OwnVideo:
     """A video with its masks: the files of a folder `masks`, or a JSON file."""
     index: JsonIndex | None = None
     entries: list[tuple[str, str]] = []
-    if masks.is_dir():
+    if masks is not None:
         for file in _visible(masks):
             if file.suffix.lower() == ".png":
                 entries.append((file.stem, str(file)))
@@ -329,10 +339,10 @@ def _with_masks(
             entries = [(key, key) for key in index.entries]
         except (OSError, ValueError, RecursionError) as error:
             skipped.append(Skipped(f"{json_file}: {error}", "the file of masks can't be read"))
-    positions = {file.stem: position for position, file in enumerate(frames)}
+    positions = {composed(file.stem): position for position, file in enumerate(frames)}
     labelled: dict[int, str] = {}
     for frame, entry in entries:
-        position = positions.get(frame)
+        position = positions.get(composed(frame))
         if not frames and re.fullmatch("[0-9]{1,9}", frame):
             position = int(frame)
         where = f"{json_file}: frame {shorten(frame)}" if index else entry

@@ -78,7 +78,9 @@ def numbered_lines(path: Path, latin_1: bool = False) -> Iterator[tuple[str, str
     except UnicodeDecodeError as error:
         if not latin_1:
             bad_line = content.count(b"\n", 0, error.start) + 1
-            raise UserError(f"{path}:{bad_line}: not UTF-8 text ({error.reason}). Unpack the file again.") from error
+            raise UserError(
+                f"{path}:{bad_line}: not UTF-8 text ({error.reason}). Unpack the file again, or save it as UTF-8."
+            ) from error
         encoding = "latin-1"
     for line_number, line in enumerate(io.BytesIO(content), start=1):
         where = f"{path}:{line_number}"

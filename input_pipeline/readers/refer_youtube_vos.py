@@ -113,12 +113,11 @@ class ReferYouTubeVOS:
         skipped = SkippedItems()
         videos: dict[str, dict[str, Video]] = {}
         for split in self.FULL_COUNTS:
-            path = self.raw / EXPRESSIONS.format(split=split)
             if any((self.raw / split / kind).exists() for kind in (FRAMES, MASKS)):
                 videos[split] = self._read_split(split, skipped)
-            elif not path.exists():
-                reason = f"split {split} left out: neither its folder nor its expressions are there"
-                skipped.append(Skipped(str(path), reason))
+            else:
+                reason = f"split {split} left out: its folder has neither {FRAMES} nor {MASKS}"
+                skipped.append(Skipped(str(self.raw / split), reason))
         for name in sorted(videos.get("train", {}).keys() & videos.get("valid", {}).keys()):
             where = f"{self.raw / EXPRESSIONS.format(split='valid')}: video {name}"
             skipped.append(Skipped(where, "video in two splits"))

@@ -98,7 +98,8 @@ def read_labels(path: Path) -> np.ndarray:
     """Reads the object ids of a mask file.
 
     Args:
-      path: a PNG file with a palette, or in 8-bit grayscale, which some tools make of it.
+      path: a PNG file with a palette, or in 8-bit grayscale, which some tools make of it; or black and white with one
+        bit a pixel, where white is object 1.
 
     Returns:
       (H, W) uint8, the object id of every pixel, 0 for background.
@@ -120,6 +121,8 @@ def read_labels(path: Path) -> np.ndarray:
             # At a lower bit depth, Pillow would scale gray values.
             grayscale = image.mode == "L" and content[BIT_DEPTH_OFFSET] == 8
             labels = np.asarray(image) if image.mode == "P" or grayscale else None
+            if image.mode == "1":
+                labels = (np.asarray(image.convert("L")) > 0).view(np.uint8)
     except Exception as error:  # whatever Pillow raises for a damaged file, struct.error among others
         raise UserError("the mask can't be read") from error
     if labels is None:

@@ -436,6 +436,13 @@ def test_messages_of_the_command(monkeypatch, capsys, tmp_path: Path, arguments:
     assert message in capsys.readouterr().err
 
 
+def test_path_that_is_no_text(raw: Path, tmp_path: Path) -> None:
+    """TensorFlow can't write to it."""
+    with pytest.raises(UserError, match="not UTF-8 text. Choose another data_dir"):
+        prepare("a2d_sentences", raw, tmp_path / "\udcff")
+    assert not list(tmp_path.glob("\udcff*"))
+
+
 def test_the_command(raw: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "input_pipeline.prepare", "--dataset=a2d_sentences", f"--raw={raw}"]

@@ -311,7 +311,9 @@ def test_davis_takes_the_most_confident_of_overlapping_predictions(tmp_path: Pat
 
 def test_davis_without_labels(tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match=r"v, frame 3: .* put DAVIS/Annotations_unsupervised/480p"),
+        pytest.raises(
+            UserError, match=r"v, frame 3: .* put DAVIS/Annotations_unsupervised/480p, with a mask of every frame"
+        ),
         SCORERS["ref_davis17"](tmp_path / "x") as scorer,
     ):
         scorer.add(make_example("v", 3, {Sentence("a", 1, "annot1 first", "0"): box(0, 0)}), logits(box(0, 0)))

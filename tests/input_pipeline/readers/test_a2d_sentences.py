@@ -73,6 +73,18 @@ def test_frames_and_their_earlier_frames(raw: Path, interval: int, earlier: list
     assert rules == ["first frame", second, "interval"]
 
 
+def test_further_columns_are_no_part_of_the_sentence(raw: Path) -> None:
+    rows = (
+        "video_id,instance_id,query,short_query",
+        "walker,0,the man in red ,the man",
+        "runner,15,a dog, that runs,a dog",
+    )
+    (raw / SENTENCES).write_text("\n".join(rows))
+    reader = A2DSentences(raw)
+    assert reader.annotations.sentences == {"walker": (Sentence("the man in red", 0),)}
+    assert Skipped(f"{raw / SENTENCES}:3", "malformed line of a2d_annotation.txt") in reader.skipped()
+
+
 def test_reader_can_be_pickled(raw: Path) -> None:
     reader = A2DSentences(raw)
     reader.videos("train")
@@ -148,7 +160,7 @@ def test_folder_instead_of_a_file(raw: Path) -> None:
 def test_text_that_is_not_utf8(raw: Path) -> None:
     with (raw / SENTENCES).open("ab") as file:
         file.write(b"walker,0,caf\xe9\n")
-    with pytest.raises(UserError, match="a2d_annotation.txt:7: not UTF-8"):
+    with pytest.raises(UserError, match="a2d_annotation.txt:7: not UTF-8 .* save it as UTF-8"):
         A2DSentences(raw).videos("train")
 
 

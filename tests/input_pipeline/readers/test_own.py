@@ -206,12 +206,45 @@ def test_repeated_lines_count_once(raw: Path) -> None:
     assert [(item.where, item.reason) for item in reader.skipped()] == [(where, REPEATED_LINE) for where in places]
 
 
-def test_black_and_white_masks(raw: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 1])
+def test_black_and_white_masks(raw: Path, bits: int) -> None:
     shutil.rmtree(raw / "masks/dog")
     (raw / "masks/dog").mkdir()
-    Image.fromarray(255 * walking_mask(1, 4).astype(np.uint8)).save(raw / "masks/dog/4.png")
+    white = walking_mask(1, 4)
+    Image.fromarray(white if bits == 1 else 255 * white.astype(np.uint8)).save(raw / "masks/dog/4.png")
     (pair,), _ = read_all(OwnClips(raw), "dog/train")
     np.testing.assert_array_equal(pair.masks[1], walking_mask(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ('"dog","1","the dog, on the left"', "the dog, on the left"),
+        ('dog,1,"the ""big"" dog"', 'the "big" dog'),
+        ('dog, 1, "big" and "brown"', '"big" and "brown"'),
+        ('dog, 1, the "big" dog', 'the "big" dog'),
+    ],
+)
+def test_fields_that_a_spreadsheet_has_quoted(raw: Path, line: str, text: str) -> None:
+    (raw / "sentences.txt").write_text(f"{line}\n")
+    (sentence,) = OwnClips(raw).annotations.sentences["dog"]
+    assert (sentence.text, sentence.instance) == (text, 1)
+
+
+def test_accents_as_macos_stores_them(raw: Path) -> None:
+    """In names of files, a letter and its accent may be two characters; what is typed is one."""
+    stored, typed = "cafe\u0301", "caf\u00e9"
+    (raw / "videos/dog.mp4").rename(raw / f"videos/{stored}.mp4")
+    (raw / "masks/dog").rename(raw / f"masks/{stored}")
+    (raw / "videos/my cats/IMG_8.jpg").rename(raw / f"videos/my cats/{stored}_8.jpg")
+    change_json({f"{typed}_8": {"3": rle(walking_mask(3, 0))}})(raw)
+    (raw / "sentences.txt").write_text(f"{typed},1,the dog\n{typed}.mp4,2,the cat\nmy cats,3,a cat\n")
+    (raw / "held_out.txt").write_text(f"{typed}, 9\nmy cats, {typed}_8")
+    frames = OwnClips(raw).annotations.frames
+    assert frames == {"train": {typed: (0, 3, 7)}, "val": {typed: (9, 11), "my cats": (2,)}}
+    assert OwnClips(raw).skipped() == ()
+    (raw / f"masks/{stored}").rename(raw / f"masks/{typed}")
+    assert OwnClips(raw).annotations.frames == frames
 
 
 def test_suffixes_in_capitals(raw: Path) -> None:
@@ -316,7 +349,7 @@ def write_moving(path: Path) -> None:
         (
             lambda raw: write_labels(raw / "masks/dog/40.png", {1: walking_mask(1, 0)}),
             "frame 40 of 12",
-            "the clip is damaged",
+            "the clip is damaged, ends before the frame, or was unpacked with repeated ones",
         ),
         (lambda raw: (raw / "masks/dog/0.png").write_bytes(b"x"), "masks/dog/0.png", "the mask can't be read"),
         (blurred, "masks/dog/0.png", "a black-and-white mask with soft edges: save it with 0 and 255 only"),

@@ -149,7 +149,8 @@ def test_only_one_of_the_splits(raw: Path) -> None:
     (raw / "elsewhere").rename(raw / "train")
     (raw / "valid").rename(raw / "elsewhere")
     assert ReferYouTubeVOS(raw).splits() == ("train",)
-    assert ReferYouTubeVOS(raw).skipped() == ()
+    reason = "split valid left out: its folder has neither JPEGImages nor Annotations"
+    assert ReferYouTubeVOS(raw).skipped() == (Skipped(str(raw / "valid"), reason),)
 
 
 def test_validation_as_first_published_has_no_ground_truth(raw: Path) -> None:
