@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(collections.OrderedDict(tensors(torch_state("lbdt1_r50"))), folder / "published.ckpt")
     arguments = [f"--from={folder / 'published.ckpt'}", f"--to={folder / 'ours'}"]
     command = [sys.executable, "-m", "lbdt_jax.convert", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and not done.stderr, done.stderr
     (folder / "ours.txt").write_text(done.stdout)
     stdout, stderr = io.StringIO(), io.StringIO()
