@@ -47,6 +47,7 @@ for ((process = 0; process < processes; process++)); do
     JAX_PROCESS_ID=$process exec "${command[@]}"
   ) &
   children+=($!)
+  if $stopping; then kill -TERM $! 2>/dev/null || true; fi # the signal came before this process was among the children
 done
 while [[ -n $(jobs -rp) ]]; do
   if ! wait -n && ! $stopping; then # one failed, so the others can't continue

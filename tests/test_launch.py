@@ -141,7 +141,8 @@ def wait_for(*files: Path) -> None:
 def test_slurm_forwards_sigterm_and_requeues(tmp_path: Path) -> None:
     environment = write_programs(
         tmp_path,
-        srun='trap "sleep 1; echo saved >> calls; exit 143" TERM\necho $$ > step\nwhile :; do sleep 0.05; done\n',
+        srun='trap "sleep 1; echo saved >> calls; exit 143" TERM\necho $$ > new\nmv new step\n'
+        "while :; do sleep 0.05; done\n",
         scancel='echo "scancel $*" >> calls\nkill -TERM $(<step)\n',
         scontrol='echo "scontrol $*" >> calls\n',
     )
@@ -154,6 +155,24 @@ def test_slurm_forwards_sigterm_and_requeues(tmp_path: Path) -> None:
     process.terminate()
     assert process.wait(timeout=10) == 143
     assert (tmp_path / "calls").read_text().splitlines() == ["scancel --signal=TERM 7", "saved", "scontrol requeue 7"]
+
+
+def test_local_stops_the_processes_that_it_was_still_starting(tmp_path: Path) -> None:
+    environment = write_programs(
+        tmp_path,
+        python='[[ $JAX_PROCESS_ID == 0 ]] && kill -TERM $PPID\ntrap "exit 143" TERM\nwhile :; do sleep 0.05; done\n',
+    )
+    process = subprocess.Popen(
+        [str(ROOT / "launch" / "local.sh"), "--processes=20", "--config=a", "--workdir=b"],
+        cwd=tmp_path,
+        env={**environment, "PORT": "1"},
+        start_new_session=True,
+    )
+    try:
+        assert process.wait(timeout=30) == 143
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_tpu_vm_dry_run(tmp_path: Path) -> None:

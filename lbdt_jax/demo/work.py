@@ -203,6 +203,11 @@ def draw_attention(
         if deadline:
             segmenter = cast(Segmenter, _WatchedSegmenter(segmenter, deadline, result.folder))
         predict.draw_explanations(segmenter, clip, [result.sentences[sentence]], {frame}, folder)
+        try:
+            result.frame(frame)
+        except UserError:  # deleted meanwhile by the storage, and the drawing has made its folder again
+            remove(result)
+            raise
     return sheet
 
 

@@ -466,12 +466,12 @@ def test_the_command_is_stopped(tmp_path: Path, signal_number: int, status: int)
         text=True,
         cwd=ROOT,
     )
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while len(list(tmp_path.glob("raw/*.incomplete*/**/*"))) < 40 and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)  # until all workers generate scenes
     process.send_signal(signal_number)
     try:
-        _, errors = process.communicate(timeout=60)  # workers hold the pipes until they end
+        _, errors = process.communicate(timeout=300)  # workers hold the pipes until they end
     finally:
         process.kill()
     # A worker that is only starting may add a traceback of multiprocessing.

@@ -552,7 +552,7 @@ def test_what_needs_no_records_is_checked_before_they_are_made(
 )
 def test_command_line_errors_are_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lbdt_jax.main", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -219,6 +219,23 @@ def test_a_clip_is_segmented(segmenter: Segmenter, tmp_path: Path) -> None:
         result.frame(3)
 
 
+def test_a_result_that_is_deleted_while_its_attention_is_drawn_stays_deleted(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload, root, explain = write_clip(tmp_path / "a.mp4"), tmp_path / "root", Segmenter.explain
+    root.mkdir()
+    result = work.segment_clip(segmenter, upload, "the red dog", root, LIMITS)
+
+    def delete_and_explain(*arguments: Any) -> Any:
+        work.remove(result)  # as the storage does when it is full
+        return explain(*arguments)
+
+    monkeypatch.setattr(Segmenter, "explain", delete_and_explain)
+    with pytest.raises(UserError, match="has expired"):
+        work.draw_attention(segmenter, result, 3, 0)
+    assert not list(root.iterdir())
+
+
 def test_non_square_pixels_are_shown_square(segmenter: Segmenter, tmp_path: Path) -> None:
     upload = write_clip(tmp_path / "a.mp4", range(1), aspect=Fraction(2))
     result = work.segment_clip(segmenter, upload, "the red dog", tmp_path, LIMITS)
