@@ -169,7 +169,7 @@ def test_local_stops_the_processes_that_it_was_still_starting(tmp_path: Path) ->
         start_new_session=True,
     )
     try:
-        assert process.wait(timeout=30) == 143
+        assert process.wait(timeout=300) == 143
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
