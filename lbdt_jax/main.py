@@ -13,21 +13,28 @@ tells a scheduler that the job was interrupted by its signal and should be resta
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import sys
+import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from input_pipeline.errors import exit_on_error, fail
+from input_pipeline.errors import exit_on_error, fail, say
 from lbdt_jax.cli import define_config_flag, exit_on_help, explain_flags, parse_flags
 from lbdt_jax.config import check_config
 
 #: No space left on the disk, in the user's quota or under the process's file size limit. These errors name no file.
 NO_SPACE_LEFT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: After an error, a process stays as long for others to report theirs: without the first one, JAX aborts them.
+GRACE_SECONDS = 5
 
 USAGE = __doc__.splitlines()[2].strip()
 CONFIG = define_config_flag(None, "The experiment: a file of configs/.", USAGE)
@@ -86,6 +93,31 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
     warm_up_collectives()
 
 
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Ends this process at once if the context ends with an error, and other processes are connected.
+
+    At exit JAX waits for the others, which may be waiting for this one: after five minutes it would give up, and abort
+    with another status. After SIGTERM, all processes leave together.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        jax = sys.modules.get("jax")
+        if jax is None or not jax.distributed.is_initialized() or status in (None, 0, 128 + signal.SIGTERM):
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+            say("If another process of this run has failed, its message says why.", sys.stderr)
+        try:
+            if sys.stdout:
+                sys.stdout.flush()
+            time.sleep(GRACE_SECONDS)
+        finally:
+            os._exit(status if isinstance(status, int) else 1)
+
+
 def main(arguments: list[str]) -> None:
     """Parses the command line and trains or evaluates."""
     try:
@@ -109,7 +141,8 @@ def main(arguments: list[str]) -> None:
         return f"{error.filename or workdir}: {error.strerror}."
 
     after_interrupt = f" The same command resumes from the newest checkpoint in {workdir}."
-    with exit_on_error(f"\nStopped.{after_interrupt if MODE.value == 'train' else ''}", describe_os_error):
+    stopped = f"\nStopped.{after_interrupt if MODE.value == 'train' else ''}"
+    with ending_at_once(), exit_on_error(stopped, describe_os_error):
         start_jax(CONFIG.value, workdir)
 
         # Imported late, so that wrong flags are reported at once.

@@ -187,7 +187,8 @@ class StopRequest:
         Raises:
           KeyboardInterrupt: Ctrl-C was pressed.
         """
-        return self.received if self._single_process else multihost_utils.reached_preemption_sync_point(step)
+        received = self.received
+        return received if self._single_process else multihost_utils.reached_preemption_sync_point(step)
 
 
 def exit_on_sigterm() -> None:

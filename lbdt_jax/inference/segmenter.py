@@ -11,13 +11,16 @@ import functools
 import math
 import reprlib
 import sys
+import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from fractions import Fraction
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing
+from PIL import Image
 
 from input_pipeline.errors import UserError, first_few
 from input_pipeline.images import resize_frame
@@ -89,7 +92,7 @@ class Segmentation:
 class Segmenter:
     """A checkpoint, ready to segment any video with any number of sentences.
 
-    It is compiled once, when the first frames are segmented.
+    It is compiled once, when the first frames are segmented. Several threads may use it at once.
 
     Args:
       checkpoint: the model.
@@ -113,6 +116,7 @@ class Segmenter:
         self._sentence_encoder = checkpoint.sentence_encoder
         self._looked_up: set[str] = set()
         self._checked_sentences: set[str] = set()
+        self._extending = threading.Lock()
         self._model = make_model(checkpoint.config)
         check_fits(checkpoint)
 
@@ -140,9 +144,12 @@ class Segmenter:
         """The distinct words without a vector, which the model can't tell apart; the most frequent first.
 
         Raises:
-          UserError: the given word vectors are missing, malformed or not those that the model was trained with.
+          UserError: the given word vectors are missing, malformed or not those that the model was trained with; or what
+            is given is no collection of strings.
         """
-        sentences = list(sentences)
+        sentences = sentences if isinstance(sentences, str) else list(sentences)
+        if sentences:
+            check_sentences(sentences)
         encoder, max_words = self._encoder_for(sentences), self.checkpoint.config.max_words
         words = Counter(word for sentence in sentences for word in encoder.unknown_words(sentence, max_words))
         return [word for word, _ in words.most_common()]
@@ -205,7 +212,7 @@ class Segmenter:
         return message
 
     def segment(
-        self, frames: Sequence[np.ndarray] | np.ndarray, sentences: Sequence[str], rate: float | None = None
+        self, frames: Sequence[np.ndarray] | np.ndarray, sentences: Sequence[str], rate: float | Fraction | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Segments every frame of a clip that fits into memory.
 
@@ -223,7 +230,9 @@ class Segmenter:
             rate is out of range.
         """
         rate = self.checkpoint.config.frame_rate if rate is None else rate
-        if not (isinstance(rate, int | float | np.integer | np.floating) and 0 < rate < MAX_RATE):
+        if isinstance(rate, np.generic):
+            rate = rate.item()  # NumPy's short types would round the times, or can't hold the indices
+        if not (isinstance(rate, int | float | Fraction | np.floating) and 0 < rate < MAX_RATE):
             raise UserError(f"The rate must be a number above 0 frames per second, and not {rate!r:.100}.")
         timed_frames = ((float(index / rate), frame) for index, frame in enumerate(iterate_frames(frames)))
         frame_pairs = self.frame_pairs(timed_frames)
@@ -291,14 +300,15 @@ class Segmenter:
           The segmentation of each frame pair, in order.
 
         Raises:
-          UserError: there is no sentence, or the model knows no word of one.
+          UserError: there is no sentence, the model knows no word of one, or something else than a frame pair is given.
         """
         words, word_mask = self.encode(sentences)
 
         def inputs(frame_pair: TimedFramePair) -> ModelInputs:
+            check_frame_pair(frame_pair)
             return frame_pair.frame.resized, frame_pair.earlier_frame.resized, words, word_mask
 
-        for frame_pair, logits in self._predictor.segment(frame_pairs, inputs):
+        for frame_pair, logits in self._predictor.segment(iterate_frames(frame_pairs), inputs):
             size = frame_pair.frame.original.shape[:2]
             masks = np.stack([resize_logits(sentence_logits, size) > 0 for sentence_logits in logits])
             scores = np.array([foreground_score(sentence_logits) for sentence_logits in logits], np.float32)
@@ -308,33 +318,37 @@ class Segmenter:
         """The attention and the channel gates behind one mask; `attention_sheet` draws them.
 
         Raises:
-          UserError: the model knows no word of the sentence.
+          UserError: the model knows no word of the sentence, or it is given something else than a frame pair.
         """
+        check_frame_pair(frame_pair)
         words, word_mask = self.encode([sentence])
         frames = frame_pair.frame.resized, frame_pair.earlier_frame.resized
         return explain(self._model, self.checkpoint.variables, *frames, words[0], word_mask[0])
 
     def _encoder_for(self, sentences: Iterable[str]) -> SentenceEncoder:
         """The sentence encoder, with vectors of new words. Each word is looked up once: the file may be large."""
-        encoder, max_words = self._sentence_encoder, self.checkpoint.config.max_words
-        if not isinstance(encoder, WordVectors):
+        if not isinstance(self._sentence_encoder, WordVectors):
+            return self._sentence_encoder
+        with self._extending:  # words that another thread adds meanwhile would get lost
+            encoder, max_words = self._sentence_encoder, self.checkpoint.config.max_words
+            new = {word for sentence in sentences for word in encoder.unknown_words(sentence, max_words)}
+            new -= self._looked_up
+            if new and self._word_vectors:
+                encoder = extend(encoder, self._word_vectors, new)
+            elif new:
+                # The training's word vectors may not be on this machine; the checkpoint's own suffice for most
+                # sentences.
+                with contextlib.suppress(UserError):
+                    encoder = extend(encoder, self.checkpoint.config.word_vectors, new)
+            self._looked_up |= new
+            self._sentence_encoder = encoder
             return encoder
-        new = {word for sentence in sentences for word in encoder.unknown_words(sentence, max_words)}
-        new -= self._looked_up
-        if new and self._word_vectors:
-            encoder = extend(encoder, self._word_vectors, new)
-        elif new:
-            # The training's word vectors may not be on this machine; the checkpoint's own suffice for most sentences.
-            with contextlib.suppress(UserError):
-                encoder = extend(encoder, self.checkpoint.config.word_vectors, new)
-        self._looked_up |= new
-        self._sentence_encoder = encoder
-        return encoder
 
 
 def check_sentences(sentences: Sequence[str]) -> None:
     """Raises UserError unless this is an ordered collection of strings, at least one."""
     ordered = isinstance(sentences, Collection) and not isinstance(sentences, str | Set | Mapping)
+    ordered = ordered and getattr(sentences, "shape", None) != ()  # a NumPy scalar
     if not ordered or not len(sentences) or not all(isinstance(text, str) for text in sentences):
         raise UserError(f"Expected a list of sentences, got {reprlib.repr(sentences)}.")
 
@@ -347,12 +361,20 @@ def iterate_frames(frames: Iterable[Item]) -> Iterator[Item]:
         raise UserError(f"Expected the frames of a clip, got {reprlib.repr(frames)}.") from error
 
 
+def check_frame_pair(item: object) -> None:
+    """Raises UserError unless this is a pair that `Segmenter.frame_pairs` made."""
+    if not isinstance(item, TimedFramePair):
+        raise UserError(f"Expected a frame pair of the method frame_pairs, got {reprlib.repr(item)}.")
+
+
 def copy_frame(frame: np.typing.ArrayLike, index: int) -> np.ndarray:
     """A frame as an array of its own, of any shape and dtype: decoders may fill the same array again.
 
     Raises:
-      UserError: it is no array; `index` is that of the frame, for the message.
+      UserError: it is no array, or a picture of other colors than RGB; `index` is that of the frame, for the message.
     """
+    if isinstance(frame, Image.Image) and frame.mode != "RGB":
+        raise UserError(f"Frame {index} is a picture of mode {frame.mode}; expected RGB: use its convert('RGB').")
     try:
         return np.array(frame)
     except (TypeError, ValueError) as error:

@@ -128,6 +128,29 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("interrupted", "status"), [(False, 2), (True, 130)])
+def test_one_of_two_processes_ends_both(interrupted: bool, status: int, tmp_path: Path) -> None:
+    config, workdir = write_config(tmp_path, 1000, image_size=(32, 32), batch_size=2), tmp_path / "ended"
+    if not interrupted:  # the second process waits for records that the first one can't make
+        for clip in (tmp_path / "data" / "raw").rglob("*.mp4"):
+            clip.write_bytes(b"")
+    first, second = start_processes(2, config, workdir, devices=2)
+    try:
+        while interrupted and not logged(workdir, "loss"):
+            time.sleep(0.1)
+        if interrupted:
+            first.send_signal(signal.SIGINT)
+        _, errors = first.communicate(timeout=240)  # with JAX's five minutes it would take longer
+        assert first.returncode == status, errors
+        second.communicate(timeout=60)
+        assert second.returncode not in (0, 2)  # 2 would tell a cluster manager not to restart the run
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
 def test_sigterm_ends_an_evaluation_in_two_processes_at_once(config: Path, single: Path) -> None:
     workdir = config.parent / "ended"
     arguments = ("--mode=evaluate", f"--config.checkpoint={single}")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from clips import SENTENCES, numbered_frame, tiny_checkpoint, tiny_segmenter
+from PIL import Image
 from tiny import tiny_config
 
 import lbdt_jax
 from input_pipeline.errors import UserError
 from input_pipeline.images import resize_frame
+from input_pipeline.text.word_vectors import WordVectors
 from lbdt_jax.checkpoint import Checkpoint, CheckpointError
-from lbdt_jax.inference.segmenter import LazyFrame, Segmenter
+from lbdt_jax.inference import segmenter as segmenter_module
+from lbdt_jax.inference.segmenter import LazyFrame, Segmenter, TimedFramePair
 from lbdt_jax.metrics import resize_logits
 from lbdt_jax.step import make_model
 
@@ -109,11 +116,39 @@ def test_segment_is_the_model_on_every_frame(rate: float | None, interval: int) 
         (SMALL_FRAMES, ["the dog", " "], "Sentence 2 is empty"),
         (SMALL_FRAMES, [], "list of sentences"),
         (SMALL_FRAMES, "the dog", "list of sentences"),
+        (SMALL_FRAMES, np.array("the dog"), "list of sentences"),
+        ([Image.new("YCbCr", (8, 8))], ["the dog"], "Frame 0 is a picture of mode YCbCr"),
     ],
 )
-def test_invalid_input_is_explained(frames: np.ndarray, sentences: list[str], message: str) -> None:
+def test_invalid_input_is_explained(frames: Any, sentences: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny_segmenter().segment(frames, sentences)
+
+
+def test_what_is_no_frame_pair_is_explained() -> None:
+    segmenter = tiny_segmenter()
+    timed_frames: Any = [(0.0, SMALL_FRAMES[0])]
+    for segment in (
+        lambda: list(segmenter.segment_frame_pairs(timed_frames, SENTENCES)),
+        lambda: segmenter.explain(timed_frames[0], SENTENCES[0]),
+    ):
+        with pytest.raises(UserError, match="Expected a frame pair"):
+            segment()
+
+
+@pytest.mark.parametrize("rate", [Fraction(100), np.float16(100), np.uint8(100)])
+def test_rates_of_other_types(rate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[float] = []
+
+    def no_frame_pairs(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[TimedFramePair]:
+        times.extend(time for time, _ in frames)
+        return iter(())
+
+    segmenter = tiny_segmenter()
+    monkeypatch.setattr(segmenter, "frame_pairs", no_frame_pairs)
+    with pytest.raises(UserError, match="no frame"):
+        segmenter.segment(np.zeros((1001, 1, 1, 3), np.uint8), SENTENCES, rate)
+    assert times == [index / 100 for index in range(1001)]  # half precision has 1/128 s at 10 s
 
 
 # -- words without a vector in the checkpoint
@@ -140,11 +175,30 @@ def test_each_word_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lookups == [[", ", "running"]]
 
 
+def test_threads_look_up_words_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbdt_jax.inference.segmenter.check_fits", lambda _: None)  # slow, and tested below
+    extend, segmenter = segmenter_module.extend, Segmenter(tiny_checkpoint())
+
+    def extend_slowly(trained: WordVectors, source: str, words: Iterable[str]) -> WordVectors:
+        time.sleep(0.05)
+        return extend(trained, source, words)
+
+    monkeypatch.setattr(segmenter_module, "extend", extend_slowly)
+    words = ["purple", "orange", "brown", "white"]
+    with ThreadPoolExecutor(len(words)) as threads:
+        list(threads.map(lambda word: segmenter.encode([word]), words))
+    assert segmenter.unknown_words(words) == []
+    for word in words:
+        np.testing.assert_array_equal(segmenter.encode([word])[0], Segmenter(tiny_checkpoint()).encode([word])[0])
+
+
 def test_unknown_words_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lbdt_jax.inference.segmenter.check_fits", lambda _: None)  # slow, and tested below
     checkpoint = with_config(tiny_checkpoint(), word_vectors="no/such/file")
     segmenter = Segmenter(checkpoint)
     assert segmenter.unknown_words(["the purple dog"]) == ["purple"]
+    with pytest.raises(UserError, match="list of sentences"):
+        segmenter.unknown_words("purple")  # and not its letters
     with pytest.raises(UserError, match="knows no word of sentence 2, '一只狗'.*no/such/file; --word_vectors"):
         segmenter.encode(["the dog", "一只狗"])
     with pytest.raises(UserError, match="no/such/other: no such file"):
