@@ -87,8 +87,11 @@ def start_jax(config: ConfigDict, workdir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     initialize_distributed()
     set_cpu_devices(config.cpu_devices)
+    # tqdm, not imported yet, reads these.
+    if sys.stderr and not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds; log files would grow by 60 MB a day
     if not is_first_process():
-        os.environ["TQDM_DISABLE"] = "1"  # tqdm, not imported yet, reads it
+        os.environ["TQDM_DISABLE"] = "1"
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # gloo doesn't print through sys.stdout
     warm_up_collectives()
 

@@ -89,7 +89,8 @@ class MetricLog:
         means["samples_per_second"] = count * self._batch_size / seconds
         self._writer.write_scalars(step, means)
         self._progress.set_postfix_str(
-            f"loss {means['loss']:.3f}, IoU {means['iou']:.3f}, {means['samples_per_second']:.0f} samples/s"
+            f"loss {means['loss']:.3f}, IoU {means['iou']:.3f}, {means['samples_per_second']:.0f} samples/s",
+            refresh=False,  # shown with the next update, which is rare in a log file
         )
         self._ended = []
 

@@ -557,3 +557,15 @@ def test_command_line_errors_are_one_message(arguments: list[str], message: str,
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (ROOT / "nowhere").exists()
+
+
+def test_progress_is_rare_in_a_log_file(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path\nfrom configs import base\nfrom lbdt_jax.main import start_jax\n"
+        "start_jax(base.get_config(), Path('WORKDIR'))\nfrom lbdt_jax.train import tqdm\nprint(tqdm().mininterval)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_MININTERVAL"}
+    for changes, seconds in ({}, 10.0), ({"TQDM_MININTERVAL": "2.5"}, 2.5):
+        command, env = [sys.executable, "-c", program], environment | changes
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=True)
+        assert float(done.stdout) == seconds
