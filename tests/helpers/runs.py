@@ -43,7 +43,9 @@ def start(
     config: Path, workdir: Path, *arguments: str, kilobytes_per_file: int | str = "unlimited", **environment: str
 ) -> subprocess.Popen[str]:
     """Starts the command with a limit on the size of files and additional environment variables."""
-    command = [sys.executable, "-m", "lbdt_jax.main", f"--config={config}", f"--workdir={workdir}", *arguments]
+    # A background shell, which may run the tests, ignores Ctrl-C for all that it starts.
+    python = ["env", "--default-signal=INT", sys.executable]
+    command = [*python, "-m", "lbdt_jax.main", f"--config={config}", f"--workdir={workdir}", *arguments]
     return subprocess.Popen(
         ["bash", "-c", f'ulimit -f {kilobytes_per_file} && exec "$@"', "bash", *command],
         cwd=ROOT,
