@@ -70,10 +70,11 @@ class OwnVideo:
 
     def find_frame(self, text: str) -> int | None:
         """The first frame from the one on that `text` names as a mask would; None if it names none."""
+        text = composed(text)
         number = int(text) if re.fullmatch("[0-9]{1,9}", text) else None
         names = [composed(file.stem) for file in self.frames]
-        if not names or composed(text) in names:
-            return names.index(composed(text)) if names else number
+        if not names or text in names:
+            return names.index(text) if names else number
         if number is None or not all(re.fullmatch("[0-9]{1,9}", name) for name in names):
             return None
         return sum(int(name) < number for name in names)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from input_pipeline.errors import first_few
+
 _LONGEST_DELAY = 16  # frames that FFmpeg may hold back, since it gives them in display order
-_LISTED = 10  # damaged parts, in a message
 
 
 class Damage:
@@ -96,10 +97,9 @@ class Damage:
             gaps += 0 if end is None else round((end - start) / self._frame_duration)
             until = "the end" if end is None else f"{float(end * time_base):.2f} s"
             parts.append(f"{float(start * time_base):.2f} s to {until}")
-        listed = ", ".join(parts[:_LISTED]) + (f" and {len(parts) - _LISTED} more" if parts[_LISTED:] else "")
         left_out = max(self._left_out, gaps)
         frames = f"{left_out} frame{'s' * (left_out > 1)}, broken or based on broken ones"
-        message = f"left out {frames}, from {listed}. All others keep their times."
+        message = f"left out {frames}, from {first_few(parts)}. All others keep their times."
         if self._no_key_frame and self._parts[-1][1] is not None:
             message += " No key frame follows the last place: what does may show traces of the damage."
         return message

@@ -14,7 +14,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace
 
 from input_pipeline.colors import describe_hdr, display_matrix, is_on_side
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, first_few
 from input_pipeline.files import check_regular_file
 from input_pipeline.pictures import (
     IMAGE_SUFFIXES,
@@ -67,9 +67,8 @@ def _open_folder(path: Path, rate: Fraction, warn: Callable[[str], None]) -> Cli
     if not files:
         raise UserError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
     if others:
-        names = ", ".join(other.name for other in others[:LISTED])
-        more = f" and {len(others) - LISTED} more" if others[LISTED:] else ""
-        warn(f"{path}: left out what is no picture of a kind that is read: {names}{more}.")
+        names = first_few([other.name for other in others], LISTED)
+        warn(f"{path}: left out what is no picture of a kind that is read: {names}.")
     pictures: list[Picture | None] = []
     first: Picture | None = None
     damaged, frames = [], 0
